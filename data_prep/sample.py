@@ -1,0 +1,105 @@
+"""Write the embedded sample: a small data set with the header, the quirks and the faults of PMC-VQA version 1.
+
+In: sample_facts.yaml (64 checkable statements written for this project, eight phrasings each).
+Out: OUTPUT_DIR/train.csv (five phrasings) and OUTPUT_DIR/test.csv (the other three); same seed, same bytes.
+"""
+
+import argparse
+import csv
+import random
+from pathlib import Path
+
+import yaml
+
+from data_prep.command import run, whole_folder
+from data_prep.prompts import LETTERS
+from data_prep.questions import V1_HEADER
+
+FACTS_FILE = Path(__file__).with_name("sample_facts.yaml")
+TRAIN_PHRASINGS = 5
+# Article numbers that PubMed Central has not reached, so that no sample row can be taken for a real one.
+FIRST_ARTICLE = 90_000_000
+
+
+def load_facts() -> list[dict]:
+    """Groups of ``{topic, facts: [{answer, statement, phrasings}]}``.
+
+    The four answers of a group are the options of all its questions: each option is right for one of four questions,
+    so that no option can be preferred without reading the question.
+    """
+    return yaml.safe_load(FACTS_FILE.read_text(encoding="utf-8"))
+
+
+def written_choice(letter: str, text: str, rng: random.Random) -> str:
+    """A choice cell as PMC-VQA writes it: the letter printed in front, in one of the ways seen in real rows."""
+    style = rng.choice([" {}: {} ", "{}: {}", " {}:{} ", "{}:{}", " {}:\u00a0{} "])
+    return style.format(letter, text)
+
+
+def question_row(question: str, answer: str, options: list[str], figure: str, rng: random.Random) -> dict[str, str]:
+    """One sound CSV row, options in random order, with a quirk that preparation must mend in about one of four."""
+    options = rng.sample(options, len(options))
+    gold = options.index(answer)
+    quirk = rng.choice(["newline", "quotes", "n/a", "shifted letters"]) if rng.random() < 0.25 else None
+    if quirk == "newline":
+        question = question.replace(" ", "\n", 1)
+    if quirk == "n/a":
+        options[rng.choice([i for i in range(len(options)) if i != gold])] = "N/A"
+    cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=True)]
+    label = LETTERS[gold]
+    if quirk == "quotes":
+        cells[0], cells[-1] = "'" + cells[0].lstrip(), cells[-1].rstrip() + " ' "
+    if quirk == "shifted letters" and 0 < gold < 3:
+        # The letters printed skip one (A, C, C, D), and the label follows the print: only the text tells the option.
+        label = LETTERS[gold + 1]
+        cells[gold] = written_choice(label, options[gold], rng)
+    return dict(zip(V1_HEADER, (figure, f" {question} ", f"{answer} ", *cells, label), strict=True))
+
+
+def faulty_rows(row: dict[str, str]) -> list[dict[str, str]]:
+    """Copies of `row` with the faults that no rule can mend; preparation must reject each."""
+    return [
+        row | {"Answer_label": "'"},
+        row | {"Answer": "Not among the options"},
+        row | {"Choice B": " B: "},
+    ]
+
+
+def sample_rows(seed: int) -> dict[str, list[dict[str, str]]]:
+    """Rows of both files, in file order."""
+    rng = random.Random(seed)  # noqa: S311 (no secret depends on it)
+    splits = {"train": [], "test": []}
+    for number, group in enumerate(load_facts()):
+        answers = [fact["answer"] for fact in group["facts"]]
+        for phrasing in range(len(group["facts"][0]["phrasings"])):
+            # One article per group and phrasing: holding out whole articles then holds out phrasings, not facts.
+            article = FIRST_ARTICLE + 100 * number + phrasing
+            for figure, fact in enumerate(group["facts"], start=1):
+                split = "train" if phrasing < TRAIN_PHRASINGS else "test"
+                name = f"PMC{article}_F{figure}.jpg"
+                splits[split].append(question_row(fact["phrasings"][phrasing], fact["answer"], answers, name, rng))
+    for rows in splits.values():
+        rng.shuffle(rows)
+    splits["train"] += faulty_rows(splits["train"][0])
+    splits["test"] += faulty_rows(splits["test"][0])[:1]
+    return splits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart/PMC-VQA"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    args = parser.parse_args()
+    splits = sample_rows(args.seed)
+    with whole_folder(args.output_dir, args.overwrite) as folder:
+        for split, rows in splits.items():
+            with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, V1_HEADER)
+                writer.writeheader()
+                writer.writerows(rows)
+    print(f"Wrote {args.output_dir}: " + ", ".join(f"{split}.csv {len(rows)} rows" for split, rows in splits.items()))
+
+
+if __name__ == "__main__":
+    run(main)
