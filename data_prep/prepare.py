@@ -63,7 +63,7 @@ def source_files(path: Path) -> list[Path]:
 
 
 def split_of(file: Path) -> str:
-    """The split that a file belongs to, by its name: test_clean and test keep theirs, anything else is training data."""
+    """The split that a file belongs to, by its name: test_clean and test keep theirs, the rest is training data."""
     return next((split for split in ("test_clean", "test") if file.stem.startswith(split)), "train")
 
 
@@ -199,7 +199,6 @@ def data_card(splits: dict[str, list[dict]], report: dict) -> str:
     counts = "\n".join(f"| {split} | {len(rows)} |" for split, rows in splits.items())
     sources = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in report["sources"].items())
     return f"""---
-license: cc-by-sa-4.0
 task_categories:
 - question-answering
 language:
@@ -217,7 +216,7 @@ configs:
 
 {report["read"]} rows read, {report["kept"]} kept, {report["rejected"]} rejected, {report["duplicates"]} duplicates.
 Answer format `{report["answer_format"]}`, prompt version {report["prompt_version"]}, seed {report["seed"]}.
-Dev is held out from train by article. Sources:
+Dev is held out from train by article. PMC-VQA is distributed under CC BY-SA. Sources:
 
 {sources}
 """

@@ -20,7 +20,7 @@ _ARTICLE = re.compile(r"^PMC\d+")
 
 
 class RejectedRow(Exception):
-    """The row cannot be believed; the message is the reason, without the row's own text, so that reasons can be counted."""
+    """The row cannot be believed. The message is the reason, without the row's own text, so that it can be counted."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def clean_choice(cell: str) -> tuple[str | None, str]:
 
 
 def _comparable(text: str) -> str:
-    """Letters and digits only, lower case, without option marks: what is left when typing differs but meaning does not."""
+    """Letters, digits and signs in lower case, without option marks: equal where only the typing differs."""
     bare = _ANY_LETTER_MARK.sub(" ", clean_text(text))
     return " ".join(re.findall(r"[^\W_]+|[+\-<>=%±]", bare.casefold()))
 

@@ -67,7 +67,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
 
 
 def check_rows(dataset: Any, tokenizer: Any, max_length: int | None, name: str) -> list[int]:
-    """Check every row of a prompt/completion data set as `split_completions` does; returns the rows' lengths in tokens.
+    """Check every row of a prompt/completion data set as `split_completions` does; returns its lengths in tokens.
 
     Raises:
         UserError: a row breaks parity, or is longer than `max_length` tokens, so that TRL would cut its completion.

@@ -127,7 +127,10 @@ def check(script_args: Any, training_args: Any, model_args: Any) -> None:
         UserError: no model or data named, model selection on the test split, a quantised model without LoRA, or LoRA
             on the output layer.
     """
-    for key, value in (("model_name_or_path", model_args.model_name_or_path), ("dataset_name", script_args.dataset_name)):
+    for key, value in (
+        ("model_name_or_path", model_args.model_name_or_path),
+        ("dataset_name", script_args.dataset_name),
+    ):
         if not value:
             raise UserError(f"{key} is not set: name it in the recipe or pass --{key}")
     if training_args.eval_strategy != "no" and script_args.dataset_test_split.startswith("test"):

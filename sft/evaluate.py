@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--baseline", type=Path, help="results JSON of another run, to compare question by question")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/eval"))
     parser.add_argument("--name", help="name of the output files (default: the model folder's name)")
-    parser.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one")
+    parser.add_argument(
+        "--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one"
+    )
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
     parser.add_argument("--batch_size", type=int, default=16, help="questions a forward pass")
     parser.add_argument("--seed", type=int, default=42, help="of the draw of --num_samples")

@@ -15,7 +15,7 @@ from data_prep.command import UserError, run
 from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS, prompt_messages
 
 DEMO = [
-    ("Which imaging technique uses sound waves?", ["Ultrasound", "Computed tomography", "Scintigraphy", "Radiography"]),
+    ("Which imaging technique uses sound waves?", ["Ultrasound", "Computed tomography", "Scintigraphy", "X-ray"]),
     ("Which stain is used to show iron in tissue?", ["Congo red", "Prussian blue", "Oil Red O", "Giemsa"]),
     ("What does a crescent of blood along the brain surface on CT suggest?",
      ["Subdural hematoma", "Epidural hematoma", "Ischemic stroke", "Hydrocephalus"]),

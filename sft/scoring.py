@@ -40,7 +40,9 @@ def pad(sequences: Sequence[Sequence[int]], token: int, left: bool) -> tuple[Any
     return ids, mask
 
 
-def batch_log_likelihoods(model: Any, pad_token: int, batch: Sequence[dict], first_token_only: bool) -> list[list[float]]:
+def batch_log_likelihoods(
+    model: Any, pad_token: int, batch: Sequence[dict], first_token_only: bool
+) -> list[list[float]]:
     """log p(option | question) in nats, one list a question, for a batch of `option_tokens`.
 
     The shared part of each question is computed once; its key/value cache is then continued by each of its options.

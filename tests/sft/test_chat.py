@@ -17,12 +17,19 @@ DEEPSEEK_PROMPT = (
     "<｜begin▁of▁sentence｜><｜User｜>Which stain shows iron?\nA. Congo red\nB. Prussian blue\n"
     "Answer with the letter and the text of the correct option.<｜Assistant｜><think>\n"
 )
-DEEPSEEK_IDS = []
+DEEPSEEK_IDS = [
+    0, 128803, 15480, 34452, 4849, 10906, 2755, 35, 16, 49642, 4332, 201, 36, 16, 112993, 8295, 201, 7805, 418,
+    270, 7010, 305, 270, 3051, 294, 270, 4813, 7284, 16, 128804, 128821, 201, 128822, 271, 36, 16, 112993, 8295,
+    1,
+]  # fmt: skip
 SMOLLM2_PROMPT = (
     "<|im_start|>user\nWhich stain shows iron?\nA. Congo red\nB. Prussian blue\n"
     "Answer with the letter and the text of the correct option.<|im_end|>\n<|im_start|>assistant\n"
 )
-SMOLLM2_IDS = []
+SMOLLM2_IDS = [
+    1, 4093, 198, 14413, 15270, 2744, 4688, 47, 198, 49, 30, 19224, 2382, 198, 50, 30, 35727, 4461, 198, 21350,
+    351, 260, 4386, 284, 260, 1694, 282, 260, 2887, 4622, 30, 2, 198, 1, 520, 9531, 198, 50, 30, 35727, 4461, 2,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ import yaml
 from data_prep.command import UserError
 from sft.config import check, parse
 
-BASE = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o", "use_cpu": True, "dataset_test_split": "dev"}
+BASE = {
+    "model_name_or_path": "m",
+    "dataset_name": "d",
+    "output_dir": "o",
+    "use_cpu": True,
+    "dataset_test_split": "dev",
+}
 
 
 @pytest.fixture
