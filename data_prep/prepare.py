@@ -46,6 +46,11 @@ class Reading:
         return sum(map(len, self.splits.values()))
 
 
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def source_files(path: Path) -> list[Path]:
     """The CSV files at `path`, a file or a folder.
 
@@ -170,8 +175,8 @@ def chat_row(question: Question, answer_format: str) -> dict:
     }
 
 
-def write_parquet(rows: list[dict], file: Path) -> None:
-    """Write rows with the types of the data contract, in row groups of 10,000."""
+def write_parquet(rows: list[dict], folder: Path) -> str:
+    """Write rows with the types of the data contract, in row groups of 10,000; returns the file's name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -190,12 +195,21 @@ def write_parquet(rows: list[dict], file: Path) -> None:
             ("figure", text),
         ]
     )
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, row_group_size=10_000)
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "rows.parquet", row_group_size=10_000)
+    name = f"{sha256(folder / 'rows.parquet')[:16]}.parquet"
+    (folder / "rows.parquet").rename(folder / name)
+    return name
 
 
 def data_card(splits: dict[str, list[dict]], report: dict) -> str:
-    """README.md of the prepared folder. Its header names the splits, so that `load_dataset` calls dev "dev"."""
-    files = "\n".join(f"  - split: {split}\n    path: {split}/*.parquet" for split in splits)
+    """README.md of the prepared folder. Its header names the splits, so that `load_dataset` calls dev "dev".
+
+    It also names each file, and each file is named after its content: `load_dataset` takes a local folder's cache key
+    from this header alone (datasets 5.2), not from the files or the folder's place, and would otherwise serve the rows
+    of any folder of the same name that it has seen before.
+    """
+    files = "\n".join(f"  - split: {split}\n    path: {split}/{report['files'][split]}" for split in splits)
     counts = "\n".join(f"| {split} | {len(rows)} |" for split, rows in splits.items())
     sources = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in report["sources"].items())
     return f"""---
@@ -267,15 +281,13 @@ def main() -> None:
         "answer_format": args.answer_format,
         "prompt_version": PROMPT_VERSION,
         "seed": args.seed,
-        "sources": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "sources": {file.name: sha256(file) for file in files},
     }
     if report["read"] != report["kept"] + report["rejected"] + report["duplicates"]:
         raise RuntimeError(f"rows were lost: {report}")
 
     with whole_folder(args.output_dir, args.overwrite) as folder:
-        for split, split_rows in rows.items():
-            (folder / split).mkdir()
-            write_parquet(split_rows, folder / split / "0000.parquet")
+        report["files"] = {split: write_parquet(split_rows, folder / split) for split, split_rows in rows.items()}
         write_json(folder / "examples.json", {split: split_rows[:3] for split, split_rows in rows.items()})
         write_json(folder / "report.json", report)
         (folder / "README.md").write_text(data_card(rows, report), encoding="utf-8")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 # Before any Hugging Face library is imported: nothing in the suite may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The user's own cache is neither read nor filled.
+_cache = tempfile.TemporaryDirectory()
+os.environ["HF_HOME"] = _cache.name
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared/data"
