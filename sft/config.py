@@ -15,8 +15,8 @@ import yaml
 
 from data_prep.command import UserError
 
-# Names that recipes on the web still carry, and what replaced them.
-REMOVED_KEYS = {
+# Names that recipes elsewhere carry, today or from older libraries, and what they are called here.
+OTHER_NAMES = {
     "max_seq_length": "max_length",
     "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps)",
     "evaluation_strategy": "eval_strategy",
@@ -27,6 +27,7 @@ REMOVED_KEYS = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
     "use_liger_kernel": "model_init_kwargs: {use_kernels: true}",
     "hub_token": "the environment (hf auth login): a token in a file is a token lost",
+    "lora_rank": "lora_r",
     "epochs": "num_train_epochs",
     "num_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
@@ -73,8 +74,8 @@ def as_arguments(recipe: dict[str, Any]) -> list[str]:
 
 def suggestion(key: str, known: set[str]) -> str:
     """What to write instead of the unknown `key`."""
-    if key in REMOVED_KEYS:
-        return f"use {REMOVED_KEYS[key]}"
+    if key in OTHER_NAMES:
+        return f"use {OTHER_NAMES[key]}"
     close = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {close[0]}?" if close else "see `trl sft --help` for all keys"
 
@@ -93,12 +94,13 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
     from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
     classes = (ScriptArguments, SFTConfig, ModelConfig)
-    known = {field.name for cls in classes for field in dataclasses.fields(cls) if field.init}
+    defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls) if field.init}
+    known = set(defaults)
     given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}
     known |= {f"no_{name}" for name in known}
     for where, keys in ((str(recipe_path), recipe), ("command line", sorted(given))):
         for key in keys:
-            if key not in known or key in REMOVED_KEYS:
+            if key not in known or key in OTHER_NAMES:
                 raise UserError(f"{where}: unknown key {key}: {suggestion(str(key), known)}")
 
     class Parser(TrlParser):
@@ -108,6 +110,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
             raise UserError(f"{where}: {message}")
 
     parser = Parser(classes, allow_abbrev=False)
+    # A text field would read the word none as a name; left out, it is None all the same.
+    recipe = {key: value for key, value in recipe.items() if value is not None or defaults[key] is not None}
     try:
         # Later words win, so the command line overrides the recipe.
         *parsed, left = parser.parse_args_into_dataclasses(

@@ -1,6 +1,7 @@
 """Load what there is to evaluate or ask: a base model, an adapter folder or a merged model, by folder or Hub id."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ def check_model_folder(model_path: str) -> None:
         raise UserError(f"model folder {model_path} does not exist: check the path, or name a model on the Hub")
 
 
+def describe_model(model: Any) -> list[str]:
+    """Lines that say how many parameters there are by data type, and how many of them are trained.
+
+    The types are the truth about a quantised run: what should be int8 and is not shows here.
+    """
+    sizes: Counter[str] = Counter()
+    trainable: Counter[str] = Counter()
+    for parameter in model.parameters():
+        # Under ZeRO-3 a parameter is empty here and knows its whole size; packed 4-bit weights count bytes.
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        (trainable if parameter.requires_grad else sizes)[str(parameter.dtype).removeprefix("torch.")] += size
+
+    def listed(counts: Counter[str]) -> str:
+        return ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in counts.most_common()) or "none"
+
+    share = trainable.total() / (trainable.total() + sizes.total())
+    return [f"Frozen parameters: {listed(sizes)}", f"Trained parameters: {listed(trainable)} ({share:.2%} of all)"]
+
+
 def load_model(
     model_path: str, dtype: str = "auto", chat_template: str | None = None, revision: str | None = None
 ) -> tuple[Any, Any]:
@@ -65,14 +85,14 @@ def load_model(
     try:
         if is_adapter:
             check_model_folder(base)
+        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision)
+        set_chat_template(tokenizer, chat_template)  # refused, if at all, before the weights are read
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype, device_map=device, revision=revision, use_safetensors=True
         )
         if is_adapter:
             model = PeftModel.from_pretrained(model, model_path)
-        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision)
     except (OSError, ValueError, UserError) as error:
         where = f"{model_path} is an adapter for {base}, which" if is_adapter else model_path
         raise UserError(f"{where} cannot be loaded: {str(error).splitlines()[0]}") from error
-    set_chat_template(tokenizer, chat_template)
     return model.eval(), tokenizer

@@ -37,7 +37,7 @@ def main() -> None:
     from sft.checkpoints import resume_point, save_final_model
     from sft.cpu import score_labelled_positions_only
     from sft.data import load_split
-    from sft.models import check_model_folder
+    from sft.models import check_model_folder, describe_model
 
     check_model_folder(model_args.model_name_or_path)
     checkpoint = resume_point(training_args.output_dir, training_args.resume_from_checkpoint)
@@ -87,13 +87,13 @@ def main() -> None:
     # Train #
     #########
     if is_main:
-        parameters = list(trainer.model.parameters())
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        print(f"Data: {len(lengths)} questions, {sum(lengths)} tokens an epoch, longest row {max(lengths)} tokens")
+        for line in describe_model(trainer.model):
+            print(line)
         print(
-            f"{len(lengths)} questions, {sum(lengths)} tokens an epoch, longest row {max(lengths)} tokens; "
-            f"{trainable:,} trainable parameters; {training_args.world_size} process(es) x "
-            f"{training_args.per_device_train_batch_size} x {training_args.gradient_accumulation_steps} "
-            f"{'packed sequences' if training_args.packing else 'questions'} a step",
+            f"Step: {training_args.world_size} process(es) x {training_args.per_device_train_batch_size} "
+            f"{'packed sequences' if training_args.packing else 'questions'} x "
+            f"{training_args.gradient_accumulation_steps} accumulated",
             flush=True,
         )
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,6 +1,9 @@
 """Fixtures that every test may use: commands run as a user runs them, and models that need no download."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -41,11 +44,34 @@ def command():
 
 
 @pytest.fixture(scope="session")
-def refused(command):
+def here():
+    """Run a command as `command` does, but inside this process, which has the heavy imports behind it."""
+
+    def run(script: str, *words: object) -> subprocess.CompletedProcess:
+        argv, folder = sys.argv, Path.cwd()
+        out, err = io.StringIO(), io.StringIO()
+        code = 0
+        try:
+            os.chdir(ROOT)
+            sys.argv = [script, *map(str, words)]
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            sys.argv = argv
+            os.chdir(folder)
+        return subprocess.CompletedProcess([script, *words], code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused(here):
     """Run a command that must be refused: one line, exit status 2, no traceback. Returns the line."""
 
     def run(*words: object) -> str:
-        done = command(*words)
+        done = here(*words)
         assert done.returncode == 2, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         errors = [line for line in done.stderr.splitlines() if "error:" in line]

@@ -137,7 +137,7 @@ def test_sfttrainer_trains_exactly_the_answer(request, family, tiny_deepseek, em
         train_dataset=rows.select_columns(["prompt", "completion"]),
         processing_class=tokenizer,
     )
-    expected = split_completions(tokenizer, rows["prompt"], rows["completion"])
+    expected = split_completions(tokenizer, list(rows["prompt"]), list(rows["completion"]))
     for ours, theirs in zip(expected, trainer.train_dataset, strict=True):
         assert theirs["input_ids"] == ours["prompt_ids"] + ours["completion_ids"]
         assert theirs["labels"] == [-100] * len(ours["prompt_ids"]) + ours["completion_ids"]

@@ -62,7 +62,7 @@ def test_command_line_wins_over_recipe(recipe):
         ("gradient_checkpointing", "use activation_checkpointing"),
         ("hub_token", "hf auth login"),
         ("learning_rte", "did you mean learning_rate"),
-        ("lora_rank", "did you mean lora_r"),
+        ("lora_rank", "use lora_r"),
         ("zzzzzz", "trl sft --help"),
     ],
 )

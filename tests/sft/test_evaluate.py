@@ -31,12 +31,12 @@ def adapter(tiny_deepseek, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluate(command, prepared, tmp_path_factory):
+def evaluate(here, prepared, tmp_path_factory):
     """Evaluate a model on N test questions in float32; returns the path of the results."""
     out = tmp_path_factory.mktemp("eval")
 
     def run(model, name, *options):
-        done = command(
+        done = here(
             *("sft/evaluate.py", "--model_path", model, "--dataset_path", prepared, "--num_samples", N),
             *("--output_dir", out, "--name", name, "--dtype", "float32", *options),
         )

@@ -7,9 +7,9 @@ import pytest
 GREEDY = ("--temperature", "0", "--max_new_tokens", "8", "--chat_template", "recipes/templates/smollm2.jinja")
 
 
-def test_one_question_with_options_gets_an_answer_and_probabilities(command, embedded_model):
+def test_one_question_with_options_gets_an_answer_and_probabilities(here, embedded_model):
     question = ("--question", "Which technique uses sound waves?", "--choices", "Ultrasound", "CT", "MRI")
-    done = command("sft/infer.py", "--model_path", embedded_model, *question, *GREEDY)
+    done = here("sft/infer.py", "--model_path", embedded_model, *question, *GREEDY)
     assert done.returncode == 0, done.stderr
     probabilities = [float(p) for p in re.findall(r"([\d.]+)%", done.stdout)]
     assert len(probabilities) == 3
@@ -18,23 +18,23 @@ def test_one_question_with_options_gets_an_answer_and_probabilities(command, emb
     assert "not medical advice" in done.stdout
 
 
-def test_an_open_question_needs_no_options(command, embedded_model):
-    done = command("sft/infer.py", "--model_path", embedded_model, "--question", "What is an X-ray?", *GREEDY)
+def test_an_open_question_needs_no_options(here, embedded_model):
+    done = here("sft/infer.py", "--model_path", embedded_model, "--question", "What is an X-ray?", *GREEDY)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^A: \S", done.stdout, re.MULTILINE)
     assert "%" not in done.stdout
 
 
-def test_without_a_question_the_five_built_in_ones_are_asked(command, tiny_deepseek):
-    done = command("sft/infer.py", "--model_path", tiny_deepseek, "--temperature", "0", "--max_new_tokens", "2")
+def test_without_a_question_the_five_built_in_ones_are_asked(here, tiny_deepseek):
+    done = here("sft/infer.py", "--model_path", tiny_deepseek, "--temperature", "0", "--max_new_tokens", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Q: ") == 5
 
 
-def test_same_seed_samples_the_same_answer(command, tiny_deepseek):
+def test_same_seed_samples_the_same_answer(here, tiny_deepseek):
     def answer(seed):
         words = ("--question", "Why?", "--max_new_tokens", "12", "--temperature", "1.5", "--seed", seed)
-        return command("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout
+        return here("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout
 
     assert answer(1) == answer(1) != answer(2)
 

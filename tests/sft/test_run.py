@@ -10,6 +10,8 @@ LAUNCH = ("accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml"
 # What makes the 8B recipe a toy: a CPU, four steps, small packs. Everything else stays as shipped.
 TOY = ("--use_cpu", "yes", "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--max_length", "256")
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 def succeed(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -106,16 +108,17 @@ def test_the_stock_template_is_refused_for_deepseek(refused, tiny_deepseek, prep
 
 
 def test_8bit_lora_trains_the_embedded_model(command, embedded_model, prepare, tmp_path):
-    """bitsandbytes int8 weights stay as they are, the adapter moves, and the loss falls."""
+    """With bitsandbytes int8 weights under it, every adapter of the seven projections moves and the loss falls."""
     out = tmp_path / "out"
     done = succeed(
         command(
             *("sft/run.py", "recipes/quickstart.yaml", "--dataset_name", prepare("--answer_format", "text")),
             *("--model_name_or_path", embedded_model, "--output_dir", out, "--load_in_8bit", "yes"),
             *("--max_steps", "8", "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
-            *("--load_best_model_at_end", "no"),
+            *("--load_best_model_at_end", "no", "--lora_target_modules", *PROJECTIONS),
         )
     )
+    assert "int8 106.2M" in done.stdout
     losses = [float(part.split("'")[3]) for part in done.stdout.splitlines() if part.startswith("{'loss'")]
     assert len(losses) == 8
     assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
