@@ -2,9 +2,12 @@
 
 import logging
 import os
+import warnings
 
 # Before any Hugging Face library is imported: nothing is reported to anybody unless the user turns it on.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # On a CPU, bitsandbytes advises at every import to install a package that it works without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# PEFT asks transformers by an old name; nothing that a user could do about it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
