@@ -6,8 +6,8 @@ def score_labelled_positions_only() -> bool:
 
     With Triton, TRL projects only the positions that carry a label onto the vocabulary. Elsewhere it projects all of
     them, because accelerators that compile for a fixed shape would recompile. A CPU does not compile, and with about
-    five labelled positions in sixty the wasted projections took about half of a training step of a 135M model
-    (tests/sft/test_cpu.py shows that loss and gradients are the same). Read in trl 1.16; others stay untouched.
+    five labelled positions in sixty nearly all of those projections are thrown away (tests/sft/test_cpu.py shows that
+    loss and gradients are the same). Read in trl 1.16; other versions stay untouched.
     """
     import torch
     import trl

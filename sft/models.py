@@ -64,9 +64,26 @@ def describe_model(model: Any) -> list[str]:
     return [f"Frozen parameters: {listed(sizes)}", f"Trained parameters: {listed(trainable)} ({share:.2%} of all)"]
 
 
-def load_model(
-    model_path: str, dtype: str = "auto", chat_template: str | None = None, revision: str | None = None
-) -> tuple[Any, Any]:
+def load_tokenizer(model_path: str, chat_template: str | None = None, revision: str | None = None) -> Any:
+    """The tokenizer of a model folder or Hub id, with the chat template in the file `chat_template`, or its own.
+
+    Raises:
+        UserError: no tokenizer there, no such template, or no template at all.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer of {model_path} cannot be loaded: {str(error).splitlines()[0]} Check the name and the "
+            "network, or give a local model folder"
+        ) from error
+    set_chat_template(tokenizer, chat_template)
+    return tokenizer
+
+
+def load_model(model_path: str, dtype: str = "auto", chat_template: str | None = None) -> tuple[Any, Any]:
     """(model in evaluation mode, tokenizer with a chat template) from a folder or a Hub id.
 
     An adapter is put onto the base model that its adapter_config.json names.
@@ -77,19 +94,17 @@ def load_model(
     check_model_folder(model_path)
     import torch
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    # First, because it is refused faster than weights are read.
+    tokenizer = load_tokenizer(model_path, chat_template)
     is_adapter = (Path(model_path) / "adapter_config.json").is_file()
     base = PeftConfig.from_pretrained(model_path).base_model_name_or_path if is_adapter else model_path
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if is_adapter:
             check_model_folder(base)
-        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision)
-        set_chat_template(tokenizer, chat_template)  # refused, if at all, before the weights are read
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, device_map=device, revision=revision, use_safetensors=True
-        )
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device, use_safetensors=True)
         if is_adapter:
             model = PeftModel.from_pretrained(model, model_path)
     except (OSError, ValueError, UserError) as error:

@@ -30,14 +30,13 @@ def main() -> None:
     check(script_args, training_args, model_args)
 
     # Imported here, so that --help and a misspelt recipe answer at once.
-    from transformers import AutoTokenizer
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from sft.chat import check_rows, set_chat_template
+    from sft.chat import check_rows
     from sft.checkpoints import resume_point, save_final_model
     from sft.cpu import score_labelled_positions_only
     from sft.data import load_split
-    from sft.models import check_model_folder, describe_model
+    from sft.models import check_model_folder, describe_model, load_tokenizer
 
     check_model_folder(model_args.model_name_or_path)
     checkpoint = resume_point(training_args.output_dir, training_args.resume_from_checkpoint)
@@ -53,8 +52,9 @@ def main() -> None:
         if evaluating
         else None
     )
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
-    set_chat_template(tokenizer, training_args.chat_template_path)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, training_args.chat_template_path, model_args.model_revision
+    )
     if is_main:  # The other processes wait for this one before SFTTrainer prepares the data.
         lengths = check_rows(train, tokenizer, training_args.max_length, "train")
         if evaluating:

@@ -81,6 +81,7 @@ def test_a_run_continues_from_its_last_checkpoint(command, pmcvqa_run, tiny_deep
         (["--dataset_test_split", "validation"], "no split validation: it has train, dev, test"),
         (["--model_name_or_path", "recipes"], "is no model"),
         (["--model_name_or_path", "./nowhere"], "does not exist"),
+        (["--model_name_or_path", "nobody/nothing"], "tokenizer of nobody/nothing cannot be loaded"),
         (["--chat_template_path", "nowhere.jinja"], "choose one of recipes/templates"),
         (["--max_length", "32"], "their answers would be cut: set max_length to"),
         (["--resume_from_checkpoint", "nowhere"], "is no checkpoint"),
