@@ -9,5 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # On a CPU, bitsandbytes advises at every import to install a package that it works without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# LLM.int8() computes in float16; bitsandbytes says so at every matrix product, hundreds of lines a step.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 # PEFT asks transformers by an old name; nothing that a user could do about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

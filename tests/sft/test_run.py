@@ -120,6 +120,7 @@ def test_8bit_lora_trains_the_embedded_model(command, embedded_model, prepare, t
         )
     )
     assert "int8 106.2M" in done.stdout
+    assert "MatMul8bitLt" not in done.stdout + done.stderr
     losses = [float(part.split("'")[3]) for part in done.stdout.splitlines() if part.startswith("{'loss'")]
     assert len(losses) == 8
     assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
