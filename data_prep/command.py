@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,21 +33,47 @@ def run(main: Callable[[], None]) -> None:
 def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which takes its name only if the block succeeds.
 
-    Raises `UserError` if `path` exists and `overwrite` is false, or if the disk refuses.
+    Raises `UserError` if `path` exists and `overwrite` is false, or if the disk refuses. Ctrl-C and SIGTERM leave
+    neither folder behind; the one that was there before goes only when the new one is whole.
     """
+    check_free(path, overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new_parents = [parent for parent in path.parents if not parent.exists()]
+    with _terminated_as_exit():
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            replaced = temporary.with_suffix(".old")
+            if path.exists():
+                path.rename(replaced)
+            temporary.rename(path)
+            shutil.rmtree(replaced, ignore_errors=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):  # they stay if something is in them
+                for parent in new_parents:
+                    parent.rmdir()
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise `UserError` if `path` exists and must not be replaced: ask before long work whose result goes there."""
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: pass --overwrite to replace it, or choose another folder")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM (a scheduler's way to stop a job) unwind the stack, so that temporary files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,307 +1,286 @@
-"""Turn PMC-VQA CSV files into a chat data set for supervised fine-tuning.
+"""Turn medical multiple-choice questions into a chat data set for supervised fine-tuning.
 
-In: a folder with train.csv, test.csv and/or test_clean.csv (version 1 header), or one CSV file.
-Out: OUTPUT_DIR with one Parquet folder a split (train, dev, test, ...), which `datasets.load_dataset(OUTPUT_DIR)`
-opens, and beside them README.md (data set card), report.json (counts), rejected.csv (each rejected row with its
-reason) and examples.json (three rows of each split, to look at). Dev is held out from train by article.
+In:  PMC-VQA (version 1 or 2), MedMCQA or MedQA-USMLE: a folder with CSV or JSON-lines files, one such file, a saved
+     `datasets` folder, or PMC-VQA's id on the Hub.
+Out: OUTPUT_DIR with one Parquet file a split (train, dev, test, test_clean), which `datasets.load_dataset` opens, and
+     beside them README.md (data set card), report.json and report.html (counts, floors, overlaps, lengths),
+     rejected.csv (each rejected row with its reason) and examples.json (three rows of each split, to look at).
+
+Two passes over chunks of rows, so that memory does not grow with the data: the first reads, cleans and reconciles;
+then every question gets its split; the second writes messages and, with --pretokenize, token ids.
 """
 
 import argparse
-import csv
-import hashlib
-import json
-import random
+import contextlib
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from data_prep.command import UserError, run, whole_folder, write_json
-from data_prep.prompts import (
-    ANSWER_FORMATS,
-    DEFAULT_ANSWER_FORMAT,
-    PROMPT_VERSION,
-    answer_text,
-    completion_messages,
-    prompt_messages,
-)
-from data_prep.questions import V1_HEADER, Question, RejectedRow, read_v1_row
+from data_prep import worker
+from data_prep.chat_rows import MAX_ORDERS
+from data_prep.command import UserError, check_free, run, whole_folder, write_json
+from data_prep.examples import SAMPLED, examples, sampled_lengths
+from data_prep.formats import FORMATS
+from data_prep.hub import check_login, push
+from data_prep.parallel import ordered_map, usable_cores
+from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
+from data_prep.reading import Reading, check_reading, read_sources
+from data_prep.reasoning import load_reasoning
+from data_prep.report import data_card, report_page
+from data_prep.sample import write_sample
+from data_prep.sources import Source, find_sources
+from data_prep.splits import LEFT_OUT, SPLITS, draw, held_out, leaked, overlap_table
+from data_prep.worker import Settings
+from data_prep.writing import write_rejected, write_splits
 
-# Dev never takes more than this share of the training questions, whatever --dev_size says.
-MAX_DEV_SHARE = 0.1
-
-
-@dataclass
-class Reading:
-    """What became of the rows that were read: read = kept + rejected + duplicates."""
-
-    splits: dict[str, list[Question]] = field(default_factory=dict)
-    rejected: list[tuple[str, int, str, list[str]]] = field(default_factory=list)  # file, row, reason, cells
-    read: int = 0
-    duplicates: int = 0
-
-    @property
-    def kept(self) -> int:
-        return sum(map(len, self.splits.values()))
+CHECK_ROWS = 10  # of each source, with --check
 
 
-def sha256(file: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any, dict[str, int]]:
+    """(index into SPLITS of each question, or LEFT_OUT, before and after --drop_overlap; left out by reason)."""
+    import numpy as np
+
+    split_of, hashes, left_out = reading.split_of.copy(), reading.hashes, {}
+
+    def leave_out(reason: str, those: Any) -> None:
+        left_out[reason] = int(those.sum())
+        split_of[those] = LEFT_OUT
+
+    if args.max_samples is not None:
+        drawn = np.zeros(len(split_of), dtype=bool)
+        for code in range(len(SPLITS)):
+            drawn[draw(np.flatnonzero(split_of == code), args.max_samples, args.seed)] = True
+        leave_out("not drawn by --max_samples", (split_of != LEFT_OUT) & ~drawn)
+    train, dev = SPLITS.index("train"), SPLITS.index("dev")
+    if args.require_reasoning:
+        leave_out("no reasoning", np.isin(split_of, (train, dev)) & ~reading.has_reasoning)
+    if not (split_of == dev).any():  # else the source brings its own
+        training = np.flatnonzero(split_of == train)
+        split_of[training[held_out(hashes["group_hash"][training], args.dev_size)]] = dev
+    assigned = split_of.copy()
+    if args.drop_overlap:
+        leave_out("shared with another split", leaked(split_of, hashes))
+    if not (split_of != LEFT_OUT).any():
+        raise UserError(f"no question is left: {', '.join(f'{count} {why}' for why, count in left_out.items())}")
+    return assigned, split_of, left_out
 
 
-def source_files(path: Path) -> list[Path]:
-    """The CSV files at `path`, a file or a folder.
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given and decide what is written. Paths shrink to names: nothing tells of this machine."""
+    elsewhere = ("output_dir", "overwrite", "num_proc", "check", "push_to_hub", "public", "seed", "answer_format")
+    given = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False, 0)}
+    return {key: Path(value).name if Path(str(value)).exists() else value for key, value in given.items()}
+
+
+def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source], folder: Path) -> dict[str, Any]:
+    """Write the prepared data set into `folder`; returns the report.
 
     Raises:
-        UserError: nothing there.
+        UserError: a source breaks off, too many rows are rejected or too long, or no question is left.
     """
-    if not path.exists():
+    file = folder / "questions.arrow"
+    with ordered_map(args.num_proc, worker.start, settings) as apply:
+        reading = read_sources(sources, file, apply, CHECK_ROWS if args.check else None)
+        check_reading(reading, args.max_rejected, settings.reasoning)
+        assigned, split_of, left_out = assign_splits(reading, args)
+        files, measures, counts = write_splits(file, reading.chunk_lengths, split_of, folder, apply)
+    file.unlink()
+    written = int((split_of != LEFT_OUT).sum())
+    if reading.kept != written + sum(left_out.values()):
+        raise RuntimeError(f"questions were lost: {reading.kept} kept, {written} written, left out {left_out}")
+
+    too_long = {split: counts[f"too long: {split}"] for split in SPLITS if counts[f"too long: {split}"]}
+    dropped = sum(count for split, count in too_long.items() if not split.startswith("test"))
+    if dropped > args.max_rejected * len(split_of):
         raise UserError(
-            f"--dataset_path {path} does not exist: give the folder that holds train.csv and test.csv, or one CSV file"
-        )
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"--dataset_path {path} holds no .csv file: give the folder that holds train.csv and test.csv")
-    return files
-
-
-def split_of(file: Path) -> str:
-    """The split that a file belongs to, by its name: test_clean and test keep theirs, the rest is training data."""
-    return next((split for split in ("test_clean", "test") if file.stem.startswith(split)), "train")
-
-
-def read_cells(file: Path) -> Iterator[list[str]]:
-    """The rows of a version 1 CSV file behind its header, every cell a string.
-
-    Raises:
-        UserError: the file is not text, not CSV, or has another header.
-    """
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            rows = csv.reader(lines, strict=True)
-            header = tuple(name.strip() for name in next(rows, []))
-            if header != V1_HEADER:
-                raise UserError(
-                    f"{file}: the first line is not the PMC-VQA version 1 header: expected {','.join(V1_HEADER)}, "
-                    f"found {','.join(header)[:200] or 'an empty file'}"
-                )
-            try:
-                yield from rows
-            except csv.Error as error:
-                raise UserError(f"{file}: broken CSV near line {rows.line_num}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start}): is it the CSV file?") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-
-
-def read_sources(files: Iterable[Path]) -> Reading:
-    """Read, clean and reconcile every row; exact duplicates within a split are kept once."""
-    from tqdm import tqdm
-
-    reading = Reading()
-    seen = set()
-    for file in files:
-        split = split_of(file)
-        questions = reading.splits.setdefault(split, [])
-        for row, cells in enumerate(tqdm(read_cells(file), desc=f"Reading {file.name}", unit=" rows"), start=1):
-            reading.read += 1
-            try:
-                question = read_v1_row(cells, file.name, row)
-            except RejectedRow as reason:
-                reading.rejected.append((file.name, row, str(reason), cells))
-                continue
-            content = (split, question.figure, question.question, question.choices, question.gold)
-            if content in seen:
-                reading.duplicates += 1
-                continue
-            seen.add(content)
-            questions.append(question)
-    return reading
-
-
-def check_rejected(reading: Reading, max_rejected: float) -> None:
-    """Raise `UserError` if no row is left, or if a larger share than `max_rejected` was rejected."""
-    reasons = Counter(reason for _, _, reason, _ in reading.rejected)
-    commonest = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-    if not reading.read:
-        raise UserError("the source files hold a header and no rows: is the download complete?")
-    if not reading.kept:
-        raise UserError(f"no row is left after cleaning: all {reading.read} were rejected: {commonest}")
-    if len(reading.rejected) > max_rejected * reading.read:
-        raise UserError(
-            f"{len(reading.rejected)} of {reading.read} rows were rejected, more than --max_rejected {max_rejected:g} "
-            f"allows: {commonest}. Check the files, or allow more"
+            f"{dropped} training rows are longer than --max_length {args.max_length} tokens, more than --max_rejected "
+            f"{args.max_rejected:g} allows: look at the lengths with --tokenizer, and raise --max_length"
         )
 
-
-def hold_out_dev(questions: list[Question], dev_size: int, seed: int) -> tuple[list[Question], list[Question]]:
-    """(train, dev): whole articles, in the order of a seeded hash, until dev holds `dev_size` questions.
-
-    Dev never exceeds `MAX_DEV_SHARE` of the questions. A question of unknown article is an article of its own.
-    """
-    wanted = min(dev_size, int(MAX_DEV_SHARE * len(questions)))
-    articles: dict[str, list[Question]] = {}
-    for question in questions:
-        articles.setdefault(question.article or question.id, []).append(question)
-    held_out: set[str] = set()
-    for article in sorted(articles, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()):
-        if wanted <= 0:
-            break
-        if len(articles[article]) <= wanted:
-            held_out.add(article)
-            wanted -= len(articles[article])
-    train, dev = [], []
-    for question in questions:
-        (dev if (question.article or question.id) in held_out else train).append(question)
-    return train, dev
-
-
-def chat_row(question: Question, answer_format: str) -> dict:
-    """One row of the prepared data set; its columns are the contract with `sft/`."""
-    answer = answer_text(question.choices, question.gold, answer_format)
-    return {
-        "id": question.id,
-        "prompt": prompt_messages(question.question, question.choices, answer_format),
-        "completion": completion_messages(answer),
-        "question": question.question,
-        "choices": list(question.choices),
-        "gold": question.gold,
-        "answer_format": answer_format,
-        "article": question.article,
-        "figure": question.figure,
-    }
-
-
-def write_parquet(rows: list[dict], folder: Path) -> str:
-    """Write rows with the types of the data contract, in row groups of 10,000; returns the file's name."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = pa.string()
-    turn = [("role", text), ("content", text)]
-    schema = pa.schema(
-        [
-            ("id", text),
-            ("prompt", pa.list_(pa.struct(turn))),
-            ("completion", pa.list_(pa.struct([*turn, ("reasoning_content", text)]))),
-            ("question", text),
-            ("choices", pa.list_(text)),
-            ("gold", pa.int32()),
-            ("answer_format", text),
-            ("article", text),
-            ("figure", text),
-        ]
-    )
-    folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "rows.parquet", row_group_size=10_000)
-    name = f"{sha256(folder / 'rows.parquet')[:16]}.parquet"
-    (folder / "rows.parquet").rename(folder / name)
-    return name
-
-
-def data_card(splits: dict[str, list[dict]], report: dict) -> str:
-    """README.md of the prepared folder. Its header names the splits, so that `load_dataset` calls dev "dev".
-
-    It also names each file, and each file is named after its content: `load_dataset` takes a local folder's cache key
-    from this header alone (datasets 5.2), not from the files or the folder's place, and would otherwise serve the rows
-    of any folder of the same name that it has seen before.
-    """
-    files = "\n".join(f"  - split: {split}\n    path: {split}/{report['files'][split]}" for split in splits)
-    counts = "\n".join(f"| {split} | {len(rows)} |" for split, rows in splits.items())
-    sources = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in report["sources"].items())
-    return f"""---
-task_categories:
-- question-answering
-language:
-- en
-configs:
-- config_name: default
-  data_files:
-{files}
----
-# PMC-VQA, prepared for supervised fine-tuning
-
-| split | questions |
-|---|---|
-{counts}
-
-{report["read"]} rows read, {report["kept"]} kept, {report["rejected"]} rejected, {report["duplicates"]} duplicates.
-Answer format `{report["answer_format"]}`, prompt version {report["prompt_version"]}, seed {report["seed"]}.
-Dev is held out from train by article. PMC-VQA is distributed under CC BY-SA. Sources:
-
-{sources}
-"""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_path", type=Path, required=True, help="folder with the CSV files, or one CSV file")
-    parser.add_argument("--output_dir", type=Path, default=Path("PMC-VQA-Processed"))
-    parser.add_argument("--max_samples", type=int, help="keep at most this many questions of each source split")
-    parser.add_argument("--answer_format", choices=ANSWER_FORMATS, default=DEFAULT_ANSWER_FORMAT)
-    parser.add_argument("--dev_size", type=int, default=2000, help="questions held out from train (at most 10 %%)")
-    parser.add_argument("--max_rejected", type=float, default=0.01, help="largest share of rows that may be rejected")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
-    args = parser.parse_args()
-    if args.max_samples is not None and args.max_samples < 1:
-        raise UserError(f"--max_samples {args.max_samples}: give a positive number of questions")
-    if args.output_dir.exists() and not args.overwrite:
-        raise UserError(f"{args.output_dir} exists already: pass --overwrite to replace it, or choose another folder")
-
-    start = time.perf_counter()
-    files = source_files(args.dataset_path)
-    reading = read_sources(files)
-    check_rejected(reading, args.max_rejected)
-
-    splits = {}
-    for split, questions in reading.splits.items():
-        if args.max_samples is not None and len(questions) > args.max_samples:
-            drawn = random.Random(args.seed).sample(range(len(questions)), args.max_samples)  # noqa: S311
-            questions = [questions[index] for index in sorted(drawn)]
-        if split == "train":
-            splits["train"], splits["dev"] = hold_out_dev(questions, args.dev_size, args.seed)
-        else:
-            splits[split] = questions
-    rows = {
-        split: [chat_row(question, args.answer_format) for question in splits[split]]
-        for split in ("train", "dev", "test", "test_clean")
-        if splits.get(split)
-    }
+    unit, note = "characters", "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
+    if settings.pretokenize:
+        unit, note = "tokens", "Tokens of every row, as SFTTrainer makes them."
+    elif settings.tokenizer:
+        measures = sampled_lengths(folder, files, measures)
+        unit, note = "tokens", f"Tokens of the first {SAMPLED:,} rows of each split."
     report = {
         "read": reading.read,
         "kept": reading.kept,
         "rejected": len(reading.rejected),
         "duplicates": reading.duplicates,
-        "splits": {split: len(split_rows) for split, split_rows in rows.items()},
+        "left_out": left_out,
+        "splits": {split: measured.rows for split, measured in measures.items()},
         "rejected_by_reason": dict(Counter(reason for _, _, reason, _ in reading.rejected).most_common()),
-        "answer_format": args.answer_format,
+        "answer_format": settings.answer_format,
         "prompt_version": PROMPT_VERSION,
         "seed": args.seed,
-        "sources": {file.name: sha256(file) for file in files},
+        "options": options_of(args),
+        "sources": {source.name: {"format": source.format, "sha256": source.sha256()} for source in sources},
+        "files": files,
+        "length_unit": unit,
+        "length_note": note,
+        "measures": {split: measured.summary() for split, measured in measures.items()},
+        "overlap": overlap_table(split_of, reading.hashes),
     }
-    if report["read"] != report["kept"] + report["rejected"] + report["duplicates"]:
-        raise RuntimeError(f"rows were lost: {report}")
+    if args.drop_overlap:
+        report["overlap_before"] = overlap_table(assigned, reading.hashes)
+    if settings.shuffle_choices:
+        report["not_shuffled"] = counts["not shuffled"]
+    if args.max_length:
+        report["longer_than_max_length"] = too_long
 
-    with whole_folder(args.output_dir, args.overwrite) as folder:
-        report["files"] = {split: write_parquet(split_rows, folder / split) for split, split_rows in rows.items()}
-        write_json(folder / "examples.json", {split: split_rows[:3] for split, split_rows in rows.items()})
-        write_json(folder / "report.json", report)
-        (folder / "README.md").write_text(data_card(rows, report), encoding="utf-8")
-        with open(folder / "rejected.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "row", "reason", "cells"])
-            writer.writerows((*fault, json.dumps(cells, ensure_ascii=False)) for *fault, cells in reading.rejected)
+    shown = examples(folder, sources, files)
+    write_json(folder / "examples.json", shown)
+    write_json(folder / "report.json", report)
+    first = next(iter(shown.values()))[0]
+    text = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in first["prompt"] + first["completion"])
+    (folder / "report.html").write_text(report_page(report, measures, first.get("text", text)), encoding="utf-8")
+    (folder / "README.md").write_text(data_card(report), encoding="utf-8")
+    write_rejected(folder / "rejected.csv", reading.rejected)
+    return report
 
-    seconds = time.perf_counter() - start
-    print(f"Read {reading.read} rows: {reading.kept} kept, {len(reading.rejected)} rejected, ", end="")
-    print(f"{reading.duplicates} duplicates ({reading.read / seconds:,.0f} rows/s)")
-    for reason, count in report["rejected_by_reason"].items():
-        print(f"  rejected {count}: {reason}")
-    print(f"Wrote {args.output_dir}: " + ", ".join(f"{split} {len(split_rows)}" for split, split_rows in rows.items()))
+
+def summary(report: dict[str, Any]) -> Iterator[str]:
+    """The report as a few lines for the terminal."""
+    yield (
+        f"Read {report['read']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected, "
+        f"{report['duplicates']:,} duplicates"
+    )
+    for title in ("rejected_by_reason", "left_out", "longer_than_max_length"):
+        for reason, count in report.get(title, {}).items():
+            yield f"  {title.split('_by_')[0].replace('_', ' ')}: {count:,} {reason}"
+    for split, measured in report["measures"].items():
+        lengths, floors = measured["lengths"], measured["floors"]
+        yield (
+            f"  {split:<10} {measured['rows']:>9,} rows, median {lengths['median']} and longest {lengths['longest']} "
+            f"{report['length_unit']}; floors: letter {floors['majority_letter']:.3f}, "
+            f"longest option {floors['longest_option']:.3f}"
+        )
+    for entry in report["overlap"]:
+        if entry["shared"]:
+            first, second = entry["splits"]
+            yield (
+                f"  {first} and {second} share {entry['shared']:,} by {entry['by']}: {entry['rows'][0]:,} rows of "
+                f"{first}, {entry['rows'][1]:,} of {second}"
+            )
+
+
+def try_to_open(folder: Path, report: dict[str, Any]) -> None:
+    """Open what was written as training does, and compare the numbers of rows."""
+    from sft.data import load_split
+
+    opened = {split: len(load_split(str(folder), split)) for split in report["splits"]}
+    if opened != report["splits"]:
+        raise RuntimeError(f"written {report['splits']}, read {opened}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options, each checked as far as it can be without reading the data."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_argument_group("what is read")
+    source.add_argument("--dataset_path", help="folder, file, saved data set, or PMC-VQA's id on the Hub")
+    source.add_argument("--format", choices=("detect", *FORMATS), default="detect")
+    source.add_argument("--revision", help="commit of the data set on the Hub, 40 digits")
+    source.add_argument("--max_samples", type=int, help="draw at most this many questions of each source split")
+    source.add_argument("--max_rejected", type=float, default=0.01, help="largest share of rows that may be rejected")
+    splits = parser.add_argument_group("splits")
+    splits.add_argument("--dev_size", type=int, default=2000, help="questions held out from train (at most 10 %%)")
+    splits.add_argument("--drop_overlap", action="store_true", help="drop training questions that other splits share")
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument("--answer_format", choices=ANSWER_FORMATS, help=f"default: {DEFAULT_ANSWER_FORMAT}")
+    prompts.add_argument("--no_choices", action="store_true", help="ask the bare question; the answer is the text")
+    prompts.add_argument("--shuffle_choices", type=int, default=0, metavar="K", help="K option orders a training row")
+    prompts.add_argument("--add_reasoning", metavar="FILE", help="rationales: .jsonl, .parquet, or a source's column")
+    prompts.add_argument("--require_reasoning", action="store_true", help="leave training questions without one out")
+    tokens = parser.add_argument_group("tokens")
+    tokens.add_argument("--tokenizer", metavar="MODEL", help="show tokens in examples.json and report.html")
+    tokens.add_argument("--pretokenize", metavar="MODEL", help="write input_ids and labels too, for this model")
+    tokens.add_argument("--chat_template", help="Jinja file; default: the tokenizer's own")
+    tokens.add_argument("--max_length", type=int, help="in tokens: longer rows leave train and dev (--pretokenize)")
+    output = parser.add_argument_group("what is written")
+    output.add_argument("--output_dir", type=Path, default=Path("PMC-VQA-Processed"))
+    output.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
+    output.add_argument("--check", action="store_true", help="try it all on 10 rows of each source, keep nothing")
+    output.add_argument("--push_to_hub", metavar="REPO", help="upload the folder, privately")
+    output.add_argument("--public", action="store_true", help="make a new repository of --push_to_hub public")
+    output.add_argument("--num_proc", type=int, default=usable_cores(), help="processes; any number, same bytes")
+    output.add_argument("--seed", type=int, default=42)
+    args = parser.parse_args()
+
+    if not (args.dataset_path or args.check):
+        raise UserError("--dataset_path is not given: name the folder with train.csv and test.csv")
+    for option in ("max_samples", "max_length", "num_proc"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option} {value}: give a positive number")
+    if not 0 <= args.shuffle_choices <= MAX_ORDERS:
+        raise UserError(f"--shuffle_choices {args.shuffle_choices}: four options have {MAX_ORDERS} orders")
+    if args.dev_size < 0 or not 0 <= args.max_rejected <= 1:
+        raise UserError("--dev_size cannot be negative, --max_rejected is a share from 0 to 1")
+    if args.no_choices and (args.answer_format not in (None, "text") or args.shuffle_choices):
+        raise UserError("--no_choices shows no options: leave out --shuffle_choices and --answer_format")
+    if args.require_reasoning and not args.add_reasoning:
+        raise UserError("--require_reasoning: name the rationales with --add_reasoning")
+    if args.max_length and not args.pretokenize:
+        raise UserError("--max_length counts tokens: name the model with --pretokenize")
+    if args.tokenizer and args.pretokenize and args.tokenizer != args.pretokenize:
+        raise UserError("--tokenizer and --pretokenize name different models: --pretokenize alone shows tokens too")
+    if args.chat_template and not (args.tokenizer or args.pretokenize):
+        raise UserError("--chat_template: name the model with --tokenizer or --pretokenize")
+    if args.public and not args.push_to_hub:
+        raise UserError("--public goes with --push_to_hub")
+    args.answer_format = OPEN if args.no_choices else args.answer_format or DEFAULT_ANSWER_FORMAT
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        if args.check:
+            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            args.output_dir, args.push_to_hub = temporary / "checked", None
+            args.max_rejected, args.num_proc = max(args.max_rejected, 0.5), 1
+            if not args.dataset_path:
+                write_sample(temporary / "sample")
+                args.dataset_path = str(temporary / "sample")
+        check_free(args.output_dir, args.overwrite)
+        if (
+            args.output_dir.exists()
+            and any(args.output_dir.iterdir())
+            and not (args.output_dir / "report.json").exists()
+        ):
+            raise UserError(f"--overwrite: {args.output_dir} is no prepared data set: choose another folder")
+        if args.push_to_hub:
+            check_login(args.push_to_hub)
+        sources = find_sources(args.dataset_path, args.format, args.revision)
+        settings = Settings(
+            answer_format=args.answer_format,
+            seed=args.seed,
+            shuffle_choices=args.shuffle_choices,
+            reasoning=load_reasoning(args.add_reasoning, sources) if args.add_reasoning else None,
+            tokenizer=args.pretokenize or args.tokenizer,
+            chat_template=args.chat_template,
+            pretokenize=args.pretokenize is not None,
+            max_length=args.max_length,
+        )
+        # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
+        worker.start(settings)
+        with whole_folder(args.output_dir, args.overwrite) as folder:
+            report = prepare(args, settings, sources, folder)
+        seconds = time.perf_counter() - start
+        for line in summary(report):
+            print(line)
+        if args.check:
+            try_to_open(args.output_dir, report)
+            print("OK")
+            return
+        print(f"Wrote {args.output_dir} in {seconds:.1f} s ({report['read'] / seconds:,.0f} rows/s)")
+    if args.push_to_hub:
+        print(f"Pushed to {push(args.output_dir, args.push_to_hub, args.public, args.overwrite)}")
 
 
 if __name__ == "__main__":

@@ -15,17 +15,19 @@ INSTRUCTIONS = {
 }
 ANSWER_FORMATS = tuple(INSTRUCTIONS)
 DEFAULT_ANSWER_FORMAT = "letter_text"
+# The bare question, answered with the right option's text (prepare.py --no_choices).
+OPEN = "open"
 
 # Raised with every change to the texts in this file; models remember the version that they were trained with.
 PROMPT_VERSION = 1
 
 
 def user_message(question: str, choices: Sequence[str], answer_format: str = DEFAULT_ANSWER_FORMAT) -> str:
-    """The question, its lettered options and the instruction. Without `choices`, the bare question.
+    """The question, its lettered options and the instruction. Without `choices`, or if open, the bare question.
 
     The figure is never mentioned: a text-only model does not see it, and must not be told that it does.
     """
-    if not choices:
+    if not choices or answer_format == OPEN:
         return question
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return "\n".join([question, *options, INSTRUCTIONS[answer_format]])
@@ -37,6 +39,7 @@ def answer_text(choices: Sequence[str], index: int, answer_format: str = DEFAULT
         "letter_text": f"{LETTERS[index]}. {choices[index]}",
         "letter": LETTERS[index],
         "text": choices[index],
+        OPEN: choices[index],
     }[answer_format]
 
 

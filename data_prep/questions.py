@@ -1,45 +1,46 @@
-"""From one row of a PMC-VQA version 1 CSV file to a clean `Question`, or to the reason why there is none.
+"""The internal record of a question, and how the cells of a source become one: clean, check, reconcile or reject.
 
-The gold option is named three times in a row: by position (`Answer_label` counts columns), by the letter printed in
+The gold option is named up to three times in a row: by position (the label counts columns), by the letter printed in
 front of each choice, and by the answer's text. `reconcile` says which combinations are believed; docs/data.md
-explains the rule.
+explains the rules.
 """
 
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from data_prep.prompts import LETTERS
 
-V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
-
-_PRINTED_LETTER = re.compile(r"^['\"]?\s*([A-D])\s*:\s*")
+_PRINTED_LETTER = re.compile(r"['\"]?\s*([A-D])\s*:\s*")
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
-_ARTICLE = re.compile(r"^PMC\d+")
+_ARTICLE = re.compile(r"PMC\d+")
+_IN_CASE_AND_PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
 
 
 class RejectedRow(Exception):
     """The row cannot be believed. The message is the reason, without the row's own text, so that it can be counted."""
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One multiple-choice question, cleaned."""
 
-    id: str  # file stem and row number, as in train-17; rows count from 1, the header left out
-    source: str  # file name
+    id: str  # source without its ending, and row number, as in train-17; rows count from 1, the header left out
+    source: str  # file name, or split name of a saved data set
     row: int
+    split: str  # train, dev, test or test_clean
     figure: str  # file name of the figure, or ""
     article: str  # PubMed Central id of the article, or "" where the figure's name does not tell
     question: str
-    choices: tuple[str, ...]
+    choices: Sequence[str]
     gold: int  # index into choices
+    caption: str = ""  # version 2 of PMC-VQA alone
+    reasoning: str = ""  # a written rationale, where one was asked for and there is one
 
 
 def clean_text(cell: str) -> str:
     """One line: every run of white space (new lines and no-break spaces too) becomes one space, outer ones go."""
-    return " ".join(unicodedata.normalize("NFC", cell).split())
+    return " ".join((cell if cell.isascii() else unicodedata.normalize("NFC", cell)).split())
 
 
 def clean_choice(cell: str) -> tuple[str | None, str]:
@@ -52,20 +53,49 @@ def clean_choice(cell: str) -> tuple[str | None, str]:
     printed = _PRINTED_LETTER.match(text)
     if printed:
         text = text[printed.end() :]
-    for quote in "'\"":
-        if text.endswith(f" {quote}") and text.count(quote) % 2:
-            text = text[:-2].rstrip()
+    if text.endswith((" '", ' "')) and text.count(text[-1]) % 2:
+        text = text[:-2].rstrip()
     return (printed.group(1) if printed else None), text
 
 
-def _comparable(text: str) -> str:
+def article_of(figure: str) -> str:
+    """PubMed Central id that a figure's file name starts with, or ""."""
+    article = _ARTICLE.match(figure)
+    return article.group() if article else ""
+
+
+def checked(question: str, choices: Sequence[str]) -> None:
+    """Raise `RejectedRow` for an empty question or option, or for two equal options."""
+    if not question:
+        raise RejectedRow("question is empty")
+    if not all(choices):
+        raise RejectedRow("an option is empty")
+    if len(set(choices)) < len(choices):
+        raise RejectedRow("two options are the same")
+
+
+def comparable(text: str) -> str:
     """Letters, digits and signs in lower case, without option marks: equal where only the typing differs."""
     bare = _ANY_LETTER_MARK.sub(" ", clean_text(text))
     return " ".join(re.findall(r"[^\W_]+|[+\-<>=%±]", bare.casefold()))
 
 
+def fingerprint(question: str, choices: Sequence[str]) -> str:
+    """Question and options without case, spaces, punctuation and order: how a question that leaked is recognised."""
+    first, *rest = "\n".join([question, *choices]).casefold().translate(_IN_CASE_AND_PUNCTUATION).split("\n")
+    return "\n".join([first, *sorted(rest)])
+
+
+def position_of(label: str) -> int:
+    """Index of the option that a label names by its position. Raises `RejectedRow` if it is no letter from A to D."""
+    label = clean_text(label)
+    if label not in tuple(LETTERS):
+        raise RejectedRow("label is not one of A, B, C, D")
+    return LETTERS.index(label)
+
+
 def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:
-    """Index of the gold option.
+    """Index of the gold option, where the row gives a label and the answer's text.
 
     `label` names a position. Where the answer's text equals one option alone, that option must stand at the position,
     or carry the label as its printed letter (columns that were shifted). Otherwise the row is not believed.
@@ -73,48 +103,31 @@ def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: S
     Raises:
         RejectedRow: the label is no letter, or the three sources do not agree.
     """
-    label = clean_text(label)
-    if label not in tuple(LETTERS):
-        raise RejectedRow("label is not one of A, B, C, D")
-    position = LETTERS.index(label)
-    matches = [index for index, choice in enumerate(choices) if _comparable(choice) == _comparable(answer)]
+    position = position_of(label)
+    if choices[position] == answer:
+        return position
+    wanted = comparable(answer)
+    matches = [index for index, choice in enumerate(choices) if comparable(choice) == wanted]
     if not matches:
         raise RejectedRow("answer text is none of the options")
     if position in matches:
         return position
-    if len(matches) == 1 and printed[matches[0]] == label:
+    if len(matches) == 1 and printed[matches[0]] == LETTERS[position]:
         return matches[0]
     raise RejectedRow("label and answer text name different options")
 
 
-def read_v1_row(cells: Sequence[str], source: str, row: int) -> Question:
-    """The question in one CSV row with the columns of `V1_HEADER`.
+def reconcile_without_text(label: str, printed: Sequence[str | None]) -> int:
+    """Index of the gold option, where the row gives a label alone.
+
+    The letter printed in front of the option at that position, if any, must be the label, and no other option may
+    carry it: with no text to decide, nothing is guessed.
 
     Raises:
-        RejectedRow: too few or too many cells, an empty question or option, two equal options, or no agreed answer.
+        RejectedRow: the label is no letter, or position and printed letter name different options.
     """
-    if len(cells) != len(V1_HEADER):
-        raise RejectedRow(f"row does not have {len(V1_HEADER)} cells")
-    figure, question, answer, *raw_choices, label = cells
-    question = clean_text(question)
-    if not question:
-        raise RejectedRow("question is empty")
-    printed, choices = zip(*map(clean_choice, raw_choices), strict=True)
-    if not all(choices):
-        raise RejectedRow("an option is empty")
-    if len(set(choices)) < len(choices):
-        raise RejectedRow("two options are the same")
-    gold = reconcile(label, clean_choice(answer)[1], printed, choices)
-    figure = clean_text(figure)
-    article = _ARTICLE.match(figure)
-    stem = source.rsplit(".", 1)[0]
-    return Question(
-        id=f"{stem}-{row}",
-        source=source,
-        row=row,
-        figure=figure,
-        article=article.group() if article else "",
-        question=question,
-        choices=choices,
-        gold=gold,
-    )
+    position = position_of(label)
+    carriers = [index for index, letter in enumerate(printed) if letter == LETTERS[position]]
+    if carriers != [position] and (carriers or printed[position]):
+        raise RejectedRow("label and printed letter name different options")
+    return position

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from data_prep.command import run, whole_folder
+from data_prep.formats import V1_HEADER
 from data_prep.prompts import LETTERS
-from data_prep.questions import V1_HEADER
 
 FACTS_FILE = Path(__file__).with_name("sample_facts.yaml")
 TRAIN_PHRASINGS = 5
@@ -90,20 +90,27 @@ def sample_rows(seed: int) -> dict[str, list[dict[str, str]]]:
     return splits
 
 
+def write_sample(folder: Path, seed: int = 0) -> dict[str, int]:
+    """Write train.csv and test.csv into `folder`; returns the number of rows of each split."""
+    splits = sample_rows(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, V1_HEADER)
+            writer.writeheader()
+            writer.writerows(rows)
+    return {split: len(rows) for split, rows in splits.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart/PMC-VQA"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     args = parser.parse_args()
-    splits = sample_rows(args.seed)
     with whole_folder(args.output_dir, args.overwrite) as folder:
-        for split, rows in splits.items():
-            with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, V1_HEADER)
-                writer.writeheader()
-                writer.writerows(rows)
-    print(f"Wrote {args.output_dir}: " + ", ".join(f"{split}.csv {len(rows)} rows" for split, rows in splits.items()))
+        counts = write_sample(folder, args.seed)
+    print(f"Wrote {args.output_dir}: " + ", ".join(f"{split}.csv {count} rows" for split, count in counts.items()))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,21 @@ Architecture rule: the tokens before the first trained token are exactly the tok
 A template that breaks it trains a model that was never asked in the way it will be asked.
 """
 
+import hashlib
+import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from data_prep.command import UserError
+
+# What a template may look for in a text, so that it does not just copy it.
+_MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
+# Stands around the number of a text in a rendered pattern: a character that no text of ours holds.
+_SLOT = "\ue000"
+PROVEN = 100
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
@@ -32,6 +43,80 @@ def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_pr
     )["input_ids"]
 
 
+def render(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[str]:
+    """The text that the chat template makes of each conversation.
+
+    Templates copy the text of a turn unless it holds markup, and Jinja takes longer than the tokenizer. So a shape
+    (roles, and which texts there are) is rendered once, with placeholders that are then filled in. Texts with markup
+    or outer white space go through the template, and so does one conversation in `PROVEN` of the others: if filling
+    in gives another text there, the template does not copy, and every conversation goes through it.
+    """
+
+    def rendered(some: list[list[dict]]) -> list[str]:
+        if not some:
+            return []
+        try:
+            return tokenizer.apply_chat_template(some, add_generation_prompt=add_generation_prompt, tokenize=False)
+        except TemplateError as error:
+            raise UserError(f"chat template: {error}") from error
+
+    texts: list[str | None] = [None] * len(conversations)
+    patterns: dict[tuple, list[str]] = {}
+    filled = []
+    for index, turns in enumerate(conversations):
+        slots = [text for turn in turns for text in turn.values()]
+        if any(_MARKUP.search(text) or text != text.strip() for text in slots):
+            continue
+        shape = tuple(text if key == "role" else (key, text != "") for turn in turns for key, text in turn.items())
+        if shape not in patterns:
+            number = count()
+            marked = [
+                {k: text if k == "role" or not text else f"{_SLOT}{next(number)}{_SLOT}" for k, text in turn.items()}
+                for turn in turns
+            ]
+            patterns[shape] = rendered([marked])[0].split(_SLOT)
+        values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
+        # Every second piece is the number of a slot.
+        pieces = patterns[shape].copy()
+        pieces[1::2] = [values[int(slot)] for slot in pieces[1::2]]
+        texts[index] = "".join(pieces)
+        filled.append(index)
+    proven = filled[::PROVEN]
+    if any(texts[i] != text for i, text in zip(proven, rendered([conversations[i] for i in proven]), strict=True)):
+        return rendered(conversations)
+    rest = [index for index, text in enumerate(texts) if text is None]
+    for index, text in zip(rest, rendered([conversations[i] for i in rest]), strict=True):
+        texts[index] = text
+    return texts
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered texts: nothing added, nothing cut, as TRL encodes them."""
+    if not tokenizer.is_fast:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    # The tokenizer proper: the wrapper around it spends as long again on masks and conversions.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def anchor(tokenizer: Any, prompt: str) -> str | None:
+    """The last token in the rendered `prompt` at which tokenizers cut any text before they look at the rest.
+
+    What stands before such an added token is encoded alike whatever follows, so it need not be encoded twice.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    # DeepSeek's normalizer is an empty sequence; one that changes text could blur the cut.
+    normalizes = str(getattr(backend, "normalizer", None)) not in ("None", "Sequence(normalizers=[])")
+    places = {
+        prompt.rfind(token.content): token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if not (token.lstrip or token.single_word or (token.normalized and normalizes))
+    }
+    return places[max(places)] if places and max(places) >= 0 else None
+
+
 def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]]) -> list[dict]:
     """``{"prompt_ids", "completion_ids"}`` of each row, cut where generation would start.
 
@@ -39,13 +124,28 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
         UserError: in some row the prompt's tokens are not a prefix of the whole row's tokens, the begin-of-text token
             stands twice, the completion is empty, or the row does not end with the end-of-text token.
     """
+    asked = render(tokenizer, prompts, add_generation_prompt=True)
+    told = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
+    cut_at = anchor(tokenizer, asked[0]) if asked else None
+    # Each text falls into a head, encoded once, and a rest that begins with the end of the prompt.
+    cuts = [text.rfind(cut_at) if cut_at else 0 for text in asked]
+    heads = encode(tokenizer, [text[:cut] for text, cut in zip(asked, cuts, strict=True)])
+    rests = encode(tokenizer, [text[cut:] for text, cut in zip(told, cuts, strict=True)])
+    ends = [text[cut:] for text, cut in zip(asked, cuts, strict=True)]
+    different_ends = list(dict.fromkeys(ends))
+    ids_of_end = dict(zip(different_ends, encode(tokenizer, different_ends), strict=True))
+
     rows = []
-    asked = token_ids(tokenizer, prompts, add_generation_prompt=True)
-    told = token_ids(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
-    for prompt_ids, full_ids, prompt in zip(asked, told, prompts, strict=True):
+    for prompt, completion, head, rest, end, asked_text, told_text in zip(
+        prompts, completions, heads, rests, ends, asked, told, strict=True
+    ):
         row = f"the row that asks {prompt[-1]['content'][:60]!r}"
-        cut = len(prompt_ids)
-        if full_ids[:cut] != prompt_ids:
+        cut = len(ids_of_end[end])
+        if not told_text.startswith(asked_text) or rest[:cut] != ids_of_end[end]:
+            (prompt_ids,), (full_ids,) = (
+                token_ids(tokenizer, [prompt], add_generation_prompt=True),
+                token_ids(tokenizer, [prompt + completion]),
+            )
             same = next(i for i, (a, b) in enumerate(zip([*full_ids, None], prompt_ids, strict=False)) if a != b)
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
@@ -53,25 +153,68 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
                 f"{tokenizer.decode(full_ids[same : same + 8])!r}. Set chat_template_path to a template of "
                 "recipes/templates/"
             )
-        if full_ids[:2] == [tokenizer.bos_token_id] * 2:
+        prompt_ids, completion_ids = head + rest[:cut], rest[cut:]
+        if prompt_ids[:2] == [tokenizer.bos_token_id] * 2:
             raise UserError(f"chat template writes the begin-of-text token twice in {row}")
-        if len(full_ids) == cut:
+        if not completion_ids:
             raise UserError(f"the completion is empty in {row}: nothing would be trained")
-        if full_ids[-1] != tokenizer.eos_token_id:
+        if completion_ids[-1] != tokenizer.eos_token_id:
             raise UserError(
                 f"chat template does not end {row} with {tokenizer.eos_token!r}: the model would never learn to stop. "
                 "Set chat_template_path to a template of recipes/templates/"
             )
-        rows.append({"prompt_ids": prompt_ids, "completion_ids": full_ids[cut:]})
+        rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
     return rows
 
 
+def tokenized_for(tokenizer: Any) -> str:
+    """Fingerprint of everything that decides a row's tokens: the vocabulary, its rules and the chat template."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{backend}\n{tokenizer.chat_template}".encode()).hexdigest()[:16]
+
+
+def explain(tokenizer: Any, prompt: list[dict], completion: list[dict]) -> dict[str, Any]:
+    """``{"text", "input_ids", "loss_mask", "tokens"}`` of a row: what the model reads, and where it is trained (1)."""
+    (row,) = split_completions(tokenizer, [prompt], [completion])
+    ids = row["prompt_ids"] + row["completion_ids"]
+    return {
+        "text": tokenizer.decode(ids),
+        "input_ids": ids,
+        "loss_mask": [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"]),
+        "tokens": len(ids),
+    }
+
+
 def check_rows(dataset: Any, tokenizer: Any, max_length: int | None, name: str) -> list[int]:
-    """Check every row of a prompt/completion data set as `split_completions` does; returns its lengths in tokens.
+    """Check every row of a prepared data set as `split_completions` does; returns its lengths in tokens.
+
+    Rows with tokens (`prepare.py --pretokenize`) were checked when they were made; of them is checked that they were
+    made for this tokenizer and template.
 
     Raises:
-        UserError: a row breaks parity, or is longer than `max_length` tokens, so that TRL would cut its completion.
+        UserError: a row breaks parity, is longer than `max_length` tokens, so that TRL would cut its completion, or
+            has tokens for another model.
     """
+    tokens = token_counts(dataset, tokenizer, name)
+    too_long = [length for length in tokens if max_length is not None and length > max_length]
+    if too_long:
+        raise UserError(
+            f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
+            f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
+        )
+    return tokens
+
+
+def token_counts(dataset: Any, tokenizer: Any, name: str) -> list[int]:
+    """Tokens of each row, each row checked as `check_rows` says."""
+    if "input_ids" in dataset.column_names:
+        made_for = set(dataset.unique("tokenized_for")) - {tokenized_for(tokenizer)}
+        if made_for:
+            raise UserError(
+                f"{name} rows have tokens for another tokenizer or chat template (fingerprint {made_for.pop()}, here "
+                f"{tokenized_for(tokenizer)}): prepare them with --pretokenize and this model and --chat_template"
+            )
+        return [len(ids) for batch in dataset.with_format("numpy").iter(10_000) for ids in batch["input_ids"]]
 
     def lengths(batch: dict) -> dict:
         rows = split_completions(tokenizer, batch["prompt"], batch["completion"])
@@ -85,11 +228,9 @@ def check_rows(dataset: Any, tokenizer: Any, max_length: int | None, name: str) 
         load_from_cache_file=False,
         desc=f"Checking {name} rows",
     )
-    tokens = list(checked["tokens"])
-    too_long = [length for length in tokens if max_length is not None and length > max_length]
-    if too_long:
-        raise UserError(
-            f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
-            f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
-        )
-    return tokens
+    return list(checked["tokens"])
+
+
+def trained_columns(dataset: Any) -> list[str]:
+    """The columns that SFTTrainer reads: token ids where preparation has made them, else messages."""
+    return ["input_ids", "labels"] if "input_ids" in dataset.column_names else ["prompt", "completion"]

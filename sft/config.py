@@ -1,7 +1,7 @@
 """A recipe and the command line, parsed strictly into TRL's own configuration classes.
 
 In: argv, whose first word is a recipe (YAML). Every key is a field of TRL's ScriptArguments, SFTConfig or
-ModelConfig; `--key value` on the command line overrides it. Out: the three dataclasses.
+ModelConfig, or of `DataArguments` below; `--key value` on the command line overrides it. Out: these classes.
 """
 
 import dataclasses
@@ -27,12 +27,45 @@ OTHER_NAMES = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
     "use_liger_kernel": "model_init_kwargs: {use_kernels: true}",
     "hub_token": "the environment (hf auth login): a token in a file is a token lost",
+    "dataset_config": "dataset_name alone (a prepared data set has one configuration)",
     "lora_rank": "lora_r",
     "epochs": "num_train_epochs",
     "num_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "grad_accum": "gradient_accumulation_steps",
 }
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """The one key of a recipe that TRL does not know."""
+
+    dataset_mixture: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Prepared data sets to train on and how often to take each: {A: 1, B: 0.5} is every row of A and "
+            "a random half of B (default: dataset_name once). Dev questions always come from dataset_name."
+        },
+    )
+
+    def weights(self, dataset_name: str) -> dict[str, float]:
+        """{data set: how often each of its rows is taken}.
+
+        Raises:
+            UserError: not a mapping from data sets to positive numbers.
+        """
+        if self.dataset_mixture is None:
+            return {dataset_name: 1.0}
+        try:
+            weights = {str(path): float(weight) for path, weight in json.loads(self.dataset_mixture).items()}
+        except (ValueError, TypeError, AttributeError):
+            weights = {}
+        if not weights or not all(0 < weight < 1000 for weight in weights.values()):
+            raise UserError(
+                f"dataset_mixture {self.dataset_mixture}: write data sets and positive weights: "
+                "{PMC-VQA-Processed: 1, MedMCQA-Processed: 0.5}"
+            )
+        return weights
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -80,8 +113,8 @@ def suggestion(key: str, known: set[str]) -> str:
     return f"did you mean {close[0]}?" if close else "see `trl sft --help` for all keys"
 
 
-def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
-    """(ScriptArguments, SFTConfig, ModelConfig) from ``[recipe, --key, value, ...]``.
+def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, DataArguments]:
+    """(ScriptArguments, SFTConfig, ModelConfig, DataArguments) from ``[recipe, --key, value, ...]``.
 
     Raises:
         UserError: no recipe, an unknown or removed key, or a value that its field refuses.
@@ -93,7 +126,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any]:
 
     from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
-    classes = (ScriptArguments, SFTConfig, ModelConfig)
+    classes = (ScriptArguments, SFTConfig, ModelConfig, DataArguments)
     defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls) if field.init}
     known = set(defaults)
     given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}

@@ -1,5 +1,7 @@
-"""Open a split of a prepared data set, by folder or Hub id."""
+"""Open a split of a prepared data set, by folder or Hub id, or a weighted mixture of several."""
 
+import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from data_prep.command import UserError
 COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_format"}
 
 
-def load_split(path: str, split: str, name: str | None = None) -> Any:
+def load_split(path: str, split: str) -> Any:
     """The `datasets.Dataset` of one split.
 
     Raises:
@@ -22,7 +24,7 @@ def load_split(path: str, split: str, name: str | None = None) -> Any:
     if Path(path).exists() and not (Path(path) / "report.json").is_file():
         raise UserError(f"data set {path} is not a prepared data set: {advice}")
     try:
-        dataset = load_dataset(path, name=name)
+        dataset = load_dataset(path)
     except (OSError, ValueError) as error:
         raise UserError(f"data set {path} cannot be opened: {str(error).splitlines()[0]}: {advice}") from error
     if split not in dataset:
@@ -33,3 +35,31 @@ def load_split(path: str, split: str, name: str | None = None) -> Any:
     if not len(dataset[split]):
         raise UserError(f"split {split} of data set {path} is empty")
     return dataset[split]
+
+
+def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
+    """The rows of one split of several data sets, each taken `weight` times: 1 is every row once, 0.5 a random half.
+
+    The draw depends on the seed and on the order in which the data sets are named, so that every process and every
+    later run has the same rows.
+
+    Raises:
+        UserError: as `load_split`, or data sets that were prepared with different answer formats or tokenizers.
+    """
+    from datasets import concatenate_datasets
+
+    parts = []
+    for number, (path, weight) in enumerate(weights.items()):
+        rows = load_split(path, split)
+        whole, rest = divmod(round(weight * len(rows)), len(rows))
+        drawn = random.Random(f"{seed}:{number}").sample(range(len(rows)), rest)  # noqa: S311
+        part = rows.select([*list(range(len(rows))) * whole, *sorted(drawn)]) if (whole, rest) != (1, 0) else rows
+        if not len(part):
+            raise UserError(f"dataset_mixture: {weight} of {path} is not a single row: raise its weight")
+        parts.append(part)
+    for column in ("answer_format", "tokenized_for"):
+        kinds = [part[0].get(column, "nothing") for part in parts]
+        if len(set(kinds)) > 1:
+            described = ", ".join(f"{path} {kind}" for path, kind in zip(weights, kinds, strict=True))
+            raise UserError(f"dataset_mixture: {column} differs: {described}: prepare them with the same options")
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)

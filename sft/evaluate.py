@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, run, write_json
+from data_prep.prompts import OPEN
 
 
 def read_results(file: Path) -> tuple[dict, dict[str, bool]]:
@@ -117,7 +118,7 @@ def main() -> None:
     if trained not in (None, asked):
         raise UserError(
             f"{args.model_path} was trained to answer with {trained}, the questions of {args.dataset_path} ask for "
-            f"{asked}: prepare them with --answer_format {trained}"
+            f"{asked}: prepare them with {'--no_choices' if trained == OPEN else f'--answer_format {trained}'}"
         )
 
     import pyarrow as pa

@@ -26,16 +26,16 @@ def main() -> None:
     #################
     # Configuration #
     #################
-    script_args, training_args, model_args = parse(sys.argv[1:])
+    script_args, training_args, model_args, data_args = parse(sys.argv[1:])
     check(script_args, training_args, model_args)
 
     # Imported here, so that --help and a misspelt recipe answer at once.
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from sft.chat import check_rows
+    from sft.chat import check_rows, trained_columns
     from sft.checkpoints import resume_point, save_final_model
     from sft.cpu import score_labelled_positions_only
-    from sft.data import load_split
+    from sft.data import load_mixture, load_split
     from sft.models import check_model_folder, describe_model, load_tokenizer
 
     check_model_folder(model_args.model_name_or_path)
@@ -46,12 +46,9 @@ def main() -> None:
     ################################
     # Data: every row is looked at #
     ################################
-    train = load_split(script_args.dataset_name, script_args.dataset_train_split, script_args.dataset_config)
-    dev = (
-        load_split(script_args.dataset_name, script_args.dataset_test_split, script_args.dataset_config)
-        if evaluating
-        else None
-    )
+    weights = data_args.weights(script_args.dataset_name)
+    train = load_mixture(weights, script_args.dataset_train_split, training_args.data_seed or training_args.seed)
+    dev = load_split(script_args.dataset_name, script_args.dataset_test_split) if evaluating else None
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, training_args.chat_template_path, model_args.model_revision
     )
@@ -59,6 +56,8 @@ def main() -> None:
         lengths = check_rows(train, tokenizer, training_args.max_length, "train")
         if evaluating:
             check_rows(dev, tokenizer, training_args.max_length, "dev")
+    if not training_args.packing:
+        training_args.max_length = None  # no row exceeds it; TRL would look at every row again
 
     #########
     # Model #
@@ -76,8 +75,8 @@ def main() -> None:
         model=model_args.model_name_or_path,
         args=training_args,
         # Formatting, tokenisation, the completion mask and packing all happen inside SFTTrainer.
-        train_dataset=train.select_columns(["prompt", "completion"]),
-        eval_dataset=dev.select_columns(["prompt", "completion"]) if evaluating else None,
+        train_dataset=train.select_columns(trained_columns(train)),
+        eval_dataset=dev.select_columns(trained_columns(dev)) if evaluating else None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),

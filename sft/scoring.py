@@ -96,7 +96,7 @@ def option_log_likelihoods(
     order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]["shared"]))
     pad_token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # Rows of one file share their answer format; were they mixed, the whole completion is right for all.
-    letters = all(q["answer_format"] != "text" for q in questions)
+    letters = all(q["answer_format"].startswith("letter") for q in questions)
     model.eval()
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]

@@ -1,10 +1,8 @@
 """Cleaning and reconciling single rows."""
 
-import csv
-
 import pytest
 
-from data_prep.questions import RejectedRow, clean_choice, read_v1_row, reconcile
+from data_prep.questions import RejectedRow, checked, clean_choice, fingerprint, reconcile, reconcile_without_text
 
 
 @pytest.mark.parametrize(
@@ -64,44 +62,43 @@ def test_sources_that_disagree_are_rejected_with_the_reason(label, answer, reaso
         reconcile(label, answer, "ABCD", CHOICES)
 
 
-ROW = ["PMC123_F1.jpg", "Which colour?", "green", "A: red", "B: green", "C: blue", "D: black", "B"]
+@pytest.mark.parametrize(
+    ("label", "printed", "gold"),
+    [("B", "ABCD", 1), (" B ", "ABCD", 1), ("C", (None, None, None, None), 2), ("A", "ACDD", 0)],
+)
+def test_a_label_alone_names_the_option_that_carries_it(label, printed, gold):
+    assert reconcile_without_text(label, tuple(printed)) == gold
 
 
 @pytest.mark.parametrize(
-    ("column", "cell", "reason"),
-    [(1, " \n ", "question is empty"), (3, "A:", "option is empty"), (3, "A: green", "two options are the same")],
+    ("label", "printed", "reason"),
+    [
+        ("C", "ACCD", "name different options"),  # two options carry the label
+        ("C", "ABDC", "name different options"),  # another option carries it
+        ("C", "ABDD", "name different options"),  # the option there carries another letter, and none this one
+        ("E", "ABCD", "label is not one of"),
+    ],
 )
-def test_faulty_cells_are_rejected_with_the_reason(column, cell, reason):
+def test_a_label_alone_is_never_guessed_at(label, printed, reason):
     with pytest.raises(RejectedRow, match=reason):
-        read_v1_row([*ROW[:column], cell, *ROW[column + 1 :]], "train.csv", 1)
+        reconcile_without_text(label, tuple(printed))
 
 
-@pytest.mark.parametrize("cells", [ROW[:-1], [*ROW, ""], []])
-def test_rows_with_another_number_of_cells_are_rejected(cells):
-    with pytest.raises(RejectedRow, match="8 cells"):
-        read_v1_row(cells, "train.csv", 1)
+@pytest.mark.parametrize(
+    ("question", "choices", "reason"),
+    [
+        ("", CHOICES, "question is empty"),
+        ("Q?", ("red", "", "blue", "black"), "option is empty"),
+        ("Q?", ("red", "green", "green", "black"), "two options are the same"),
+    ],
+)
+def test_faulty_cells_are_rejected_with_the_reason(question, choices, reason):
+    with pytest.raises(RejectedRow, match=reason):
+        checked(question, choices)
 
 
-def test_a_question_knows_where_it_came_from():
-    question = read_v1_row(ROW, "train.csv", 7)
-    assert (question.id, question.source, question.row, question.article) == ("train-7", "train.csv", 7, "PMC123")
-    assert read_v1_row(["", *ROW[1:]], "train.csv", 7).article == ""
-
-
-def test_real_odd_rows_come_out_as_a_reader_would_have_them(shared_rows):
-    with open(shared_rows / "v1_quirks.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    read = {}
-    for row in rows:
-        try:
-            question = read_v1_row(row, "v1_quirks.csv", 1)
-            read[row[0]] = question.choices[question.gold]
-        except RejectedRow as reason:
-            read[row[0]] = str(reason)
-    assert read == {
-        "PMC1064097_F1.jpg": "Focal uptake pattern",
-        "PMC1421418_F5.jpg": "label is not one of A, B, C, D",
-        "PMC1976316_F1.jpg": "N/A",
-        "PMC2660287_F5.jpg": "Solitary level expression of signal S",
-        "PMC3844328_F3.jpg": "Non-enhanced area",
-    }
+def test_a_question_is_recognised_whatever_its_case_punctuation_and_order_of_options():
+    one = fingerprint("Which stain shows iron?", ["Prussian blue", "Congo red"])
+    assert fingerprint("which stain shows iron", ["Congo Red.", "Prussian blue"]) == one
+    assert fingerprint("Which stain shows iron?", ["Prussian blue", "Giemsa"]) != one
+    assert fingerprint("T1+?", ["a"]) != fingerprint("T1-?", ["a"])

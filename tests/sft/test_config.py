@@ -34,7 +34,7 @@ def test_values_arrive_with_the_type_of_their_field(recipe):
         "learning_rate: 2e-5\nbf16: NO\npacking: on\neval_strategy: no\nmax_length: null\n"
         "lora_target_modules: [q_proj, v_proj]\nmodel_init_kwargs: {use_cache: false}\nmax_steps: -1\n"
     )
-    script, training, model = parse([path])
+    script, training, model, _ = parse([path])
     assert training.learning_rate == 2e-5
     assert training.bf16 is False
     assert training.packing is True
@@ -48,7 +48,7 @@ def test_values_arrive_with_the_type_of_their_field(recipe):
 
 def test_command_line_wins_over_recipe(recipe):
     path = recipe(learning_rate=1.0, lora_r=4, packing=True)
-    _, training, model = parse([path, "--learning_rate", "2e-4", "--lora_r=8", "--packing", "no"])
+    _, training, model, _ = parse([path, "--learning_rate", "2e-4", "--lora_r=8", "--packing", "no"])
     assert (training.learning_rate, model.lora_r, training.packing) == (2e-4, 8, False)
 
 
@@ -130,7 +130,7 @@ def test_stray_words_are_refused(recipe):
 )
 def test_settings_that_would_fail_late_are_refused_early(recipe, keys, words):
     with pytest.raises(UserError, match=words):
-        check(*parse([recipe(**keys)]))
+        check(*parse([recipe(**keys)])[:3])
 
 
 def test_save_and_eval_steps_that_do_not_match_are_refused_early(recipe):
@@ -141,7 +141,7 @@ def test_save_and_eval_steps_that_do_not_match_are_refused_early(recipe):
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("recipes/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_recipe_parses_and_passes_its_checks(path):
-    script, training, model = parse([str(path), "--use_cpu", "yes"])
+    script, training, model, _ = parse([str(path), "--use_cpu", "yes"])
     check(script, training, model)
     assert training.report_to == []
     assert training.chat_template_path and (path.parents[1] / training.chat_template_path).is_file()

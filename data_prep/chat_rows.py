@@ -1,0 +1,92 @@
+"""From questions to the rows of the prepared data set: messages, and token ids where they are asked for.
+
+The columns are the contract with `sft/`; docs/data.md describes them.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from data_prep.prompts import LETTERS, answer_text, completion_messages, prompt_messages
+
+MAX_ORDERS = 24
+# The loss of PyTorch and transformers leaves this label out.
+IGNORED = -100
+
+# Options that mean something only where they stand: "all of the above", "both A and C", "A & B".
+_TIED_TO_ITS_PLACE = re.compile(
+    r"\b(all|none|any|both|neither|some|two|three)( of)?( the)? (above|below|following|others?|these|options?)\b"
+    r"|\b[a-d]\)? ?(,|and|or|nor|&|\+|/) ?\(?[a-d]\b|\b(option|choice|answer)s? [a-d]\b|^(only )?[a-d]( only)?$",
+    re.IGNORECASE,
+)
+
+
+def can_be_shuffled(choices: Sequence[str], reasoning: str = "") -> bool:
+    """False where an option speaks of another one's place or letter, or where a rationale may do so."""
+    return not reasoning and not any(_TIED_TO_ITS_PLACE.search(choice) for choice in choices)
+
+
+def choice_orders(id: str, gold: int, orders: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Yield `orders` different orders of four options, seeded by the row's id, so that no other row matters.
+
+    Each run of four orders puts the right option at every letter once.
+    """
+    rng = random.Random(f"{seed}:{id}")  # noqa: S311
+    wrong = [index for index in range(len(LETTERS)) if index != gold]
+    arrangements = [(a, b, c) for a in wrong for b in wrong for c in wrong if len({a, b, c}) == 3]
+    rng.shuffle(arrangements)
+    places = rng.sample(range(len(LETTERS)), len(LETTERS))
+    for number in range(orders):
+        arrangement, place = arrangements[number // len(LETTERS)], places[number % len(LETTERS)]
+        yield (*arrangement[:place], gold, *arrangement[place:])
+
+
+def chat_rows(
+    question: dict[str, Any], answer_format: str, orders: int = 0, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows that a question makes: one, or one an order of its options if `orders` is not 0.
+
+    `question` has the fields of `data_prep.questions.Question`.
+    """
+    shuffled = orders > 0 and can_be_shuffled(question["choices"], question["reasoning"])
+    every = choice_orders(question["id"], question["gold"], orders, seed) if shuffled else [range(len(LETTERS))]
+    for number, order in enumerate(every):
+        choices = [question["choices"][index] for index in order]
+        gold = order.index(question["gold"])
+        yield {
+            "id": f"{question['id']}#{number + 1}" if shuffled else question["id"],
+            "prompt": prompt_messages(question["question"], choices, answer_format),
+            "completion": completion_messages(answer_text(choices, gold, answer_format), question["reasoning"]),
+            "question": question["question"],
+            "choices": choices,
+            "gold": gold,
+            "answer_format": answer_format,
+            "article": question["article"],
+            "figure": question["figure"],
+            "caption": question["caption"],
+            "source": question["source"],
+        }
+
+
+def schema(tokenized: bool) -> Any:
+    """The `pyarrow` schema of the prepared rows."""
+    import pyarrow as pa
+
+    text = pa.string()
+    turn = [("role", text), ("content", text)]
+    columns = [
+        ("id", text),
+        ("prompt", pa.list_(pa.struct(turn))),
+        ("completion", pa.list_(pa.struct([*turn, ("reasoning_content", text)]))),
+        ("question", text),
+        ("choices", pa.list_(text)),
+        ("gold", pa.int32()),
+        ("answer_format", text),
+        ("article", text),
+        ("figure", text),
+        ("caption", text),
+        ("source", text),
+    ]
+    tokens = [("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("tokenized_for", text)]
+    return pa.schema(columns + tokens if tokenized else columns)

@@ -1,0 +1,129 @@
+"""The formats of medical multiple-choice questions that preparation reads.
+
+A format is the columns that identify it and one small function from a row, its cells as strings, to a `Question`.
+To add one, write the function and a line in `FORMATS`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from data_prep.prompts import LETTERS
+from data_prep.questions import (
+    Question,
+    RejectedRow,
+    article_of,
+    checked,
+    clean_choice,
+    clean_text,
+    reconcile,
+    reconcile_without_text,
+)
+
+V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
+V2_HEADER = (
+    *(
+        "index",
+        "Figure_path",
+        "Caption",
+        "Question",
+        "Choice A",
+        "Choice B",
+        "Choice C",
+        "Choice D",
+        "Answer",
+        "split",
+    ),
+)
+
+# Where a row came from: the first three fields of a question.
+Place = tuple[str, str, int]
+
+
+def printed_choices(cells: Mapping[str, str]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
+    """(printed letters, texts) of PMC-VQA's four choice columns."""
+    first, second = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
+    return first, second
+
+
+def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Question:
+    """PMC-VQA version 1: `Answer` is the text, `Answer_label` the letter."""
+    question = clean_text(cells["Question"])
+    printed, choices = printed_choices(cells)
+    checked(question, choices)
+    gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
+    figure = clean_text(cells["Figure_path"])
+    return Question(*place, split or "train", figure, article_of(figure), question, choices, gold)
+
+
+def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
+    """PMC-VQA version 2: `Answer` is the letter. Where the file's name tells no split, the `split` column does."""
+    question = clean_text(cells["Question"])
+    printed, choices = printed_choices(cells)
+    checked(question, choices)
+    gold = reconcile_without_text(cells["Answer"], printed)
+    split = split or split_named(clean_text(cells["split"]))
+    if not split:
+        raise RejectedRow("neither the file's name nor the split column tells the split")
+    figure = clean_text(cells["Figure_path"])
+    caption = clean_text(cells["Caption"])
+    return Question(*place, split, figure, article_of(figure), question, choices, gold, caption)
+
+
+def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question:
+    """MedMCQA (Pal et al. 2022): `cop` is the number of the right option from 1, as its authors publish it.
+
+    A saved `datasets` folder names the classes a to d instead.
+    """
+    question = clean_text(cells["question"])
+    choices = tuple(clean_text(cells[name]) for name in ("opa", "opb", "opc", "opd"))
+    checked(question, choices)
+    number = clean_text(cells["cop"])
+    names = next((names for names in ("1234", "abcd") if number in tuple(names)), None)
+    if names is None:
+        raise RejectedRow("cop is not one of 1, 2, 3, 4")
+    return Question(*place, split or "train", "", "", question, choices, names.index(number))
+
+
+def read_medqa(cells: Mapping[str, Any], place: Place, split: str) -> Question:
+    """MedQA-USMLE with four options (Jin et al. 2021): `answer_idx` is the letter, `answer` the text."""
+    options = cells["options"]
+    if not isinstance(options, Mapping) or sorted(options) != list(LETTERS):
+        raise RejectedRow("options are not A, B, C, D")
+    question = clean_text(cells["question"])
+    choices = tuple(clean_text(options[letter]) for letter in LETTERS)
+    checked(question, choices)
+    gold = reconcile(cells["answer_idx"], clean_text(cells["answer"]), LETTERS, choices)
+    return Question(*place, split or "train", "", "", question, choices, gold)
+
+
+class Format(NamedTuple):
+    """How to recognise a source, and how to read its rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    read: Callable[[Mapping[str, Any], Place, str], Question]  # raises RejectedRow
+    licence: str  # as its publisher gives it
+
+
+FORMATS = {
+    "pmc_vqa_v1": Format("PMC-VQA version 1", V1_HEADER, read_pmc_vqa_v1, "CC BY-SA"),
+    "pmc_vqa_v2": Format("PMC-VQA version 2", V2_HEADER, read_pmc_vqa_v2, "CC BY-SA"),
+    "medmcqa": Format("MedMCQA", ("question", "opa", "opb", "opc", "opd", "cop"), read_medmcqa, "MIT"),
+    "medqa": Format("MedQA-USMLE, four options", ("question", "options", "answer", "answer_idx"), read_medqa, "MIT"),
+}
+
+
+def detect(columns: Iterable[str]) -> str | None:
+    """Name of the format that has these columns, or None. Columns beyond a format's own do not matter."""
+    present = set(columns)
+    return next((name for name, known in FORMATS.items() if present.issuperset(known.columns)), None)
+
+
+def split_named(name: str) -> str:
+    """The split that a file or a column calls by one of the usual names, or "" if it calls none."""
+    words = name.lower().replace("-", "_").replace(".", "_").split("_")
+    if "test" in words:
+        return "test_clean" if "clean" in words else "test"
+    if {"dev", "val", "valid", "validation"} & set(words):
+        return "dev"
+    return "train" if "train" in words else ""

@@ -1,0 +1,69 @@
+"""Run a function over many pieces of work in several processes, results in order, memory bounded."""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from data_prep.command import UserError
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(initializer: Callable[..., None], arguments: tuple) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone answers to it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # One process a core: threads of the tokenizer's own would only compete.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Rows hold no cycles, and looking for some takes a quarter of the time.
+    gc.disable()
+    initializer(*arguments)
+
+
+@contextlib.contextmanager
+def ordered_map(num_proc: int, initializer: Callable[..., None], *arguments: Any) -> Iterator[Callable]:
+    """Yield `apply(function, items)`, which yields the results in the order of the items.
+
+    Each process calls ``initializer(*arguments)`` once. With one process all happens here. At most two items a process
+    are read ahead, so that reading never outruns the work.
+
+    Raises:
+        UserError: a process was killed, which on most machines means that memory ran out.
+    """
+    if num_proc == 1:
+        initializer(*arguments)
+        gc.disable()
+        try:
+            yield map
+        finally:
+            gc.enable()
+        return
+    # Forked where that is possible: the children share what the parent has loaded.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), _start, (initializer, arguments))
+
+    def apply(function: Callable, items: Iterable) -> Iterator:
+        waiting = deque()
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > 2 * num_proc:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    try:
+        yield apply
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed: is the memory full? Try --num_proc 1") from error
+    finally:
+        executor.shutdown(cancel_futures=True)

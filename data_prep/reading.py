@@ -1,0 +1,153 @@
+"""The first pass: read the sources in chunks, clean and reconcile every row, and keep hashes to tell rows apart by.
+
+Questions go to a temporary Arrow file; in memory stay a few numbers a row.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data_prep import worker
+from data_prep.command import UserError
+from data_prep.formats import FORMATS
+from data_prep.questions import Question, RejectedRow, fingerprint
+from data_prep.reasoning import THINK_TAGS
+from data_prep.sources import Source, cells_of
+from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash64
+
+CHUNK = 5_000  # rows a piece of work: some MB
+HASHES = ("content_hash", "group_hash", *OVERLAPS.values())
+
+
+@dataclass
+class Reading:
+    """What became of the rows: read = kept + rejected + duplicates. Arrays have one entry a sound row."""
+
+    read: int
+    duplicates: int
+    rejected: list[tuple[str, int, str, Any]]  # source, row, reason, raw cells
+    chunk_lengths: list[int]  # sound rows in each chunk of the file
+    split_of: Any  # int8, index into SPLITS, or LEFT_OUT for duplicates
+    has_reasoning: Any  # bool
+    hashes: dict[str, Any]  # uint64, by name
+    seconds: float
+
+    @property
+    def kept(self) -> int:
+        return self.read - len(self.rejected) - self.duplicates
+
+
+def chunks(sources: Iterable[Source], most: int | None = None) -> Iterator[tuple[Source, int, list[Any]]]:
+    """Yield (source, number of the first row, raw rows), at most `most` rows of each source."""
+    for source in sources:
+        rows, first = islice(source.rows(), most), 1
+        while raw := list(islice(rows, CHUNK)):
+            yield source, first, raw
+            first += len(raw)
+
+
+def questions_schema() -> Any:
+    """The `pyarrow` schema of a chunk of questions: the fields of `Question`, and 64-bit hashes to compare by."""
+    import pyarrow as pa
+
+    types = {"row": pa.int32(), "gold": pa.int8(), "choices": pa.list_(pa.string())}
+    fields = [(name, types.get(name, pa.string())) for name in Question._fields]
+    return pa.schema(fields + [(name, pa.uint64()) for name in HASHES])
+
+
+def hashes_of(question: Question) -> tuple[int, ...]:
+    """Values of the columns `HASHES`. The group's is seeded: its order is the order in which dev takes articles."""
+    text = fingerprint(question.question, question.choices)
+    content = "\n".join([question.split, question.figure, question.question, *question.choices, str(question.gold)])
+    article = question.article or question.id
+    return (
+        hash64(content),
+        hash64(f"{worker.settings.seed}:{article}"),
+        hash64(question.article),
+        hash64(question.figure),
+        hash64(text),
+    )
+
+
+def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[str, int, str, Any]]]:
+    """(record batch of the sound questions, rejected rows with their reasons) of one chunk."""
+    import pyarrow as pa
+
+    source, first, raw_rows = chunk
+    read = FORMATS[source.format].read
+    reasoning = worker.settings.reasoning
+    kept, rejected = [], []
+    for number, raw in enumerate(raw_rows, start=first):
+        try:
+            cells = cells_of(raw, source)
+            question = read(cells, (f"{source.stem}-{number}", source.name, number), source.split)
+            if reasoning is not None:
+                text = cells.get(reasoning, "") if isinstance(reasoning, str) else reasoning.get(question.id, "")
+                if any(tag in text for tag in THINK_TAGS):
+                    raise RejectedRow("rationale holds a think tag")
+                question = question._replace(reasoning=text.strip())
+            kept.append((*question, *hashes_of(question)))
+        except RejectedRow as reason:
+            rejected.append((source.name, number, str(reason), raw))
+    columns = zip(*kept, strict=True) if kept else [()] * len(questions_schema())
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, questions_schema(), strict=True)]
+    return pa.record_batch(arrays, schema=questions_schema()), rejected
+
+
+def read_sources(sources: list[Source], file: Path, apply: Callable, most: int | None) -> Reading:
+    """Read every row (at most `most` of a source) into `file` (Arrow). Of exact duplicates in a split one is kept."""
+    import numpy as np
+    import pyarrow as pa
+    from tqdm import tqdm
+
+    start = time.perf_counter()
+    rejected, columns, chunk_lengths = [], {name: [] for name in ("split", "reasoning", *HASHES)}, []
+    with pa.ipc.new_file(file, questions_schema()) as writer, tqdm(desc="Reading", unit=" rows") as progress:
+        for batch, faults in apply(read_chunk, chunks(sources, most)):
+            writer.write_batch(batch)
+            rejected += faults
+            chunk_lengths.append(len(batch))
+            columns["split"].append(np.array([SPLITS.index(name) for name in batch["split"].to_pylist()], np.int8))
+            columns["reasoning"].append(np.array([text != "" for text in batch["reasoning"].to_pylist()], bool))
+            for name in HASHES:
+                columns[name].append(batch[name].to_numpy())
+            progress.update(len(batch) + len(faults))
+    joined = {name: np.concatenate(arrays) if arrays else np.zeros(0) for name, arrays in columns.items()}
+    split_of, has_reasoning = joined.pop("split"), joined.pop("reasoning")
+    duplicates = ~first_occurrences(joined["content_hash"])
+    split_of[duplicates] = LEFT_OUT
+    return Reading(
+        read=sum(chunk_lengths) + len(rejected),
+        duplicates=int(duplicates.sum()),
+        rejected=rejected,
+        chunk_lengths=chunk_lengths,
+        split_of=split_of,
+        has_reasoning=has_reasoning,
+        hashes=joined,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def check_reading(reading: Reading, max_rejected: float, reasoning: dict[str, str] | str | None) -> None:
+    """Raise `UserError` if no row is left, a larger share than `max_rejected` was rejected, or no rationale fits."""
+    reasons = Counter(reason for _, _, reason, _ in reading.rejected)
+    commonest = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+    if reading.rejected:
+        source, row, reason, _ = reading.rejected[0]
+        commonest += f". The first is {source} row {row}: {reason}"
+    if not reading.read:
+        raise UserError("the source files hold a header and no rows: is the download complete?")
+    if not reading.kept:
+        raise UserError(f"no row is left after cleaning: all {reading.read} were rejected: {commonest}")
+    if len(reading.rejected) > max_rejected * reading.read:
+        raise UserError(
+            f"{len(reading.rejected)} of {reading.read} rows were rejected, more than --max_rejected {max_rejected:g} "
+            f"allows: {commonest}. Check the files, or allow more"
+        )
+    if reasoning is not None and not reading.has_reasoning.any():
+        known = f"; its ids look like {next(iter(reasoning))!r}" if isinstance(reasoning, dict) and reasoning else ""
+        raise UserError(f"--add_reasoning: no question has a rationale there{known}; row ids look like 'train-17'")

@@ -1,0 +1,61 @@
+"""Rationales to train on, from a file or from a column of the source. None is ever invented."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_prep.command import UserError
+from data_prep.sources import Source
+
+THINK_TAGS = ("<think>", "</think>")
+
+
+def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | str:
+    """What `--add_reasoning` names: {row id: rationale} from a file, or the name of a column of some source.
+
+    A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`.
+
+    Raises:
+        UserError: neither file nor column, a file without these fields, or an id that stands twice.
+    """
+    file = Path(value)
+    if file.suffix not in (".jsonl", ".parquet"):
+        if any(value in source.columns for source in sources):
+            return value
+        raise UserError(
+            f"--add_reasoning {value}: no source has such a column, and it is no .jsonl or .parquet file: give a "
+            "column, or a file with the fields id and reasoning"
+        )
+    reasoning: dict[str, str] = {}
+    try:
+        rows = _read_parquet(file) if file.suffix == ".parquet" else _read_jsonl(file)
+        for number, (id, text) in enumerate(rows, start=1):
+            if id in reasoning:
+                raise UserError(f"--add_reasoning {file}: row {number}: the id {id} stands twice")
+            reasoning[id] = text
+    except OSError as error:
+        raise UserError(f"--add_reasoning {file}: cannot be read: {error.strerror or error}") from error
+    return reasoning
+
+
+def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                yield str(row["id"]), str(row["reasoning"] or "")
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"--add_reasoning {file}: line {number} is not a JSON object with id and reasoning"
+                ) from error
+
+
+def _read_parquet(file: Path) -> Iterable[tuple[str, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, columns=["id", "reasoning"])
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise UserError(f"--add_reasoning {file}: not a Parquet file with the columns id and reasoning") from error
+    return ((str(row["id"]), row["reasoning"] or "") for row in table.to_pylist())

@@ -1,0 +1,250 @@
+"""Where questions come from: CSV and JSON-lines files, saved `datasets` folders, PMC-VQA on the Hub.
+
+In: the path or Hub id that the user gave. Out: `Source` objects, whose rows are read as text, one after another.
+Faults of a whole file stop the preparation with a `UserError`; faults of one row raise `RejectedRow` in `cells_of`.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import UserError
+from data_prep.formats import FORMATS, detect, split_named
+from data_prep.questions import RejectedRow
+
+# The published files of each version; both lie in one repository, and their headers differ.
+HUB_FILES = {
+    "pmc_vqa_v1": ("train.csv", "test.csv", "test_clean.csv"),
+    "pmc_vqa_v2": ("train_2.csv", "test_2.csv"),
+}
+FILE_ENDINGS = (".csv", ".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one split of a saved data set."""
+
+    path: Path  # of the file, or of the saved folder
+    name: str  # file name, or split name
+    kind: str  # csv, jsonl or saved
+    columns: tuple[str, ...]
+    format: str  # key of FORMATS
+    split: str  # train, dev, test, test_clean; "" where the name does not tell
+
+    @property
+    def stem(self) -> str:
+        """What the ids of its rows begin with."""
+        return self.name.removesuffix(self.path.suffix) if self.kind != "saved" else self.name
+
+    def sha256(self) -> str:
+        """SHA-256 of the bytes that are read, in hexadecimal."""
+        folder = self.path / self.name if (self.path / self.name).is_dir() else self.path
+        return sha256(*(sorted(folder.glob("*.arrow")) if self.kind == "saved" else [self.path]))
+
+    def rows(self) -> Iterator[Any]:
+        """The rows as they come, to be read by `cells_of`. Raises `UserError` where the file breaks off."""
+        return {"csv": _csv_rows, "jsonl": _json_lines, "saved": _saved_rows}[self.kind](self)
+
+
+def sha256(*files: Path) -> str:
+    """SHA-256 of the files' contents, one after another, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def find_sources(place: str, format_name: str = "detect", revision: str | None = None) -> list[Source]:
+    """The sources at `place`: a file, a folder of files, a saved `datasets` folder, or a data set on the Hub.
+
+    Raises:
+        UserError: nothing there, a file of no known format, or a Hub id without version and commit.
+    """
+    path = Path(place)
+    if not path.exists():
+        files = _download(place, format_name, revision)
+    elif revision:
+        raise UserError(f"--revision {revision} is for a data set on the Hub, and {place} is here on the disk")
+    elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _saved_sources(path, format_name)
+    else:
+        files = sorted(file for file in path.iterdir() if file.suffix in FILE_ENDINGS) if path.is_dir() else [path]
+    if not files:
+        raise UserError(
+            f"--dataset_path {path} holds no .csv or .jsonl file: give the folder with train.csv, test.csv"
+        )
+    sources = [_file_source(file, format_name) for file in files]
+    for first, second in combinations(sources, 2):
+        if first.stem == second.stem:
+            raise UserError(f"{first.name} and {second.name} would give their rows the same ids: rename one of them")
+    return sources
+
+
+def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
+    """The files of a PMC-VQA version on the Hub, at one commit, in the Hub's cache."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or place.startswith("."):
+        raise UserError(
+            f"--dataset_path {place} does not exist: give the folder that holds train.csv and test.csv, or one file"
+        )
+    if format_name not in HUB_FILES or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise UserError(
+            f"--dataset_path {place} is no folder here. As a data set on the Hub it needs its version, --format "
+            f"{' or '.join(HUB_FILES)}, and --revision with the 40 digits of a commit, so that it stays the same data"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return [
+            Path(hf_hub_download(place, name, repo_type="dataset", revision=revision))
+            for name in HUB_FILES[format_name]
+        ]
+    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
+        raise UserError(f"{place} cannot be had from the Hub: {str(error).splitlines()[0]}") from error
+
+
+def _chosen_format(where: str, columns: tuple[str, ...], format_name: str) -> str:
+    """The format to read `columns` with. Raises `UserError` if it does not fit, or if none does."""
+    if format_name != "detect":
+        missing = [column for column in FORMATS[format_name].columns if column not in columns]
+        if missing:
+            raise UserError(f"{where}: not {FORMATS[format_name].title}: no column {', '.join(missing)}")
+        return format_name
+    detected = detect(columns)
+    if detected is None:
+        known = "; ".join(f"{known.title}: {','.join(known.columns)}" for known in FORMATS.values())
+        found = ascii(",".join(columns))[1:-1][:200] or "an empty file"
+        raise UserError(f"{where}: header of no known format: found {found}. Known are {known}")
+    return detected
+
+
+def _file_source(file: Path, format_name: str) -> Source:
+    kind = "csv" if file.suffix == ".csv" else "jsonl"
+    try:
+        with open(file, "rb") as content:
+            if b"\0" in content.read(4096).split(b"\n")[0]:
+                raise UserError(f"{file}: not a text file: is it a CSV file, unpacked?")
+        if kind == "csv":
+            with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+                columns = tuple(name.strip() for name in next(csv.reader(lines), []))
+        else:
+            with open(file, encoding="utf-8-sig") as lines:
+                first = json.loads(next(lines, "{}"))
+            columns = tuple(first) if isinstance(first, dict) else ()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{file}: line 1 is not {'CSV' if kind == 'csv' else 'a JSON object'}: {error}") from error
+    chosen = _chosen_format(str(file), columns, format_name)
+    return Source(file, file.name, kind, columns, chosen, split_named(file.stem))
+
+
+def _saved_sources(path: Path, format_name: str) -> list[Source]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a whole saved data set: {str(error).splitlines()[0]}") from error
+    splits = saved if isinstance(saved, DatasetDict) else {split_named(path.name) or "train": saved}
+    sources = []
+    for name, rows in splits.items():
+        columns = tuple(rows.column_names)
+        chosen = _chosen_format(f"{path}, split {name}", columns, format_name)
+        sources.append(Source(path, name, "saved", columns, chosen, split_named(name)))
+    return sources
+
+
+def _csv_rows(source: Source) -> Iterator[list[str]]:
+    # Bytes that are not UTF-8 become surrogates, which `cells_of` rejects row by row.
+    with open(source.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.reader(lines, strict=True)
+        next(rows)
+        cells = source.columns
+        try:
+            for cells in rows:
+                yield cells
+        except csv.Error as error:
+            fault = "the file ends inside a quoted cell" if "end of data" in str(error) else f"broken CSV: {error}"
+            raise UserError(f"{source.path}: line {rows.line_num}: {fault}: is the download complete?") from error
+        line = rows.line_num
+    if len(cells) < len(source.columns) and not _ends_with_newline(source.path):
+        raise UserError(f"{source.path}: line {line}: the file ends inside a row: is the download complete?")
+
+
+def _json_lines(source: Source) -> Iterator[str]:
+    number, line = 0, "\n"
+    with open(source.path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):  # noqa: B007
+            if not line.isspace():
+                yield line
+    if not line.endswith("\n") and not line.rstrip().endswith("}"):
+        raise UserError(f"{source.path}: line {number}: the file ends inside a row: is the download complete?")
+
+
+def _saved_rows(source: Source) -> Iterator[dict[str, Any]]:
+    from datasets import ClassLabel, Dataset, load_from_disk
+
+    saved = load_from_disk(str(source.path))
+    rows = saved if isinstance(saved, Dataset) else saved[source.name]
+    classes = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
+    texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", "") != "PIL.Image.Image"]
+    for row in rows.select_columns(texts):
+        for name, kind in classes.items():
+            row[name] = kind.int2str(row[name]) if (row[name] or 0) >= 0 else None
+        yield row
+
+
+def _ends_with_newline(file: Path) -> bool:
+    with open(file, "rb") as content:
+        content.seek(-1, 2)
+        return content.read(1) in b"\r\n"
+
+
+def _sound(text: str) -> str:
+    """`text`, unless it is none: raises `RejectedRow` for a NUL byte or for what is not UTF-8."""
+    if "\0" in text:
+        raise RejectedRow("row holds a NUL byte")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RejectedRow("row is not UTF-8 text") from None
+    return text
+
+
+def _as_text(value: Any) -> Any:
+    """JSON values as the text that they stand for; objects keep their keys."""
+    if isinstance(value, Mapping):
+        return {key: _as_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return "" if value is None else _sound(str(value))
+
+
+def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
+    """The cells of one row by column, every one a string.
+
+    Raises:
+        RejectedRow: another number of cells than the header, not UTF-8, a NUL byte, or no JSON object of the format.
+    """
+    if source.kind == "csv":
+        _sound("".join(raw))
+        if len(raw) != len(source.columns):
+            raise RejectedRow(f"row has too {'few' if len(raw) < len(source.columns) else 'many'} cells")
+        return dict(zip(source.columns, raw, strict=True))
+    if source.kind == "jsonl":
+        try:
+            raw = json.loads(_sound(raw))
+        except ValueError:
+            raise RejectedRow("line is not JSON") from None
+        if not isinstance(raw, dict) or not all(column in raw for column in FORMATS[source.format].columns):
+            raise RejectedRow("line lacks a column of its format")
+    return _as_text(raw)

@@ -1,0 +1,93 @@
+"""Which question goes where: duplicates, the held-out dev split, and what splits have in common.
+
+Everything here works on 64-bit hashes, one array entry a question, so that millions of questions fit in memory. Among
+2.3 million questions the chance that any two different ones share a hash is below 2 in 10 million.
+"""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+SPLITS = ("train", "dev", "test", "test_clean")
+LEFT_OUT = -1
+
+# Dev never takes more than this share of the training questions, whatever --dev_size says.
+MAX_DEV_SHARE = 0.1
+
+# What two splits can share, and the hash column that shows it.
+OVERLAPS = {"article": "article_hash", "figure": "figure_hash", "question and options": "question_hash"}
+
+
+def hash64(text: str) -> int:
+    """64 bits of SHA-256, the same in every process; 0 for "", which stands for unknown."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") if text else 0
+
+
+def first_occurrences(hashes: Any) -> Any:
+    """Boolean array: is this the first entry of its value?"""
+    import numpy as np
+
+    first = np.zeros(len(hashes), dtype=bool)
+    first[np.unique(hashes, return_index=True)[1]] = True
+    return first
+
+
+def draw(indices: Any, size: int, seed: int) -> Any:
+    """`size` of the indices at random, in their order; all of them if there are no more."""
+    if len(indices) <= size:
+        return indices
+    drawn = random.Random(seed).sample(range(len(indices)), size)  # noqa: S311
+    return indices[sorted(drawn)]
+
+
+def held_out(group_hashes: Any, dev_size: int) -> Any:
+    """Boolean array, true for dev: whole groups, in the order of their seeded hash, until dev holds `dev_size`.
+
+    A group is an article; a question of unknown article is a group of its own. A group that would exceed `dev_size`
+    is passed over, and dev never exceeds `MAX_DEV_SHARE` of the questions.
+    """
+    import numpy as np
+
+    wanted = min(dev_size, int(MAX_DEV_SHARE * len(group_hashes)))
+    groups, inverse, sizes = np.unique(group_hashes, return_inverse=True, return_counts=True)
+    chosen = np.zeros(len(groups), dtype=bool)
+    for group, size in enumerate(sizes.tolist()):
+        if wanted <= 0:
+            break
+        if size <= wanted:
+            chosen[group] = True
+            wanted -= size
+    return chosen[inverse]
+
+
+def overlap_table(split_of: Any, hashes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each pair of splits shares: ``{"splits", "by", "shared", "rows"}``.
+
+    `shared` counts the different articles (figures, questions) that stand in both, `rows` the questions of the first
+    and of the second split that they touch. Unknown articles and figures count as shared with none.
+    """
+    import numpy as np
+
+    present = [code for code in range(len(SPLITS)) if (split_of == code).any()]
+    table = []
+    for first, second in combinations(present, 2):
+        for by, column in OVERLAPS.items():
+            a, b = hashes[column][split_of == first], hashes[column][split_of == second]
+            shared = np.setdiff1d(np.intersect1d(a, b), [0])
+            touched = [int(np.isin(side, shared).sum()) for side in (a, b)]
+            table.append({"splits": [SPLITS[first], SPLITS[second]], "by": by, "shared": len(shared), "rows": touched})
+    return table
+
+
+def leaked(split_of: Any, hashes: Mapping[str, Any]) -> Any:
+    """Boolean array: does this training question share an article, a figure or its text with another split?"""
+    import numpy as np
+
+    train = split_of == SPLITS.index("train")
+    others = (split_of != LEFT_OUT) & ~train
+    leaks = np.zeros(len(split_of), dtype=bool)
+    for column in OVERLAPS.values():
+        leaks |= np.isin(hashes[column], np.setdiff1d(hashes[column][others], [0]))
+    return leaks & train

@@ -1,0 +1,141 @@
+"""The second pass: from questions that know their split to Parquet files of chat rows, one file a split."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from data_prep import worker
+from data_prep.chat_rows import IGNORED, can_be_shuffled, chat_rows, schema
+from data_prep.report import Measures
+from data_prep.sources import sha256
+from data_prep.splits import LEFT_OUT, SPLITS
+
+ROW_GROUP = 10_000  # rows
+
+
+def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[int, tuple[Any, Measures]], Counter]:
+    """({split code: (table of chat rows, their measures)}, counts of what is special) of one chunk of questions."""
+    import pyarrow as pa
+
+    file, number, split_of = piece
+    with pa.OSFile(str(file)) as content:
+        questions = pa.ipc.open_file(content).get_batch(number).to_pylist()
+    rows: dict[int, list[dict]] = {}
+    counts: Counter = Counter()
+    for question, code in zip(questions, split_of.tolist(), strict=True):
+        if code == LEFT_OUT:
+            continue
+        orders = worker.settings.shuffle_choices if SPLITS[code] == "train" else 0
+        if orders and not can_be_shuffled(question["choices"], question["reasoning"]):
+            counts["not shuffled"] += 1
+        rows.setdefault(code, []).extend(
+            chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed)
+        )
+    columns = schema(worker.settings.pretokenize)
+    tables = {}
+    for code, split_rows in rows.items():
+        if worker.settings.pretokenize:
+            split_rows = tokenize(split_rows, SPLITS[code], counts)
+        table = pa.table({name: [row[name] for row in split_rows] for name in columns.names}, schema=columns)
+        tables[code] = (table, Measures.of(split_rows))
+    return tables, counts
+
+
+def tokenize(rows: list[dict], split: str, counts: Counter) -> list[dict]:
+    """The rows with `input_ids` and `labels`, as SFTTrainer makes them.
+
+    What is longer than max_length leaves train and dev, which the trainer reads, and stays in the test splits.
+    """
+    from sft.chat import split_completions
+
+    kept = []
+    tokens = split_completions(worker.tokenizer, [row["prompt"] for row in rows], [row["completion"] for row in rows])
+    for row, ids in zip(rows, tokens, strict=True):
+        row["input_ids"] = ids["prompt_ids"] + ids["completion_ids"]
+        row["labels"] = [IGNORED] * len(ids["prompt_ids"]) + ids["completion_ids"]
+        row["tokenized_for"] = worker.tokenizer_fingerprint
+        if worker.settings.max_length is not None and len(row["input_ids"]) > worker.settings.max_length:
+            counts[f"too long: {split}"] += 1
+            if not split.startswith("test"):
+                continue
+        kept.append(row)
+    return kept
+
+
+class SplitWriter:
+    """One Parquet file, named after its content. Row groups have `ROW_GROUP` rows, however the rows come."""
+
+    def __init__(self, folder: Path, kind: Any) -> None:
+        import pyarrow.parquet as pq
+
+        folder.mkdir()
+        self.folder = folder
+        self.pending = kind.empty_table()
+        self.writer = pq.ParquetWriter(
+            folder / "rows.parquet",
+            kind,
+            compression="zstd",
+            # Texts and tokens hardly repeat: a dictionary of them would cost time and save nothing.
+            use_dictionary=["answer_format", "article", "source", "tokenized_for"],
+        )
+
+    def write(self, table: Any) -> None:
+        """Add the rows of `table`."""
+        import pyarrow as pa
+
+        self.pending = pa.concat_tables([self.pending, table])
+        self._write_rows(len(self.pending) - len(self.pending) % ROW_GROUP)
+
+    def _write_rows(self, count: int) -> None:
+        if count:
+            self.writer.write_table(self.pending.slice(0, count).combine_chunks(), row_group_size=ROW_GROUP)
+            self.pending = self.pending.slice(count)
+
+    def close(self) -> str:
+        """Write what is pending; returns the file's name."""
+        self._write_rows(len(self.pending))
+        self.writer.close()
+        name = f"{sha256(self.folder / 'rows.parquet')[:16]}.parquet"
+        (self.folder / "rows.parquet").rename(self.folder / name)
+        return name
+
+
+def write_splits(
+    file: Path, lengths: list[int], split_of: Any, folder: Path, apply: Callable
+) -> tuple[dict[str, str], dict[str, Measures], Counter]:
+    """Write each split's Parquet file; returns file names and measures by split, and the counts of `write_chunk`."""
+    from tqdm import tqdm
+
+    writers, measures, counts = {}, {}, Counter()
+    ends = list(accumulate(lengths))
+    pieces = (
+        (file, n, split_of[end - length : end]) for n, (length, end) in enumerate(zip(lengths, ends, strict=True))
+    )
+    with tqdm(total=len(split_of), desc="Writing", unit=" rows") as progress:
+        for length, (tables, chunk_counts) in zip(lengths, apply(write_chunk, pieces), strict=True):
+            for code, (table, measured) in tables.items():
+                split = SPLITS[code]
+                if split not in writers:
+                    writers[split] = SplitWriter(folder / split, schema(worker.settings.pretokenize))
+                    measures[split] = Measures()
+                writers[split].write(table)
+                measures[split] += measured
+            counts += chunk_counts
+            progress.update(length)
+    present = [split for split in SPLITS if split in writers]
+    return {split: writers[split].close() for split in present}, {s: measures[s] for s in present}, counts
+
+
+def write_rejected(file: Path, rejected: list[tuple[str, int, str, Any]]) -> None:
+    """Write file, row number, reason and the raw cells (as JSON) of every rejected row."""
+    with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["file", "row", "reason", "cells"])
+        for source, row, reason, raw in rejected:
+            cells = raw.rstrip() if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
+            # A NUL byte stays visible, and readers of CSV do not stumble over it.
+            writer.writerow([source, row, reason, cells.replace("\0", "\\0")])

@@ -1,0 +1,144 @@
+"""Time and memory of preparation on a full-size synthetic PMC-VQA, against a plain row-by-row script, in one run.
+
+    python tests/benchmarks/prepare.py --tokenizer MODEL [--chat_template FILE] [--times 1] [--skip_plain]
+
+In:  nothing but a seed: 176,948 training and 50,000 test rows (PMC-VQA version 1), or `--times` as many.
+Out: a table on the terminal. Memory is the peak of the proportional set size, summed over all processes of a run.
+
+The plain script does what most repositories do: `pandas.read_csv`, one `apply_chat_template` a row inside
+`Dataset.map`, `save_to_disk`. Timings of a shared machine are noisy: compare the ratio, not the seconds.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROWS = {"train": 176_948, "test": 50_000}
+ROOT = Path(__file__).parents[2]
+
+PLAIN = """
+import sys
+import pandas as pd
+from datasets import Dataset
+from transformers import AutoTokenizer
+folder, model, template, out, tokens = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(model)
+if template:
+    tokenizer.chat_template = open(template, encoding="utf-8").read()
+def row(r):
+    options = [r[f"Choice {l}"].strip() for l in "ABCD"]
+    messages = [
+        {"role": "user", "content": r["Question"].strip() + "\\n" + "\\n".join(options)},
+        {"role": "assistant", "content": r["Answer_label"] + ". " + r["Answer"], "reasoning_content": ""},
+    ]
+    if tokens == "tokens":
+        return {"input_ids": tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]}
+    return {"text": tokenizer.apply_chat_template(messages, tokenize=False)}
+for split in ("train", "test"):
+    frame = pd.read_csv(f"{folder}/{split}.csv", dtype=str, keep_default_na=False)
+    Dataset.from_pandas(frame).map(row).save_to_disk(f"{out}/{split}")
+"""
+
+
+def write_synthetic(folder: Path, times: int, seed: int = 0) -> int:
+    """Write train.csv and test.csv with rows as long as PMC-VQA's; returns the number of rows."""
+    from data_prep.formats import V1_HEADER
+    from data_prep.prompts import LETTERS
+    from data_prep.sample import load_facts, written_choice
+
+    rng = random.Random(seed)  # noqa: S311
+    facts = [fact for group in load_facts() for fact in group["facts"]]
+    words = sorted({word.strip(".,?") for fact in facts for word in fact["statement"].split()})
+    questions = [phrasing for fact in facts for phrasing in fact["phrasings"]]
+    total = 0
+    for split, size in ROWS.items():
+        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(V1_HEADER)
+            for _ in range(size * times):
+                total += 1
+                # Two questions a figure, three figures an article, as in the real files.
+                figure = f"PMC{90_000_000 + total // 6}_F{total // 2 % 3 + 1}.jpg"
+                question = f" {rng.choice(questions)[:-1]} near the {' '.join(rng.sample(words, 3))}? "
+                options = [" ".join(rng.sample(words, rng.randint(1, 5))) for _ in LETTERS]
+                gold = rng.randrange(4)
+                cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=True)]
+                writer.writerow([figure, question, options[gold], *cells, LETTERS[gold]])
+    return total
+
+
+def peak_and_seconds(words: list[str]) -> tuple[float, float]:
+    """(GiB, seconds) of a command and all its children; stops the benchmark if the command fails."""
+    import psutil
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    start, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        me = psutil.Process(process.pid)
+        while process.poll() is None:
+            total = 0
+            for one in (me, *me.children(recursive=True)):
+                try:
+                    total += one.memory_full_info().pss
+                except psutil.Error:  # it has just ended
+                    continue
+            peak = max(peak, total)
+            time.sleep(0.1)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            log.seek(0)
+            sys.exit(log.read().decode()[-2000:])
+    return peak / 2**30, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True, help="folder or Hub id of the model whose tokens are made")
+    parser.add_argument("--chat_template", default="")
+    parser.add_argument("--times", type=int, default=1, help="multiple of PMC-VQA's size")
+    parser.add_argument("--skip_plain", action="store_true", help="leave the plain script out")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "in").mkdir()
+        rows = write_synthetic(work / "in", args.times)
+        size = sum(file.stat().st_size for file in (work / "in").iterdir()) / 2**20
+        print(f"{rows:,} rows, {size:.0f} MiB of CSV", flush=True)
+        template = ["--chat_template", args.chat_template] if args.chat_template else []
+        ours = [sys.executable, "data_prep/prepare.py", "--dataset_path", str(work / "in"), "--output_dir"]
+        plain = [sys.executable, "-c", PLAIN, str(work / "in"), args.tokenizer, args.chat_template]
+        runs = {
+            "text": (
+                [*ours, str(work / "text")],
+                [*plain, str(work / "plain-text"), "text"],
+            ),
+            "tokens": (
+                [*ours, str(work / "tokens"), "--pretokenize", args.tokenizer, *template],
+                [*plain, str(work / "plain-tokens"), "tokens"],
+            ),
+        }
+        print(f"{'':<10}{'prepare.py':>24}{'plain script':>24}{'ratio':>8}")
+        for what, (our_words, plain_words) in runs.items():
+            memory, seconds = peak_and_seconds(our_words)
+            line = f"{what:<10}{seconds:>10.1f} s {memory:>7.2f} GiB"
+            if not args.skip_plain:
+                plain_memory, plain_seconds = peak_and_seconds(plain_words)
+                line += f"{plain_seconds:>12.1f} s {plain_memory:>7.2f} GiB{plain_seconds / seconds:>8.1f}"
+            print(line, flush=True)
+    names = ("datasets", "pyarrow", "tokenizers", "transformers")
+    print(f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}, ", end="")
+    print(", ".join(f"{name} {version(name)}" for name in names))
+
+
+if __name__ == "__main__":
+    main()

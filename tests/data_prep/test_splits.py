@@ -1,0 +1,82 @@
+"""Who goes into which split, and what splits share."""
+
+import numpy as np
+import pytest
+
+from data_prep.splits import (
+    LEFT_OUT,
+    MAX_DEV_SHARE,
+    draw,
+    first_occurrences,
+    hash64,
+    held_out,
+    leaked,
+    overlap_table,
+)
+
+TRAIN, DEV, TEST = 0, 1, 2
+
+
+def hashes(articles=(), figures=(), texts=()):
+    columns = {"article_hash": articles, "figure_hash": figures, "question_hash": texts}
+    return {name: np.array([hash64(value) for value in values], np.uint64) for name, values in columns.items()}
+
+
+def test_dev_takes_whole_articles_up_to_its_size():
+    # 30 articles of three questions, and ten questions of unknown article, each on its own.
+    groups = np.array([hash64(f"0:PMC{i // 3}" if i < 90 else f"0:train-{i}") for i in range(100)], np.uint64)
+    dev = held_out(groups, dev_size=8)
+    assert 6 <= dev.sum() <= 8
+    assert not set(groups[dev]) & set(groups[~dev])
+    assert held_out(groups, dev_size=2000).sum() <= MAX_DEV_SHARE * 100
+    assert not held_out(groups, dev_size=0).any()
+
+
+def test_an_article_that_is_too_large_is_passed_over():
+    groups = np.array([1] * 50 + [2] * 3 + list(range(3, 50)), np.uint64)
+    assert held_out(groups, dev_size=5).tolist() == [False] * 50 + [True] * 5 + [False] * 45
+
+
+def test_first_occurrences_keep_one_of_each():
+    assert first_occurrences(np.array([7, 3, 7, 7, 3, 1])).tolist() == [True, True, False, False, False, True]
+
+
+def test_a_draw_is_seeded_and_in_order():
+    every = np.arange(100)
+    drawn = draw(every, 10, seed=1)
+    assert len(set(drawn.tolist())) == 10
+    assert sorted(drawn) == drawn.tolist()
+    assert drawn.tolist() == draw(every, 10, seed=1).tolist() != draw(every, 10, seed=2).tolist()
+    assert draw(every, 1000, seed=1) is every
+
+
+def test_overlap_is_counted_by_article_figure_and_text():
+    split_of = np.array([TRAIN, TRAIN, TRAIN, TEST, TEST, LEFT_OUT])
+    table = overlap_table(
+        split_of,
+        hashes(
+            articles=["PMC1", "PMC1", "", "PMC1", "", "PMC9"],
+            figures=["f1", "f2", "", "f3", "", "f1"],
+            texts=["a", "b", "c", "c", "c", "a"],
+        ),
+    )
+    assert {entry["by"]: (entry["shared"], entry["rows"]) for entry in table} == {
+        "article": (1, [2, 1]),
+        "figure": (0, [0, 0]),  # unknown figures are shared with none, rows left out do not count
+        "question and options": (1, [1, 2]),
+    }
+
+
+@pytest.mark.parametrize("column", ["articles", "figures", "texts"])
+def test_training_rows_that_another_split_shares_are_leaks(column):
+    split_of = np.array([TRAIN, TRAIN, TRAIN, DEV, TEST, LEFT_OUT])
+    different = list("123456")
+    values = {"articles": different, "figures": different, "texts": different}
+    assert leaked(split_of, hashes(**values | {column: ["x", "y", "", "y", "", "x"]})).tolist() == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
