@@ -27,7 +27,7 @@ def push(folder: Path, repo: str, public: bool, overwrite: bool) -> str:
     """Upload the prepared folder as a data set; returns its address. An existing one is replaced only if told so.
 
     Raises:
-        UserError: the repository exists, or the Hub refuses. The folder on the disk stays either way.
+        UserError: the repository exists, is public and must not be, or the Hub refuses. The folder on the disk stays either way.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import HfHubHTTPError
@@ -39,6 +39,8 @@ def push(folder: Path, repo: str, public: bool, overwrite: bool) -> str:
                 raise UserError(
                     f"--push_to_hub {repo} exists already: pass --overwrite to replace its data; {folder} is ready"
                 )
+            if not public and not api.repo_info(repo, repo_type="dataset").private:
+                raise UserError(f"--push_to_hub {repo} is public: pass --public if that is meant; {folder} is ready")
         else:
             api.create_repo(repo, repo_type="dataset", private=not public)
         commit = api.upload_folder(

@@ -101,13 +101,14 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
         )
     from huggingface_hub import hf_hub_download
 
-    try:
-        return [
-            Path(hf_hub_download(place, name, repo_type="dataset", revision=revision))
-            for name in HUB_FILES[format_name]
-        ]
-    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
-        raise UserError(f"{place} cannot be had from the Hub: {str(error).splitlines()[0]}") from error
+    files = []
+    for name in HUB_FILES[format_name]:
+        try:
+            files.append(Path(hf_hub_download(place, name, repo_type="dataset", revision=revision)))
+        except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{name} of {place} cannot be had from the Hub at {revision}: {reason}") from error
+    return files
 
 
 def _chosen_format(where: str, columns: tuple[str, ...], format_name: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from data_prep.command import UserError
 from data_prep.prompts import completion_messages, prompt_messages
-from sft.chat import set_chat_template, split_completions, token_ids
+from sft.chat import render, set_chat_template, split_completions, token_ids
 
 PROMPT = prompt_messages("Which stain shows iron?", ["Congo red", "Prussian blue"], "letter_text")
 ANSWER = completion_messages("B. Prussian blue")
@@ -104,10 +104,47 @@ def test_broken_templates_are_refused(deepseek_tokenizer, tmp_path, change, reas
 
 
 def test_reasoning_is_refused_where_the_model_family_has_no_place_for_it(smollm2_tokenizer):
-    from jinja2.exceptions import TemplateError
-
-    with pytest.raises(TemplateError, match="no place for reasoning_content"):
+    with pytest.raises(UserError, match="no place for reasoning_content"):
         split_completions(smollm2_tokenizer, [PROMPT], [REASONED])
+
+
+ODD_TEXTS = [
+    "plain",
+    "",
+    " outer space ",
+    "p < 0.05 and p > 0.01",
+    "</think> in a text",
+    "<｜Assistant｜> and <|im_start|>user",
+    "{{ bos_token }} {% if %} [1] | trim",
+    "\ue0000\ue000",
+    "two\nlines",
+    "µ、漢字 – ‘quoted’",
+]
+
+
+@pytest.mark.parametrize("family", ["deepseek", "smollm2"])
+@pytest.mark.parametrize("generation", [True, False])
+def test_filled_in_texts_are_what_the_template_renders(request, family, generation):
+    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
+    conversations = [
+        [{"role": "user", "content": text}, *answer]
+        for text in ODD_TEXTS
+        for other in ODD_TEXTS
+        for answer in ([], completion_messages(other))
+    ]
+    expected = tokenizer.apply_chat_template(conversations, add_generation_prompt=generation, tokenize=False)
+    assert render(tokenizer, conversations, generation) == expected
+
+
+def test_a_template_that_does_not_copy_is_rendered_row_by_row(smollm2_tokenizer):
+    import copy
+
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | upper")
+    conversations = [[{"role": "user", "content": f"Question {number}"}] for number in range(300)]
+    expected = tokenizer.apply_chat_template(conversations, tokenize=False)
+    assert "QUESTION 7" in expected[7]
+    assert render(tokenizer, conversations) == expected
 
 
 def test_a_row_whose_answer_would_be_cut_is_refused(deepseek_tokenizer, prepared):

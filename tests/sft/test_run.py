@@ -50,6 +50,32 @@ def test_final_model_brings_the_template_and_the_prompt_it_was_trained_with(pmcv
     assert json.loads((final / "prompt_format.json").read_text())["answer_format"] == "letter_text"
 
 
+def test_tokens_made_beforehand_train_the_same_model(command, pmcvqa_run, prepare, tiny_deepseek, tmp_path):
+    template = "recipes/templates/deepseek_r1.jinja"
+    tokens = prepare("--pretokenize", tiny_deepseek, "--chat_template", template)
+    done = succeed(
+        command(
+            *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek),
+            *("--dataset_name", tokens, "--output_dir", tmp_path / "out"),
+        )
+    )
+    assert "Tokenizing" not in done.stderr
+    adapters = [run / "final_model/adapter_model.safetensors" for run in (pmcvqa_run, tmp_path / "out")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_a_recipe_mixes_data_sets(command, prepared, tiny_deepseek, tmp_path):
+    done = succeed(
+        command(
+            *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek, "--max_steps", "2"),
+            *("--dataset_name", prepared, "--output_dir", tmp_path / "out"),
+            *("--dataset_mixture", json.dumps({str(prepared): 0.5})),
+        )
+    )
+    questions = json.loads((prepared / "report.json").read_text())["splits"]["train"]
+    assert f"Data: {round(questions / 2)} questions" in done.stdout
+
+
 def test_an_earlier_run_is_not_overwritten(refused, pmcvqa_run, tiny_deepseek, prepared):
     line = refused(
         *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek),

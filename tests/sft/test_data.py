@@ -1,0 +1,57 @@
+"""Mixtures of prepared data sets."""
+
+from collections import Counter
+
+import pytest
+
+from data_prep.command import UserError
+from sft.config import DataArguments
+from sft.data import load_mixture
+
+
+def test_a_weight_is_how_often_each_row_is_taken(prepared, prepare):
+    other = prepare("--max_samples", 100)
+    mixture = load_mixture({str(prepared): 1, str(other): 0.5}, "train", seed=1)
+    ids = list(load_mixture({str(prepared): 1}, "train", seed=1)["id"])
+    half = len(load_mixture({str(other): 1}, "train", seed=1)) // 2
+    assert list(mixture["id"])[: len(ids)] == ids
+    assert len(mixture) == len(ids) + half
+    doubled = Counter(load_mixture({str(prepared): 2.5}, "train", seed=1)["id"])
+    assert set(doubled) == set(ids)
+    assert set(doubled.values()) == {2, 3}
+    assert doubled.total() == round(2.5 * len(ids))
+
+
+def test_a_mixture_is_the_same_every_time_and_differs_by_seed(prepared):
+    drawn = [list(load_mixture({str(prepared): 0.3}, "train", seed=seed)["id"]) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_data_sets_that_ask_differently_are_not_mixed(prepared, prepare):
+    other = prepare("--answer_format", "letter")
+    with pytest.raises(UserError, match=r"answer_format differs: .* letter_text, .* letter: prepare them"):
+        load_mixture({str(prepared): 1, str(other): 1}, "train", seed=1)
+
+
+def test_a_weight_that_takes_nothing_is_refused(prepared):
+    with pytest.raises(UserError, match="not a single row"):
+        load_mixture({str(prepared): 1e-5}, "train", seed=1)
+
+
+@pytest.mark.parametrize("mixture", ["A", "[1]", "{}", '{"A": 0}', '{"A": "much"}', '{"A": -1}', "3"])
+def test_what_is_no_mixture_is_refused(mixture):
+    with pytest.raises(UserError, match="write data sets and positive weights"):
+        DataArguments(mixture).weights("A")
+
+
+def test_without_a_mixture_the_data_set_is_taken_once():
+    assert DataArguments().weights("A") == {"A": 1.0}
+
+
+def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
+    from sft.config import parse
+
+    (tmp_path / "r.yaml").write_text(
+        "output_dir: out\nuse_cpu: true\ndataset_name: A\ndataset_mixture: {A: 1, B: 0.5}\n"
+    )
+    assert parse([str(tmp_path / "r.yaml")])[3].weights("A") == {"A": 1.0, "B": 0.5}
