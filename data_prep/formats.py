@@ -17,6 +17,7 @@ from data_prep.questions import (
     clean_text,
     reconcile,
     reconcile_without_text,
+    whole_figure_of,
 )
 
 V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
@@ -52,7 +53,8 @@ def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Quest
     checked(question, choices)
     gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
     figure = clean_text(cells["Figure_path"])
-    return Question(*place, split or "train", figure, article_of(figure), question, choices, gold)
+    article = article_of(figure)
+    return Question(*place, split or "train", figure, article, question, choices, gold, whole_figure=figure)
 
 
 def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
@@ -65,8 +67,11 @@ def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Quest
     if not split:
         raise RejectedRow("neither the file's name nor the split column tells the split")
     figure = clean_text(cells["Figure_path"])
-    caption = clean_text(cells["Caption"])
-    return Question(*place, split, figure, article_of(figure), question, choices, gold, caption)
+    return Question(
+        *(*place, split, figure, article_of(figure), question, choices, gold),
+        caption=clean_text(cells["Caption"]),
+        whole_figure=whole_figure_of(figure),
+    )
 
 
 def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question:

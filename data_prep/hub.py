@@ -27,7 +27,7 @@ def push(folder: Path, repo: str, public: bool, overwrite: bool) -> str:
     """Upload the prepared folder as a data set; returns its address. An existing one is replaced only if told so.
 
     Raises:
-        UserError: the repository exists, is public and must not be, or the Hub refuses. The folder on the disk stays either way.
+        UserError: the repository exists, is public and must not be, or the Hub refuses. The folder on the disk stays.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import HfHubHTTPError

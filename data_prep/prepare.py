@@ -69,7 +69,7 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given and decide what is written. Paths shrink to names: nothing tells of this machine."""
+    """The options that decide what is written. Paths shrink to names: nothing tells of this machine."""
     elsewhere = ("output_dir", "overwrite", "num_proc", "check", "push_to_hub", "public", "seed", "answer_format")
     given = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False, 0)}
     return {key: Path(value).name if Path(str(value)).exists() else value for key, value in given.items()}
@@ -99,6 +99,9 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
             f"{dropped} training rows are longer than --max_length {args.max_length} tokens, more than --max_rejected "
             f"{args.max_rejected:g} allows: look at the lengths with --tokenizer, and raise --max_length"
         )
+
+    if empty := [split for split, measured in measures.items() if not measured.rows]:
+        raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
 
     unit, note = "characters", "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
     if settings.pretokenize:
@@ -256,7 +259,9 @@ def main() -> None:
             raise UserError(f"--overwrite: {args.output_dir} is no prepared data set: choose another folder")
         if args.push_to_hub:
             check_login(args.push_to_hub)
-        sources = find_sources(args.dataset_path, args.format, args.revision)
+        sources, others = find_sources(args.dataset_path, args.format, args.revision)
+        for other in others:
+            print(f"Left out by --format: {other.name}, {FORMATS[other.format].title}")
         settings = Settings(
             answer_format=args.answer_format,
             seed=args.seed,

@@ -15,7 +15,8 @@ from data_prep.prompts import LETTERS
 _PRINTED_LETTER = re.compile(r"['\"]?\s*([A-D])\s*:\s*")
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
 _ARTICLE = re.compile(r"PMC\d+")
-_IN_CASE_AND_PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
+_CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")
+_PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
 
 
 class RejectedRow(Exception):
@@ -36,6 +37,7 @@ class Question(NamedTuple):
     gold: int  # index into choices
     caption: str = ""  # version 2 of PMC-VQA alone
     reasoning: str = ""  # a written rationale, where one was asked for and there is one
+    whole_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 
 def clean_text(cell: str) -> str:
@@ -64,6 +66,11 @@ def article_of(figure: str) -> str:
     return article.group() if article else ""
 
 
+def whole_figure_of(figure: str) -> str:
+    """The article's figure that a version 2 file was cut from: ``PMC1_F1.jpg`` for ``PMC1_F1_1234.jpg``."""
+    return _CUT_FIGURE.sub(r"\1\2", figure)
+
+
 def checked(question: str, choices: Sequence[str]) -> None:
     """Raise `RejectedRow` for an empty question or option, or for two equal options."""
     if not question:
@@ -82,7 +89,7 @@ def comparable(text: str) -> str:
 
 def fingerprint(question: str, choices: Sequence[str]) -> str:
     """Question and options without case, spaces, punctuation and order: how a question that leaked is recognised."""
-    first, *rest = "\n".join([question, *choices]).casefold().translate(_IN_CASE_AND_PUNCTUATION).split("\n")
+    first, *rest = "\n".join([question, *choices]).casefold().translate(_PUNCTUATION).split("\n")
     return "\n".join([first, *sorted(rest)])
 
 

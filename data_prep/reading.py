@@ -68,7 +68,7 @@ def hashes_of(question: Question) -> tuple[int, ...]:
         hash64(content),
         hash64(f"{worker.settings.seed}:{article}"),
         hash64(question.article),
-        hash64(question.figure),
+        hash64(question.whole_figure),
         hash64(text),
     )
 
@@ -78,13 +78,13 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
     import pyarrow as pa
 
     source, first, raw_rows = chunk
-    read = FORMATS[source.format].read
+    read, stem = FORMATS[source.format].read, source.stem
     reasoning = worker.settings.reasoning
     kept, rejected = [], []
     for number, raw in enumerate(raw_rows, start=first):
         try:
             cells = cells_of(raw, source)
-            question = read(cells, (f"{source.stem}-{number}", source.name, number), source.split)
+            question = read(cells, (f"{stem}-{number}", source.name, number), source.split)
             if reasoning is not None:
                 text = cells.get(reasoning, "") if isinstance(reasoning, str) else reasoning.get(question.id, "")
                 if any(tag in text for tag in THINK_TAGS):

@@ -62,30 +62,39 @@ def sha256(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def find_sources(place: str, format_name: str = "detect", revision: str | None = None) -> list[Source]:
-    """The sources at `place`: a file, a folder of files, a saved `datasets` folder, or a data set on the Hub.
+def find_sources(
+    place: str, format_name: str = "detect", revision: str | None = None
+) -> tuple[list[Source], list[Source]]:
+    """(the sources at `place`, those there that have another format than `format_name`).
+
+    `place` is a file, a folder of files, a saved `datasets` folder, or the id of a data set on the Hub.
 
     Raises:
-        UserError: nothing there, a file of no known format, or a Hub id without version and commit.
+        UserError: nothing there, a file of no known format, none of the wanted format, two files of one name, or a Hub
+            id without version and commit.
     """
     path = Path(place)
     if not path.exists():
-        files = _download(place, format_name, revision)
+        found = [_file_source(file) for file in _download(place, format_name, revision)]
     elif revision:
         raise UserError(f"--revision {revision} is for a data set on the Hub, and {place} is here on the disk")
     elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _saved_sources(path, format_name)
+        found = _saved_sources(path)
     else:
         files = sorted(file for file in path.iterdir() if file.suffix in FILE_ENDINGS) if path.is_dir() else [path]
-    if not files:
+        found = [_file_source(file) for file in files]
+    if not found:
         raise UserError(
             f"--dataset_path {path} holds no .csv or .jsonl file: give the folder with train.csv, test.csv"
         )
-    sources = [_file_source(file, format_name) for file in files]
+    sources = [source for source in found if format_name in ("detect", source.format)]
+    if not sources:
+        there = ", ".join(f"{source.name} ({FORMATS[source.format].title})" for source in found)
+        raise UserError(f"--format {format_name}: {path} holds no {FORMATS[format_name].title}, but {there}")
     for first, second in combinations(sources, 2):
         if first.stem == second.stem:
             raise UserError(f"{first.name} and {second.name} would give their rows the same ids: rename one of them")
-    return sources
+    return sources, [source for source in found if source not in sources]
 
 
 def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
@@ -111,22 +120,17 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
     return files
 
 
-def _chosen_format(where: str, columns: tuple[str, ...], format_name: str) -> str:
-    """The format to read `columns` with. Raises `UserError` if it does not fit, or if none does."""
-    if format_name != "detect":
-        missing = [column for column in FORMATS[format_name].columns if column not in columns]
-        if missing:
-            raise UserError(f"{where}: not {FORMATS[format_name].title}: no column {', '.join(missing)}")
-        return format_name
-    detected = detect(columns)
-    if detected is None:
+def _format_of(where: str, columns: tuple[str, ...]) -> str:
+    """The format with these columns. Raises `UserError` if there is none."""
+    name = detect(columns)
+    if name is None:
         known = "; ".join(f"{known.title}: {','.join(known.columns)}" for known in FORMATS.values())
         found = ascii(",".join(columns))[1:-1][:200] or "an empty file"
         raise UserError(f"{where}: header of no known format: found {found}. Known are {known}")
-    return detected
+    return name
 
 
-def _file_source(file: Path, format_name: str) -> Source:
+def _file_source(file: Path) -> Source:
     kind = "csv" if file.suffix == ".csv" else "jsonl"
     try:
         with open(file, "rb") as content:
@@ -143,11 +147,10 @@ def _file_source(file: Path, format_name: str) -> Source:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except (csv.Error, ValueError) as error:
         raise UserError(f"{file}: line 1 is not {'CSV' if kind == 'csv' else 'a JSON object'}: {error}") from error
-    chosen = _chosen_format(str(file), columns, format_name)
-    return Source(file, file.name, kind, columns, chosen, split_named(file.stem))
+    return Source(file, file.name, kind, columns, _format_of(str(file), columns), split_named(file.stem))
 
 
-def _saved_sources(path: Path, format_name: str) -> list[Source]:
+def _saved_sources(path: Path) -> list[Source]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -158,8 +161,8 @@ def _saved_sources(path: Path, format_name: str) -> list[Source]:
     sources = []
     for name, rows in splits.items():
         columns = tuple(rows.column_names)
-        chosen = _chosen_format(f"{path}, split {name}", columns, format_name)
-        sources.append(Source(path, name, "saved", columns, chosen, split_named(name)))
+        format_name = _format_of(f"{path}, split {name}", columns)
+        sources.append(Source(path, name, "saved", columns, format_name, split_named(name)))
     return sources
 
 

@@ -136,6 +136,6 @@ def write_rejected(file: Path, rejected: list[tuple[str, int, str, Any]]) -> Non
         writer = csv.writer(lines)
         writer.writerow(["file", "row", "reason", "cells"])
         for source, row, reason, raw in rejected:
-            cells = raw.rstrip() if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
+            cells = raw.rstrip() if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
             # A NUL byte stays visible, and readers of CSV do not stumble over it.
             writer.writerow([source, row, reason, cells.replace("\0", "\\0")])

@@ -6,7 +6,8 @@ In:  nothing but a seed: 176,948 training and 50,000 test rows (PMC-VQA version 
 Out: a table on the terminal. Memory is the peak of the proportional set size, summed over all processes of a run.
 
 The plain script does what most repositories do: `pandas.read_csv`, one `apply_chat_template` a row inside
-`Dataset.map`, `save_to_disk`. Timings of a shared machine are noisy: compare the ratio, not the seconds.
+`Dataset.map`, `save_to_disk`. The last line is the tokenizer by itself.
+Timings of a shared machine are noisy: compare the ratio, not the seconds.
 """
 
 import argparse
@@ -45,6 +46,23 @@ def row(r):
 for split in ("train", "test"):
     frame = pd.read_csv(f"{folder}/{split}.csv", dtype=str, keep_default_na=False)
     Dataset.from_pandas(frame).map(row).save_to_disk(f"{out}/{split}")
+"""
+
+# What no preparation can do without: every text once through the tokenizer, on all cores.
+TOKENIZER_ALONE = """
+import glob, sys, time
+import pyarrow.parquet as pq
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]).backend_tokenizer
+texts = [
+    prompt[0]["content"] + completion[0]["content"]
+    for file in glob.glob(sys.argv[2] + "/*/*.parquet")
+    for row in pq.read_table(file, columns=["prompt", "completion"]).to_pylist()
+    for prompt, completion in [(row["prompt"], row["completion"])]
+]
+start = time.perf_counter()
+tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+print(f"tokenizer {time.perf_counter() - start:>10.1f} s   (every text once, {len(texts):,} texts)")
 """
 
 
@@ -135,6 +153,10 @@ def main() -> None:
                 plain_memory, plain_seconds = peak_and_seconds(plain_words)
                 line += f"{plain_seconds:>12.1f} s {plain_memory:>7.2f} GiB{plain_seconds / seconds:>8.1f}"
             print(line, flush=True)
+        if args.times == 1:
+            environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
+            alone = [sys.executable, "-c", TOKENIZER_ALONE, args.tokenizer, str(work / "text")]
+            subprocess.run(alone, cwd=ROOT, env=environment, check=True)
     names = ("datasets", "pyarrow", "tokenizers", "transformers")
     print(f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in names))

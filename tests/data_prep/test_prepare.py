@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.formats import V1_HEADER
+from data_prep.formats import V1_HEADER, V2_HEADER
 
 ROW = ["PMC1_F1.jpg", "Which colour?", "green", "A: red", "B: green", "C: blue", "D: black", "B"]
 
@@ -296,6 +296,25 @@ def test_a_folder_may_hold_several_formats(command, tmp_path):
     assert "MIT" in (tmp_path / "P/README.md").read_text()
 
 
+def test_format_picks_files_and_says_what_it_leaves(command, shared_rows, tmp_path):
+    words = ("--dataset_path", shared_rows, "--output_dir", tmp_path / "P", "--format", "pmc_vqa_v2")
+    done = command("data_prep/prepare.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "Left out by --format: v1_rows.csv, PMC-VQA version 1" in done.stdout
+    assert read_json(tmp_path / "P/report.json")["read"] == 20
+
+
+def test_a_figure_is_recognised_in_both_versions(command, tmp_path):
+    v2 = ["1", "PMC7_F2_4321.jpg", "A leaf.", "Which leaf?", *ROW[3:], "train"]
+    write_csv(tmp_path / "train_2.csv", [v2], V2_HEADER)
+    write_csv(tmp_path / "test_clean.csv", [["PMC7_F2.jpg", *ROW[1:]]])
+    command("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "P")
+    table = read_json(tmp_path / "P/report.json")["overlap"]
+    assert [(entry["by"], entry["shared"]) for entry in table] == [
+        ("article", 1), ("figure", 1), ("question and options", 0),
+    ]  # fmt: skip
+
+
 # Bad input: what is wrong with a whole file stops everything, what is wrong with a row rejects that row.
 
 
@@ -424,7 +443,7 @@ BAD_OPTIONS = {
     "a letter of no options": (["--no_choices", "--answer_format", "letter"], "--no_choices shows no options"),
     "orders beyond 24": (["--shuffle_choices", "25"], "four options have 24 orders"),
     "no rows": (["--max_samples", "0"], "give a positive number"),
-    "another format": (["--format", "medqa"], "not MedQA-USMLE, four options: no column question"),
+    "another format": (["--format", "medqa"], "holds no MedQA-USMLE, four options, but test.csv (PMC-VQA version 1)"),
     "a revision of a folder": (["--revision", "0" * 40], "is here on the disk"),
 }
 
