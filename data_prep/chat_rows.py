@@ -14,17 +14,23 @@ MAX_ORDERS = 24
 # The loss of PyTorch and transformers leaves this label out.
 IGNORED = -100
 
-# Options that mean something only where they stand: "all of the above", "both A and C", "A & B".
+# Options that mean something only where they stand: "all of the above", "both A and C", "A-C", "ABD", "the last two".
 _TIED_TO_ITS_PLACE = re.compile(
-    r"\b(all|none|any|both|neither|some|two|three)( of)?( the)? (above|below|following|others?|these|options?)\b"
-    r"|\b[a-d]\)? ?(,|and|or|nor|&|\+|/) ?\(?[a-d]\b|\b(option|choice|answer)s? [a-d]\b|^(only )?[a-d]( only)?$",
+    r"\b(all|none|any|both|neither|some|two|three)( of)?( the)? (above|below|following|others?|these)\b"
+    r"|^(all|both|either|neither)$|\b(all|none|any|both|first|second|third|last).* (option|choice|answer)s?$"
+    r"|\b(first|last) (two|three)$|^[a-d]$|\b(only|except|not) [a-d]\b|\b[a-d] (only|is|are|alone)\b"
+    r"|\b[a-d]\b( and| or| nor|,).*\b[a-d]\b|\b[a-d]\)? ?(&|\+|/|-|–|to|through) ?\(?[a-d]\b"
+    r"|\b(?=[a-d]{2,4}$)a?b?c?d?$",
     re.IGNORECASE,
 )
+_NAMES_OPTIONS = re.compile(r"\b(option|choice|answer|statement)s? \(?[a-d]\b", re.IGNORECASE)
 
 
-def can_be_shuffled(choices: Sequence[str], reasoning: str = "") -> bool:
-    """False where an option speaks of another one's place or letter, or where a rationale may do so."""
-    return not reasoning and not any(_TIED_TO_ITS_PLACE.search(choice) for choice in choices)
+def can_be_shuffled(question: str, choices: Sequence[str], reasoning: str = "") -> bool:
+    """False where an option, the question or a rationale speaks, or may speak, of the place or letter of an option."""
+    if reasoning or any(map(_NAMES_OPTIONS.search, (question, *choices))):
+        return False
+    return not any(map(_TIED_TO_ITS_PLACE.search, choices))
 
 
 def choice_orders(id: str, gold: int, orders: int, seed: int) -> Iterator[tuple[int, ...]]:
@@ -49,7 +55,7 @@ def chat_rows(
 
     `question` has the fields of `data_prep.questions.Question`.
     """
-    shuffled = orders > 0 and can_be_shuffled(question["choices"], question["reasoning"])
+    shuffled = orders > 0 and can_be_shuffled(question["question"], question["choices"], question["reasoning"])
     every = choice_orders(question["id"], question["gold"], orders, seed) if shuffled else [range(len(LETTERS))]
     for number, order in enumerate(every):
         choices = [question["choices"][index] for index in order]

@@ -19,14 +19,23 @@ def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` ends it with one line on stderr and exit status 2, Ctrl-C with 130."""
     try:
         main()
-    except UserError as error:
+    except (UserError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        what = error if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
         # Under a launcher every process finds the same fault; one of them says so.
         if os.environ.get("RANK", "0") == "0":
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            print("error: " + " ".join(str(what).split()), file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, fit for one line: its first line, or its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextlib.contextmanager
@@ -37,21 +46,24 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     neither folder behind; the one that was there before goes only when the new one is whole.
     """
     check_free(path, overwrite)
+    path = path.resolve()  # what a link points to is replaced, not the link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     new_parents = [parent for parent in path.parents if not parent.exists()]
-    with _terminated_as_exit():
+    replaced = temporary.with_suffix(".old")
+    with terminated_as_exit():
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            replaced = temporary.with_suffix(".old")
             if path.exists():
                 path.rename(replaced)
             temporary.rename(path)
-            shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         finally:
+            if replaced.exists() and not path.exists():  # stopped between the two renames
+                replaced.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
             with contextlib.suppress(OSError):  # they stay if something is in them
                 for parent in new_parents:
                     parent.rmdir()
@@ -59,12 +71,14 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Raise `UserError` if `path` exists and must not be replaced: ask before long work whose result goes there."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: choose a folder")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: pass --overwrite to replace it, or choose another folder")
 
 
 @contextlib.contextmanager
-def _terminated_as_exit() -> Iterator[None]:
+def terminated_as_exit() -> Iterator[None]:
     """Let SIGTERM (a scheduler's way to stop a job) unwind the stack, so that temporary files go."""
     if threading.current_thread() is not threading.main_thread():
         yield

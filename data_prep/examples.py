@@ -1,5 +1,6 @@
 """A few rows of each split, to look at before training: raw cells, messages, and what a model makes of them."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -23,16 +24,16 @@ def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict
     }
     waiting: dict[str, list[dict]] = {}
     for row in (row for rows in splits.values() for row in rows):
-        waiting.setdefault(row["id"].split("#")[0], []).append(row)
+        waiting.setdefault(re.sub(r"#\d+$", "", row["id"]), []).append(row)
         if worker.tokenizer is not None:
             from sft.chat import explain
 
             row |= explain(worker.tokenizer, row["prompt"], row["completion"])
     # The sources are read again, up to the last row that is shown.
     last_row = Counter()
-    for rows in waiting.values():
-        number = int(rows[0]["id"].split("#")[0].rpartition("-")[2])
-        last_row[rows[0]["source"]] = max(last_row[rows[0]["source"]], number)
+    for id, rows in waiting.items():
+        source = rows[0]["source"]
+        last_row[source] = max(last_row[source], int(id.rpartition("-")[2]))
     for source in sources:
         for number, raw in enumerate(islice(source.rows(), last_row[source.name]), start=1):
             for row in waiting.get(f"{source.stem}-{number}", []):

@@ -4,6 +4,7 @@ A format is the columns that identify it and one small function from a row, its 
 To add one, write the function and a line in `FORMATS`.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,20 +22,7 @@ from data_prep.questions import (
 )
 
 V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
-V2_HEADER = (
-    *(
-        "index",
-        "Figure_path",
-        "Caption",
-        "Question",
-        "Choice A",
-        "Choice B",
-        "Choice C",
-        "Choice D",
-        "Answer",
-        "split",
-    ),
-)
+V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "Answer", "split")
 
 # Where a row came from: the first three fields of a question.
 Place = tuple[str, str, int]
@@ -124,9 +112,19 @@ def detect(columns: Iterable[str]) -> str | None:
     return next((name for name, known in FORMATS.items() if present.issuperset(known.columns)), None)
 
 
+def nearest(columns: Iterable[str]) -> str:
+    """What the columns lack of the format that they have most of, in words."""
+    present = set(columns)
+    known = max(FORMATS.values(), key=lambda known: len(present.intersection(known.columns)) / len(known.columns))
+    missing = [column for column in known.columns if column not in present]
+    if len(missing) == len(known.columns):
+        return "it has no column of any known format: " + ", ".join(known.title for known in FORMATS.values())
+    return f"for {known.title} it lacks {', '.join(missing)}"
+
+
 def split_named(name: str) -> str:
     """The split that a file or a column calls by one of the usual names, or "" if it calls none."""
-    words = name.lower().replace("-", "_").replace(".", "_").split("_")
+    words = re.split(r"[^a-z]+", name.lower())
     if "test" in words:
         return "test_clean" if "clean" in words else "test"
     if {"dev", "val", "valid", "validation"} & set(words):

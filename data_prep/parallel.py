@@ -40,6 +40,10 @@ def ordered_map(num_proc: int, initializer: Callable[..., None], *arguments: Any
     Raises:
         UserError: a process was killed, which on most machines means that memory ran out.
     """
+    # pyarrow imports pandas at its first conversion: better once here than in every process, where it takes half a
+    # second, and where a Ctrl-C that comes meanwhile is lost.
+    with contextlib.suppress(ImportError):
+        import pandas  # noqa: F401
     if num_proc == 1:
         initializer(*arguments)
         gc.disable()

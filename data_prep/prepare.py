@@ -21,10 +21,10 @@ from typing import Any
 
 from data_prep import worker
 from data_prep.chat_rows import MAX_ORDERS
-from data_prep.command import UserError, check_free, run, whole_folder, write_json
+from data_prep.command import UserError, check_free, run, terminated_as_exit, whole_folder, write_json
 from data_prep.examples import SAMPLED, examples, sampled_lengths
 from data_prep.formats import FORMATS
-from data_prep.hub import check_login, push
+from data_prep.hub import check_push, push
 from data_prep.parallel import ordered_map, usable_cores
 from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 from data_prep.reading import Reading, check_reading, read_sources
@@ -55,24 +55,30 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
             drawn[draw(np.flatnonzero(split_of == code), args.max_samples, args.seed)] = True
         leave_out("not drawn by --max_samples", (split_of != LEFT_OUT) & ~drawn)
     train, dev = SPLITS.index("train"), SPLITS.index("dev")
+    has_own_dev = (split_of == dev).any()
     if args.require_reasoning:
         leave_out("no reasoning", np.isin(split_of, (train, dev)) & ~reading.has_reasoning)
-    if not (split_of == dev).any():  # else the source brings its own
+    if not has_own_dev:
         training = np.flatnonzero(split_of == train)
         split_of[training[held_out(hashes["group_hash"][training], args.dev_size)]] = dev
     assigned = split_of.copy()
     if args.drop_overlap:
         leave_out("shared with another split", leaked(split_of, hashes))
-    if not (split_of != LEFT_OUT).any():
-        raise UserError(f"no question is left: {', '.join(f'{count} {why}' for why, count in left_out.items())}")
+    for code, split in enumerate(SPLITS):
+        if (reading.split_of == code).any() and not (split_of == code).any():
+            why = ", ".join(f"{count} {why}" for why, count in left_out.items())
+            raise UserError(f"no question of {split} is left, of {int((reading.split_of == code).sum())}: {why}")
     return assigned, split_of, left_out
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is written. Paths shrink to names: nothing tells of this machine."""
     elsewhere = ("output_dir", "overwrite", "num_proc", "check", "push_to_hub", "public", "seed", "answer_format")
-    given = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False, 0)}
-    return {key: Path(value).name if Path(str(value)).exists() else value for key, value in given.items()}
+    places = ("dataset_path", "add_reasoning", "tokenizer", "pretokenize", "chat_template")
+    decided = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False)}
+    return {
+        key: Path(value).name if key in places and Path(value).exists() else value for key, value in decided.items()
+    }
 
 
 def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source], folder: Path) -> dict[str, Any]:
@@ -94,10 +100,11 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
 
     too_long = {split: counts[f"too long: {split}"] for split in SPLITS if counts[f"too long: {split}"]}
     dropped = sum(count for split, count in too_long.items() if not split.startswith("test"))
-    if dropped > args.max_rejected * len(split_of):
+    trainable = sum(measured.rows for split, measured in measures.items() if not split.startswith("test"))
+    if dropped > args.max_rejected * (trainable + dropped):
         raise UserError(
-            f"{dropped} training rows are longer than --max_length {args.max_length} tokens, more than --max_rejected "
-            f"{args.max_rejected:g} allows: look at the lengths with --tokenizer, and raise --max_length"
+            f"{dropped} of {trainable + dropped} train and dev rows are longer than --max_length {args.max_length}, "
+            f"more than --max_rejected {args.max_rejected:g} allows: see the lengths with --tokenizer and raise it"
         )
 
     if empty := [split for split, measured in measures.items() if not measured.rows]:
@@ -121,7 +128,16 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         "prompt_version": PROMPT_VERSION,
         "seed": args.seed,
         "options": options_of(args),
-        "sources": {source.name: {"format": source.format, "sha256": source.sha256()} for source in sources},
+        "contradictory": reading.contradictory,
+        "sources": {
+            source.name: {
+                "format": source.format,
+                "sha256": source.sha256(),
+                "rows": reading.by_source[source.name].total(),
+                "splits": {split: reading.by_source[source.name][split] for split in SPLITS},
+            }
+            for source in sources
+        },
         "files": files,
         "length_unit": unit,
         "length_note": note,
@@ -134,6 +150,10 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         report["not_shuffled"] = counts["not shuffled"]
     if args.max_length:
         report["longer_than_max_length"] = too_long
+    if settings.reasoning is not None:
+        report["rationales"] = int(reading.has_reasoning.sum())
+        if isinstance(settings.reasoning, dict):
+            report["rationales_unused"] = len(settings.reasoning) - report["rationales"]
 
     shown = examples(folder, sources, files)
     write_json(folder / "examples.json", shown)
@@ -152,9 +172,24 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
         f"Read {report['read']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected, "
         f"{report['duplicates']:,} duplicates"
     )
-    for title in ("rejected_by_reason", "left_out", "longer_than_max_length"):
-        for reason, count in report.get(title, {}).items():
-            yield f"  {title.split('_by_')[0].replace('_', ' ')}: {count:,} {reason}"
+    for name, source in report["sources"].items():
+        splits = ", ".join(f"{split} {count:,}" for split, count in source["splits"].items() if count)
+        yield f"  {name}, {FORMATS[source['format']].title}: {source['rows']:,} rows, sound: {splits or 'none'}"
+    for reason, count in report["rejected_by_reason"].items():
+        yield f"  rejected: {count:,} {reason}"
+    if report["contradictory"]:
+        yield f"  kept: {report['contradictory']:,} that another row with the same question answers otherwise"
+    for reason, count in report["left_out"].items():
+        yield f"  left out: {count:,} {reason}"
+    for split, count in report.get("longer_than_max_length", {}).items():
+        yield f"  longer than --max_length: {count:,} of {split}, {'kept' if split.startswith('test') else 'left out'}"
+    if "rationales" in report:
+        unused = f", {report['rationales_unused']:,} ids match none" if report.get("rationales_unused") else ""
+        yield f"  rationales: {report['rationales']:,} questions have one{unused}"
+    if "not_shuffled" in report:
+        yield f"  kept in one order: {report['not_shuffled']:,} questions that may speak of letters or places"
+    if "dev" not in report["splits"] and "train" in report["splits"]:
+        yield "  no dev split: train is too small, all of one article, or --dev_size is 0"
     for split, measured in report["measures"].items():
         lengths, floors = measured["lengths"], measured["floors"]
         yield (
@@ -162,6 +197,7 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
             f"{report['length_unit']}; floors: letter {floors['majority_letter']:.3f}, "
             f"longest option {floors['longest_option']:.3f}"
         )
+    yield f"  lengths: {report['length_note']}"
     for entry in report["overlap"]:
         if entry["shared"]:
             first, second = entry["splits"]
@@ -171,11 +207,19 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def try_to_open(folder: Path, report: dict[str, Any]) -> None:
-    """Open what was written as training does, and compare the numbers of rows."""
-    from sft.data import load_split
+def check_is_ours(folder: Path) -> None:
+    """Raise `UserError` if `folder` holds anything that preparation does not write: --overwrite must not take it."""
+    ours = {*SPLITS, "README.md", "report.json", "report.html", "rejected.csv", "examples.json"}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.exists() else []
+    if others:
+        raise UserError(f"--overwrite: {folder} is not only a prepared data set, it holds {others[0]}: choose another")
 
-    opened = {split: len(load_split(str(folder), split)) for split in report["splits"]}
+
+def try_to_open(folder: Path, report: dict[str, Any], cache: Path) -> None:
+    """Open what was written as training does, and compare the numbers of rows."""
+    from datasets import load_dataset
+
+    opened = {split: len(rows) for split, rows in load_dataset(str(folder), cache_dir=str(cache)).items()}
     if opened != report["splits"]:
         raise RuntimeError(f"written {report['splits']}, read {opened}")
 
@@ -213,6 +257,9 @@ def parse_arguments() -> argparse.Namespace:
     output.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
 
+    for option, value in vars(args).items():
+        if value == "":
+            raise UserError(f"--{option} is empty: is a variable of your shell unset?")
     if not (args.dataset_path or args.check):
         raise UserError("--dataset_path is not given: name the folder with train.csv and test.csv")
     for option in ("max_samples", "max_length", "num_proc"):
@@ -243,6 +290,7 @@ def main() -> None:
     args = parse_arguments()
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(terminated_as_exit())
         if args.check:
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             args.output_dir, args.push_to_hub = temporary / "checked", None
@@ -251,14 +299,9 @@ def main() -> None:
                 write_sample(temporary / "sample")
                 args.dataset_path = str(temporary / "sample")
         check_free(args.output_dir, args.overwrite)
-        if (
-            args.output_dir.exists()
-            and any(args.output_dir.iterdir())
-            and not (args.output_dir / "report.json").exists()
-        ):
-            raise UserError(f"--overwrite: {args.output_dir} is no prepared data set: choose another folder")
+        check_is_ours(args.output_dir)
         if args.push_to_hub:
-            check_login(args.push_to_hub)
+            check_push(args.push_to_hub, args.public, args.overwrite)
         sources, others = find_sources(args.dataset_path, args.format, args.revision)
         for other in others:
             print(f"Left out by --format: {other.name}, {FORMATS[other.format].title}")
@@ -280,12 +323,12 @@ def main() -> None:
         for line in summary(report):
             print(line)
         if args.check:
-            try_to_open(args.output_dir, report)
+            try_to_open(args.output_dir, report, temporary / "cache")
             print("OK")
             return
         print(f"Wrote {args.output_dir} in {seconds:.1f} s ({report['read'] / seconds:,.0f} rows/s)")
     if args.push_to_hub:
-        print(f"Pushed to {push(args.output_dir, args.push_to_hub, args.public, args.overwrite)}")
+        print(f"Pushed to {push(args.output_dir, args.push_to_hub, args.public)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,11 @@ def marked(tokenizer: Any, input_ids: Sequence[int], loss_mask: Sequence[int], c
     text, start = "", 0
     for end in range(1, len(input_ids) + 1):
         if end == len(input_ids) or loss_mask[end] != loss_mask[start]:
-            run_of_text = tokenizer.decode(input_ids[start:end])
+            # Control characters of the data must not reach the terminal.
+            run_of_text = "".join(
+                letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1]
+                for letter in tokenizer.decode(input_ids[start:end])
+            )
             text += f"{before}{run_of_text}{after}" if loss_mask[start] else run_of_text
             start = end
     return text

@@ -82,9 +82,9 @@ def checked(question: str, choices: Sequence[str]) -> None:
 
 
 def comparable(text: str) -> str:
-    """Letters, digits and signs in lower case, without option marks: equal where only the typing differs."""
+    """Letters, digits and signs in lower case, without punctuation and option marks: equal if typed differently."""
     bare = _ANY_LETTER_MARK.sub(" ", clean_text(text))
-    return " ".join(re.findall(r"[^\W_]+|[+\-<>=%±]", bare.casefold()))
+    return " ".join(re.findall(r"[^\W_]+|[^\w\s.,;:!?'\"()\[\]{}…‘’“”]", bare.casefold()))
 
 
 def fingerprint(question: str, choices: Sequence[str]) -> str:
@@ -114,7 +114,8 @@ def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: S
     if choices[position] == answer:
         return position
     wanted = comparable(answer)
-    matches = [index for index, choice in enumerate(choices) if comparable(choice) == wanted]
+    matches = [choices.index(answer)] if answer in choices else []
+    matches = matches or [index for index, choice in enumerate(choices) if comparable(choice) == wanted]
     if not matches:
         raise RejectedRow("answer text is none of the options")
     if position in matches:

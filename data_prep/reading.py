@@ -3,7 +3,7 @@
 Questions go to a temporary Arrow file; in memory stay a few numbers a row.
 """
 
-import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from data_prep.command import UserError
 from data_prep.formats import FORMATS
 from data_prep.questions import Question, RejectedRow, fingerprint
 from data_prep.reasoning import THINK_TAGS
-from data_prep.sources import Source, cells_of
+from data_prep.sources import Source, cells_of, sound
 from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash64
 
 CHUNK = 5_000  # rows a piece of work: some MB
-HASHES = ("content_hash", "group_hash", *OVERLAPS.values())
+HASHES = ("content_hash", "asked_hash", "group_hash", *OVERLAPS.values())
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Reading:
     split_of: Any  # int8, index into SPLITS, or LEFT_OUT for duplicates
     has_reasoning: Any  # bool
     hashes: dict[str, Any]  # uint64, by name
-    seconds: float
+    by_source: dict[str, Counter]  # sound rows of each source by split, and its rejected rows
+    contradictory: int  # sound rows that another row answers otherwise: same split, figure, question and options
 
     @property
     def kept(self) -> int:
@@ -62,15 +63,25 @@ def questions_schema() -> Any:
 def hashes_of(question: Question) -> tuple[int, ...]:
     """Values of the columns `HASHES`. The group's is seeded: its order is the order in which dev takes articles."""
     text = fingerprint(question.question, question.choices)
-    content = "\n".join([question.split, question.figure, question.question, *question.choices, str(question.gold)])
+    asked = "\n".join([question.split, question.figure, question.question, *question.choices])
     article = question.article or question.id
     return (
-        hash64(content),
+        hash64(f"{asked}\n{question.gold}"),
+        hash64(asked),
         hash64(f"{worker.settings.seed}:{article}"),
         hash64(question.article),
         hash64(question.whole_figure),
         hash64(text),
     )
+
+
+def clean_reasoning(text: Any) -> str:
+    """A rationale as it is trained on: its lines stay, outer white space goes. Raises `RejectedRow` if it is none."""
+    if not isinstance(text, str):
+        raise RejectedRow("rationale is not text")
+    if any(tag in text for tag in THINK_TAGS):
+        raise RejectedRow("rationale holds a think tag")
+    return unicodedata.normalize("NFC", sound(text)).strip()
 
 
 def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[str, int, str, Any]]]:
@@ -87,9 +98,7 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
             question = read(cells, (f"{stem}-{number}", source.name, number), source.split)
             if reasoning is not None:
                 text = cells.get(reasoning, "") if isinstance(reasoning, str) else reasoning.get(question.id, "")
-                if any(tag in text for tag in THINK_TAGS):
-                    raise RejectedRow("rationale holds a think tag")
-                question = question._replace(reasoning=text.strip())
+                question = question._replace(reasoning=clean_reasoning(text))
             kept.append((*question, *hashes_of(question)))
         except RejectedRow as reason:
             rejected.append((source.name, number, str(reason), raw))
@@ -104,14 +113,19 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
     import pyarrow as pa
     from tqdm import tqdm
 
-    start = time.perf_counter()
+    by_source = {source.name: Counter() for source in sources}
     rejected, columns, chunk_lengths = [], {name: [] for name in ("split", "reasoning", *HASHES)}, []
     with pa.ipc.new_file(file, questions_schema()) as writer, tqdm(desc="Reading", unit=" rows") as progress:
         for batch, faults in apply(read_chunk, chunks(sources, most)):
             writer.write_batch(batch)
             rejected += faults
             chunk_lengths.append(len(batch))
-            columns["split"].append(np.array([SPLITS.index(name) for name in batch["split"].to_pylist()], np.int8))
+            splits = batch["split"].to_pylist()
+            if splits:
+                by_source[batch["source"][0].as_py()].update(splits)
+            for source, *_ in faults:
+                by_source[source]["rejected"] += 1
+            columns["split"].append(np.array([SPLITS.index(name) for name in splits], np.int8))
             columns["reasoning"].append(np.array([text != "" for text in batch["reasoning"].to_pylist()], bool))
             for name in HASHES:
                 columns[name].append(batch[name].to_numpy())
@@ -128,7 +142,8 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
         split_of=split_of,
         has_reasoning=has_reasoning,
         hashes=joined,
-        seconds=time.perf_counter() - start,
+        by_source=by_source,
+        contradictory=int((~first_occurrences(joined["asked_hash"][~duplicates])).sum()),
     )
 
 

@@ -30,6 +30,8 @@ def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | st
     try:
         rows = _read_parquet(file) if file.suffix == ".parquet" else _read_jsonl(file)
         for number, (id, text) in enumerate(rows, start=1):
+            if not isinstance(text, str):
+                raise UserError(f"--add_reasoning {file}: row {number}: the reasoning of {id} is no text")
             if id in reasoning:
                 raise UserError(f"--add_reasoning {file}: row {number}: the id {id} stands twice")
             reasoning[id] = text
@@ -41,10 +43,12 @@ def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | st
 def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
             try:
                 row = json.loads(line)
-                yield str(row["id"]), str(row["reasoning"] or "")
-            except (ValueError, TypeError, KeyError) as error:
+                yield str(row["id"]), row["reasoning"] or ""
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(
                     f"--add_reasoning {file}: line {number} is not a JSON object with id and reasoning"
                 ) from error

@@ -99,9 +99,9 @@ def data_card(report: dict[str, Any]) -> str:
         for name, source in report["sources"].items()
     )
     left_out = "".join(f", {count} left out ({why})" for why, count in report["left_out"].items())
-    options = (
-        "\n".join(f"- `{name}`: `{value}`" for name, value in report["options"].items()) or "- all at their defaults"
-    )
+    for split, count in report.get("longer_than_max_length", {}).items():
+        left_out += f", {count} rows of {split} too long and {'kept' if split.startswith('test') else 'left out'}"
+    options = "\n".join(f"- `{name}`: `{value}`" for name, value in report["options"].items())
     return f"""---
 license: other
 license_name: {"-and-".join(licence.lower().replace(" ", "-") for licence in licences)}
@@ -240,8 +240,11 @@ def report_page(report: dict[str, Any], measures: dict[str, Measures], example: 
     )
     rejected = table(["reason", "rows"], [[reason, count] for reason, count in report["rejected_by_reason"].items()])
     sources = table(
-        ["source", "format", "SHA-256"],
-        [[name, FORMATS[s["format"]].title, s["sha256"][:16] + "…"] for name, s in report["sources"].items()],
+        ["source", "format", "SHA-256", "rows", *(f"sound: {split}" for split in measures)],
+        [
+            [name, FORMATS[s["format"]].title, s["sha256"][:16] + "…", s["rows"], *(s["splits"][m] for m in measures)]
+            for name, s in report["sources"].items()
+        ],
         texts=3,
     )
     options = table(["option", "value"], [[name, str(value)] for name, value in report["options"].items()], texts=2)
@@ -267,11 +270,11 @@ and the rows of either that they touch. Rows whose article or figure is unknown 
 <h2>Rejected rows</h2>
 {rejected if report["rejected_by_reason"] else "<p>None.</p>"}
 <p class="note">Each with its reason and raw cells in rejected.csv.</p>
-<h2>One training row</h2>
+<h2>One row</h2>
 <pre>{html.escape(example)}</pre>
 <h2>Sources</h2>
 {sources}
 <h2>Options</h2>
-{options if report["options"] else "<p>All at their defaults.</p>"}
+{options}
 </body></html>
 """

@@ -14,8 +14,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError
-from data_prep.formats import FORMATS, detect, split_named
+from data_prep.command import UserError, first_line
+from data_prep.formats import FORMATS, detect, nearest, split_named
 from data_prep.questions import RejectedRow
 
 # The published files of each version; both lie in one repository, and their headers differ.
@@ -24,6 +24,7 @@ HUB_FILES = {
     "pmc_vqa_v2": ("train_2.csv", "test_2.csv"),
 }
 FILE_ENDINGS = (".csv", ".jsonl", ".json")
+csv.field_size_limit(1 << 24)  # characters of one cell: beyond any caption
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ def find_sources(
     elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         found = _saved_sources(path)
     else:
-        files = sorted(file for file in path.iterdir() if file.suffix in FILE_ENDINGS) if path.is_dir() else [path]
+        if (path / "report.json").is_file() and (path / "rejected.csv").is_file():
+            raise UserError(f"--dataset_path {path} is prepared already: give the folder that it was made from")
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [file for file in files if file.suffix.lower() in FILE_ENDINGS and not file.name.startswith(".")]
         found = [_file_source(file) for file in files]
     if not found:
         raise UserError(
@@ -115,23 +119,27 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
         try:
             files.append(Path(hf_hub_download(place, name, repo_type="dataset", revision=revision)))
         except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{name} of {place} cannot be had from the Hub at {revision}: {reason}") from error
+            raise UserError(
+                f"{name} of {place} cannot be had from the Hub at {revision}: {first_line(error)}"
+            ) from error
     return files
 
 
 def _format_of(where: str, columns: tuple[str, ...]) -> str:
     """The format with these columns. Raises `UserError` if there is none."""
+    try:
+        sound("".join(columns))
+    except RejectedRow:
+        raise UserError(f"{where}: the header is not UTF-8 text: is it a CSV file, unpacked?") from None
     name = detect(columns)
     if name is None:
-        known = "; ".join(f"{known.title}: {','.join(known.columns)}" for known in FORMATS.values())
         found = ascii(",".join(columns))[1:-1][:200] or "an empty file"
-        raise UserError(f"{where}: header of no known format: found {found}. Known are {known}")
+        raise UserError(f"{where}: header of no known format: found {found}; {nearest(columns)}")
     return name
 
 
 def _file_source(file: Path) -> Source:
-    kind = "csv" if file.suffix == ".csv" else "jsonl"
+    kind = "csv" if file.suffix.lower() == ".csv" else "jsonl"
     try:
         with open(file, "rb") as content:
             if b"\0" in content.read(4096).split(b"\n")[0]:
@@ -141,11 +149,13 @@ def _file_source(file: Path) -> Source:
                 columns = tuple(name.strip() for name in next(csv.reader(lines), []))
         else:
             with open(file, encoding="utf-8-sig") as lines:
-                first = json.loads(next(lines, "{}"))
+                first = json.loads(next((line for line in lines if not line.isspace()), "{}"))
+            if isinstance(first, list):
+                raise UserError(f"{file}: a JSON array: write one object a line (JSON lines)")
             columns = tuple(first) if isinstance(first, dict) else ()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    except (csv.Error, ValueError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:
         raise UserError(f"{file}: line 1 is not {'CSV' if kind == 'csv' else 'a JSON object'}: {error}") from error
     return Source(file, file.name, kind, columns, _format_of(str(file), columns), split_named(file.stem))
 
@@ -155,8 +165,8 @@ def _saved_sources(path: Path) -> list[Source]:
 
     try:
         saved = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a whole saved data set: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"{path}: not a whole saved data set, or an empty split: {first_line(error)}") from error
     splits = saved if isinstance(saved, DatasetDict) else {split_named(path.name) or "train": saved}
     sources = []
     for name, rows in splits.items():
@@ -171,16 +181,32 @@ def _csv_rows(source: Source) -> Iterator[list[str]]:
     with open(source.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         rows = csv.reader(lines, strict=True)
         next(rows)
-        cells = source.columns
+        cells, line = source.columns, rows.line_num
         try:
             for cells in rows:
-                yield cells
+                if rows.line_num > line + 1 and _holds_rows(cells):
+                    raise UserError(
+                        f"{source.path}: the row from line {line + 1} to {rows.line_num} holds whole rows in a cell: "
+                        "a quote is opened there and closed much later"
+                    )
+                line = rows.line_num
+                if cells:  # not an empty line
+                    yield cells
         except csv.Error as error:
             fault = "the file ends inside a quoted cell" if "end of data" in str(error) else f"broken CSV: {error}"
             raise UserError(f"{source.path}: line {rows.line_num}: {fault}: is the download complete?") from error
-        line = rows.line_num
-    if len(cells) < len(source.columns) and not _ends_with_newline(source.path):
+    if cells and (len(cells) < len(source.columns) or not cells[-1]) and not _ends_with_newline(source.path):
         raise UserError(f"{source.path}: line {line}: the file ends inside a row: is the download complete?")
+
+
+def _holds_rows(cells: list[str]) -> bool:
+    """Is an inner line of a cell a row of its own: as many cells, the outer two (path, label) without white space?"""
+    for cell in cells:
+        for line in cell.splitlines()[1:-1]:
+            inner = next(csv.reader([line]), [])
+            if len(inner) == len(cells) and not any(len(outer.split()) > 1 for outer in (inner[0], inner[-1])):
+                return True
+    return False
 
 
 def _json_lines(source: Source) -> Iterator[str]:
@@ -194,15 +220,17 @@ def _json_lines(source: Source) -> Iterator[str]:
 
 
 def _saved_rows(source: Source) -> Iterator[dict[str, Any]]:
-    from datasets import ClassLabel, Dataset, load_from_disk
+    from datasets import ClassLabel, Dataset, Value, load_from_disk
 
     saved = load_from_disk(str(source.path))
     rows = saved if isinstance(saved, Dataset) else saved[source.name]
     classes = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
-    texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", "") != "PIL.Image.Image"]
-    for row in rows.select_columns(texts):
+    # Images stay where they are.
+    wanted = {name for name, kind in rows.features.items() if isinstance(kind, Value | ClassLabel)}
+    wanted |= set(FORMATS[source.format].columns)
+    for row in rows.select_columns([name for name in rows.column_names if name in wanted]):
         for name, kind in classes.items():
-            row[name] = kind.int2str(row[name]) if (row[name] or 0) >= 0 else None
+            row[name] = kind.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
         yield row
 
 
@@ -212,7 +240,7 @@ def _ends_with_newline(file: Path) -> bool:
         return content.read(1) in b"\r\n"
 
 
-def _sound(text: str) -> str:
+def sound(text: str) -> str:
     """`text`, unless it is none: raises `RejectedRow` for a NUL byte or for what is not UTF-8."""
     if "\0" in text:
         raise RejectedRow("row holds a NUL byte")
@@ -227,10 +255,10 @@ def _sound(text: str) -> str:
 def _as_text(value: Any) -> Any:
     """JSON values as the text that they stand for; objects keep their keys."""
     if isinstance(value, Mapping):
-        return {key: _as_text(item) for key, item in value.items()}
+        return {sound(key): _as_text(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_as_text(item) for item in value]
-    return "" if value is None else _sound(str(value))
+    return "" if value is None else sound(str(value))
 
 
 def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
@@ -240,14 +268,14 @@ def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
         RejectedRow: another number of cells than the header, not UTF-8, a NUL byte, or no JSON object of the format.
     """
     if source.kind == "csv":
-        _sound("".join(raw))
+        sound("".join(raw))
         if len(raw) != len(source.columns):
             raise RejectedRow(f"row has too {'few' if len(raw) < len(source.columns) else 'many'} cells")
         return dict(zip(source.columns, raw, strict=True))
     if source.kind == "jsonl":
         try:
-            raw = json.loads(_sound(raw))
-        except ValueError:
+            raw = json.loads(sound(raw))
+        except (ValueError, RecursionError):
             raise RejectedRow("line is not JSON") from None
         if not isinstance(raw, dict) or not all(column in raw for column in FORMATS[source.format].columns):
             raise RejectedRow("line lacks a column of its format")

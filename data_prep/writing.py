@@ -30,7 +30,7 @@ def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[int, tuple[Any, Meas
         if code == LEFT_OUT:
             continue
         orders = worker.settings.shuffle_choices if SPLITS[code] == "train" else 0
-        if orders and not can_be_shuffled(question["choices"], question["reasoning"]):
+        if orders and not can_be_shuffled(question["question"], question["choices"], question["reasoning"]):
             counts["not shuffled"] += 1
         rows.setdefault(code, []).extend(
             chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed)

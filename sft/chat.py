@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from data_prep.command import UserError
+from data_prep.command import UserError, first_line
 
 # What a template may look for in a text, so that it does not just copy it.
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
@@ -31,7 +31,10 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
         file = Path(template)
         if not file.is_file():
             raise UserError(f"chat template {file} does not exist: choose one of recipes/templates/*.jinja")
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"chat template {file} is not UTF-8 text") from error
     elif tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
 
@@ -57,8 +60,8 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
             return []
         try:
             return tokenizer.apply_chat_template(some, add_generation_prompt=add_generation_prompt, tokenize=False)
-        except TemplateError as error:
-            raise UserError(f"chat template: {error}") from error
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"chat template: {first_line(error)}") from error
 
     texts: list[str | None] = [None] * len(conversations)
     patterns: dict[tuple, list[str]] = {}
@@ -128,7 +131,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     told = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
     cut_at = anchor(tokenizer, asked[0]) if asked else None
     # Each text falls into a head, encoded once, and a rest that begins with the end of the prompt.
-    cuts = [text.rfind(cut_at) if cut_at else 0 for text in asked]
+    cuts = [max(0, text.rfind(cut_at)) if cut_at else 0 for text in asked]
     heads = encode(tokenizer, [text[:cut] for text, cut in zip(asked, cuts, strict=True)])
     rests = encode(tokenizer, [text[cut:] for text, cut in zip(told, cuts, strict=True)])
     ends = [text[cut:] for text, cut in zip(asked, cuts, strict=True)]
@@ -146,7 +149,8 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
                 token_ids(tokenizer, [prompt], add_generation_prompt=True),
                 token_ids(tokenizer, [prompt + completion]),
             )
-            same = next(i for i, (a, b) in enumerate(zip([*full_ids, None], prompt_ids, strict=False)) if a != b)
+            pairs = enumerate(zip([*full_ids, None], prompt_ids, strict=False))
+            same = next((i for i, (a, b) in pairs if a != b), len(prompt_ids))
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "

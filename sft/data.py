@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError
+from data_prep.command import UserError, first_line
 
 # What data_prep/prepare.py promises about every row.
 COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_format"}
@@ -18,6 +18,7 @@ def load_split(path: str, split: str) -> Any:
         UserError: no such data set or split, not a prepared one, or an empty split.
     """
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     advice = "prepare one with `python data_prep/prepare.py --dataset_path DIR --output_dir PMC-VQA-Processed`"
     # A prepared folder starts with its card; load_dataset would search any other folder, or the Hub, for something.
@@ -25,8 +26,8 @@ def load_split(path: str, split: str) -> Any:
         raise UserError(f"data set {path} is not a prepared data set: {advice}")
     try:
         dataset = load_dataset(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"data set {path} cannot be opened: {str(error).splitlines()[0]}: {advice}") from error
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(f"data set {path} cannot be opened: {first_line(error)}: {advice}") from error
     if split not in dataset:
         raise UserError(f"data set {path} has no split {split}: it has {', '.join(dataset)}")
     missing = COLUMNS - set(dataset[split].column_names)

@@ -60,6 +60,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             wanted = json.loads(body)
             repo = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
+            if repo in self.repos:
+                return self.answer(409, {"url": f"{self.environment['HF_ENDPOINT']}/datasets/{repo}"})
             self.repos[repo], self.private[repo] = {}, wanted.get("private") or wanted.get("visibility") == "private"
             return self.answer(200, {"url": f"{self.environment['HF_ENDPOINT']}/datasets/{repo}", "id": repo})
         if self.path == "/api/validate-yaml":
@@ -157,11 +159,20 @@ def test_a_data_set_on_the_hub_is_replaced_only_if_told_so(run, hub, tmp_path):
     assert done.returncode == 2
     assert "exists already: pass --overwrite" in done.stderr
     assert hub.repos[REPO] == {"train/old.parquet": b"old", "NOTES.md": b"mine"}
-    assert (tmp_path / "P/report.json").exists()  # the work is not lost
+    assert not (tmp_path / "P").exists()  # told before the work
     done = run("--push_to_hub", REPO, "--overwrite", **KNOWN)
     assert done.returncode == 0, done.stderr
     assert "train/old.parquet" not in hub.repos[REPO]
     assert hub.repos[REPO]["NOTES.md"] == b"mine"
+
+
+def test_no_connection_is_told_in_one_line(command, sample, tmp_path):
+    words = ("--dataset_path", sample, "--output_dir", tmp_path / "P", "--push_to_hub", REPO)
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), **KNOWN}
+    done = command("data_prep/prepare.py", *words, **nobody)
+    assert done.returncode == 2
+    assert "the Hub refuses" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_nothing_goes_to_a_public_data_set_by_accident(run, hub):

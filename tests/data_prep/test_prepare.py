@@ -238,6 +238,7 @@ def test_rationales_are_joined_by_row_id(prepare, tmp_path, ending):
     given = {row["id"]: row["completion"][0]["reasoning_content"] for row in questions}
     assert given["train-7"] == "Because of 7."
     assert given["train-300"] == ""  # no rationale is invented
+    assert read_json(folder / "report.json")["rationales"] == 100
     report = read_json(prepare("--add_reasoning", file, "--require_reasoning") / "report.json")
     assert report["splits"]["train"] + report["splits"]["dev"] == 100
     assert report["splits"]["test"] == 192
@@ -315,6 +316,38 @@ def test_a_figure_is_recognised_in_both_versions(command, tmp_path):
     ]  # fmt: skip
 
 
+def test_every_source_says_where_its_rows_went(command, tmp_path):
+    write_csv(tmp_path / "train.csv", [[f"PMC{i}_F1.jpg", f"Q{i}?", *ROW[2:]] for i in range(150)])
+    write_csv(tmp_path / "test (1).csv", [ROW, [*ROW[:-1], "?"]])
+    done = command("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "P")
+    assert "train.csv, PMC-VQA version 1: 150 rows, sound: train 150\n" in done.stdout
+    assert "test (1).csv, PMC-VQA version 1: 2 rows, sound: test 1\n" in done.stdout
+    source = read_json(tmp_path / "P/report.json")["sources"]["test (1).csv"]
+    assert (source["rows"], source["splits"]["test"]) == (2, 1)
+
+
+def test_rows_that_contradict_each_other_are_counted(command, tmp_path):
+    other = [*ROW[:2], "red", *ROW[3:-1], "A"]
+    write_csv(tmp_path / "test.csv", [ROW, other, ROW])
+    done = command("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "P")
+    report = read_json(tmp_path / "P/report.json")
+    assert (report["kept"], report["duplicates"], report["contradictory"]) == (2, 1, 1)
+    assert "1 that another row with the same question answers otherwise" in done.stdout
+
+
+def test_a_split_that_options_empty_is_refused(refused, tmp_path):
+    write_csv(tmp_path / "train.csv", [["PMC1_F1.jpg", f"Q{i}?", *ROW[2:]] for i in range(30)])
+    write_csv(tmp_path / "test.csv", [["PMC1_F2.jpg", *ROW[1:]]])
+    words = ("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "P", "--drop_overlap")
+    assert "no question of train is left, of 30: 30 shared with another split" in refused(*words)
+
+
+def test_a_missing_dev_split_is_told(command, tmp_path):
+    write_csv(tmp_path / "train.csv", [["PMC1_F1.jpg", f"Q{i}?", *ROW[2:]] for i in range(30)])
+    done = command("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "P")
+    assert "no dev split: train is too small, all of one article, or --dev_size is 0" in done.stdout
+
+
 # Bad input: what is wrong with a whole file stops everything, what is wrong with a row rejects that row.
 
 
@@ -328,16 +361,39 @@ def spoil(folder: Path, **files: bytes | str) -> Path:
 HEADER = ",".join(V1_HEADER) + "\n"
 LINE = ",".join(ROW) + "\n"
 MEDMCQA_LINE = '{"question": "Which?", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": 2, "exp": null}'
+QUOTED_END = 'end",B: green,C: blue,D: black,B\n'
 BAD_FILES = {
     "missing folder": (lambda tmp: tmp / "nowhere", "nowhere does not exist"),
     "folder without files": (lambda tmp: tmp, "holds no .csv or .jsonl file"),
-    "header of neither version": (lambda tmp: write_csv(tmp / "train.csv", [ROW], ("a", "b")), "found a,b. Known are"),
+    "header of neither version": (
+        lambda tmp: write_csv(tmp / "train.csv", [ROW], ("a", "b")),
+        "found a,b; it has no column of any known format",
+    ),
     "empty file": (lambda tmp: spoil(tmp, train_csv=""), "an empty file"),
     "no rows": (lambda tmp: write_csv(tmp / "train.csv", []), "no rows"),
     "no row left": (lambda tmp: write_csv(tmp / "train.csv", [[*ROW[:-1], "?"]]), "no row is left"),
     "binary file": (lambda tmp: spoil(tmp, train_csv=b"PK\x03\x04\x00\x00\xff\xfe" * 999), "not a text file"),
     "UTF-16": (lambda tmp: spoil(tmp, train_csv=(HEADER + LINE).encode("utf-16")), "not a text file"),
     "cut inside a row": (lambda tmp: spoil(tmp, train_csv=HEADER + LINE * 9 + LINE[:40]), "line 11: the file ends in"),
+    "cut behind a comma": (
+        lambda tmp: spoil(tmp, train_csv=HEADER + LINE * 9 + LINE[:-2]),
+        "line 11: the file ends inside a row",
+    ),
+    "a quote that swallows rows": (
+        lambda tmp: spoil(tmp, train_csv=HEADER + LINE * 9 + 'PMC1,Why?,green,"A: red\n' + LINE * 9 + QUOTED_END),
+        "line 11 to 21 holds whole rows in a cell",
+    ),
+    "a near header": (
+        lambda tmp: write_csv(tmp / "train.csv", [ROW], (*V1_HEADER[:-1], "Anwser_label")),
+        "for PMC-VQA version 1 it lacks Answer_label",
+    ),
+    "semicolons": (lambda tmp: spoil(tmp, train_csv=(HEADER + LINE).replace(",", ";")), "header of no known format"),
+    "a header in Latin-1": (lambda tmp: spoil(tmp, train_csv=b"\xe9," + HEADER.encode()), "header is not UTF-8 text"),
+    "a JSON array": (lambda tmp: spoil(tmp, dev_jsonl=f"[{MEDMCQA_LINE}]"), "write one object a line"),
+    "a prepared folder": (
+        lambda tmp: spoil(tmp, **{"report.json": "{}", "rejected_csv": "file,row"}),
+        "is prepared already",
+    ),
     "cut inside a quoted cell": (
         lambda tmp: spoil(tmp, train_csv=HEADER + LINE * 9 + 'PMC1_F1.jpg,"Which'),
         "ends inside a quoted cell: is the download complete?",
@@ -437,13 +493,18 @@ BAD_OPTIONS = {
     "max_length without tokens": (["--max_length", "9"], "name the model with --pretokenize"),
     "all too long": (
         ["--pretokenize", "TOKENIZER", "--max_length", "9", "--chat_template", "recipes/templates/deepseek_r1.jinja"],
-        "longer than --max_length 9 tokens",
+        "longer than --max_length 9, more than",
     ),
     "two models": (["--tokenizer", "a", "--pretokenize", "b"], "name different models"),
     "a letter of no options": (["--no_choices", "--answer_format", "letter"], "--no_choices shows no options"),
     "orders beyond 24": (["--shuffle_choices", "25"], "four options have 24 orders"),
     "no rows": (["--max_samples", "0"], "give a positive number"),
     "another format": (["--format", "medqa"], "holds no MedQA-USMLE, four options, but test.csv (PMC-VQA version 1)"),
+    "an empty variable": (["--pretokenize", ""], "--pretokenize is empty"),
+    "nothing left to train on": (
+        ["--add_reasoning", "dev.jsonl", "--require_reasoning", "--dev_size", "0", "--drop_overlap"],
+        "no question has a rationale there",
+    ),
     "a revision of a folder": (["--revision", "0" * 40], "is here on the disk"),
 }
 
@@ -460,6 +521,7 @@ def test_a_wrong_option_is_refused_in_one_line_and_leaves_nothing(refused, sampl
     stock = Path(trl.__file__).parent / "chat_templates/deepseek_r1_distill.jinja"
     (tmp_path / "why.jsonl").write_text('{"id": "x", "reasoning": "so"}\n')
     (tmp_path / "none.jsonl").write_text('{"id": "x", "reasoning": "so"}\n{"id": "y"}\n')
+    (tmp_path / "dev.jsonl").write_text('{"id": "dev-1", "reasoning": "so"}\n\n')
     (tmp_path / "twice.jsonl").write_text('{"id": "train-1", "reasoning": "so"}\n' * 2)
     (tmp_path / "why.parquet").write_text("no")
     places = {"TOKENIZER": bare, "STOCK": stock}
@@ -483,8 +545,28 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(refused, prepared, sam
 def test_overwriting_takes_no_folder_that_is_not_ours(refused, sample, tmp_path):
     (tmp_path / "thesis.txt").write_text("three years of work")
     line = refused("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", tmp_path, "--overwrite")
-    assert "is no prepared data set" in line
+    assert "holds thesis.txt" in line
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_overwriting_never_takes_the_sources(refused, sample, tmp_path):
+    import shutil
+
+    shutil.copytree(sample, tmp_path / "P/raw")
+    line = refused("data_prep/prepare.py", "--dataset_path", tmp_path / "P/raw", "--output_dir", tmp_path / "P",
+                   "--overwrite")  # fmt: skip
+    assert "holds raw" in line
+    assert (tmp_path / "P/raw/train.csv").exists()
+
+
+def test_overwriting_a_link_replaces_what_it_points_to(command, sample, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "P").symlink_to(tmp_path / "disk")
+    done = command("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", tmp_path / "P", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "P").is_symlink()
+    assert (tmp_path / "disk/report.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["P", "disk"]
 
 
 def test_an_overwrite_that_fails_keeps_the_old_folder(refused, command, tmp_path):
@@ -531,7 +613,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path, sample):
 
 
 def test_check_tries_everything_and_keeps_nothing(command, tmp_path):
-    done = command("data_prep/prepare.py", "--check", TMPDIR=str(tmp_path))
+    done = command("data_prep/prepare.py", "--check", TMPDIR=str(tmp_path), HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "OK"
     assert "Read 20 rows: 20 kept" in done.stdout  # ten of train.csv, ten of test.csv

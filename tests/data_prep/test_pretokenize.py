@@ -100,6 +100,20 @@ def test_rows_beyond_max_length_leave_train_and_dev_and_are_counted(pretokenize,
     assert len(cut["test"]) == len(whole["test"])  # a test set is never thinned
 
 
+def test_the_length_limit_counts_rows_like_rows(pretokenize, sample):
+    """With several orders a question, the share of rows that are too long is still a share of rows."""
+    from datasets import load_dataset
+
+    rows = load_dataset(str(pretokenize("smollm2", rows=sample)))["train"]
+    limit = sorted(map(len, rows["input_ids"]))[-3] - 1
+    report = json.loads(
+        (
+            pretokenize("smollm2", "--max_length", limit, "--shuffle_choices", 24, rows=sample) / "report.json"
+        ).read_text()
+    )
+    assert report["longer_than_max_length"]["train"] >= 24
+
+
 def test_tokens_for_another_model_are_refused_before_it_loads(refused, pretokenize, tiny_deepseek, tmp_path):
     folder = pretokenize("smollm2")
     line = refused(

@@ -45,6 +45,14 @@ def test_sources_that_agree_name_the_gold_option(label, answer, printed, gold):
     assert reconcile(label, answer, printed, CHOICES) == gold
 
 
+def test_signs_tell_options_apart():
+    for one, other in (("↑ TSH", "↓ TSH"), ("≥ 5", "≤ 5"), ("−1", "+1"), ("5 µm", "5 m"), ("5' end", "5 end")):
+        choices = (one, other, "x", "y")
+        assert reconcile("A", one, "ABCD", choices) == 0
+        with pytest.raises(RejectedRow, match="name different options"):
+            reconcile("B", one, "ABCD", choices)
+
+
 @pytest.mark.parametrize(
     ("label", "answer", "reason"),
     [
