@@ -212,13 +212,16 @@ def check_rows(dataset: Any, tokenizer: Any, max_length: int | None, name: str) 
 def token_counts(dataset: Any, tokenizer: Any, name: str) -> list[int]:
     """Tokens of each row, each row checked as `check_rows` says."""
     if "input_ids" in dataset.column_names:
+        import pyarrow.compute as pc
+
         made_for = set(dataset.unique("tokenized_for")) - {tokenized_for(tokenizer)}
         if made_for:
             raise UserError(
                 f"{name} rows have tokens for another tokenizer or chat template (fingerprint {made_for.pop()}, here "
                 f"{tokenized_for(tokenizer)}): prepare them with --pretokenize and this model and --chat_template"
             )
-        return [len(ids) for batch in dataset.with_format("numpy").iter(10_000) for ids in batch["input_ids"]]
+        tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
+        return [n for table in tables for n in pc.list_value_length(table["input_ids"]).to_pylist()]
 
     def lengths(batch: dict) -> dict:
         rows = split_completions(tokenizer, batch["prompt"], batch["completion"])

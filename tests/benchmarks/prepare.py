@@ -1,6 +1,6 @@
 """Time and memory of preparation on a full-size synthetic PMC-VQA, against a plain row-by-row script, in one run.
 
-    python tests/benchmarks/prepare.py --tokenizer MODEL [--chat_template FILE] [--times 1] [--skip_plain]
+    python tests/benchmarks/prepare.py --tokenizer MODEL [--chat_template FILE] [--start] [--times 10 --skip_plain]
 
 In:  nothing but a seed: 176,948 training and 50,000 test rows (PMC-VQA version 1), or `--times` as many.
 Out: a table on the terminal. Memory is the peak of the proportional set size, summed over all processes of a run.
@@ -93,6 +93,19 @@ def write_synthetic(folder: Path, times: int, seed: int = 0) -> int:
     return total
 
 
+def write_tiny_model(folder: Path, tokenizer_path: str, chat_template: str) -> None:
+    """A random Llama of two layers with the given tokenizer, so that a training step costs next to nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sft.models import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_path, chat_template or None)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def peak_and_seconds(words: list[str]) -> tuple[float, float]:
     """(GiB, seconds) of a command and all its children; stops the benchmark if the command fails."""
     import psutil
@@ -123,6 +136,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="folder or Hub id of the model whose tokens are made")
     parser.add_argument("--chat_template", default="")
     parser.add_argument("--times", type=int, default=1, help="multiple of PMC-VQA's size")
+    parser.add_argument("--start", action="store_true", help="also time sft/run.py up to its first step")
     parser.add_argument("--skip_plain", action="store_true", help="leave the plain script out")
     args = parser.parse_args()
 
@@ -132,6 +146,9 @@ def main() -> None:
         rows = write_synthetic(work / "in", args.times)
         size = sum(file.stat().st_size for file in (work / "in").iterdir()) / 2**20
         print(f"{rows:,} rows, {size:.0f} MiB of CSV", flush=True)
+        if args.start:
+            write_tiny_model(work / "tiny", args.tokenizer, args.chat_template)
+            args.tokenizer, args.chat_template = str(work / "tiny"), ""
         template = ["--chat_template", args.chat_template] if args.chat_template else []
         ours = [sys.executable, "data_prep/prepare.py", "--dataset_path", str(work / "in"), "--output_dir"]
         plain = [sys.executable, "-c", PLAIN, str(work / "in"), args.tokenizer, args.chat_template]
@@ -153,6 +170,21 @@ def main() -> None:
                 plain_memory, plain_seconds = peak_and_seconds(plain_words)
                 line += f"{plain_seconds:>12.1f} s {plain_memory:>7.2f} GiB{plain_seconds / seconds:>8.1f}"
             print(line, flush=True)
+        if args.start:
+            for what in runs:
+                words = [
+                    "sft/run.py",
+                    "recipes/pmcvqa.yaml",
+                    "--use_cpu",
+                    "yes",
+                    "--model_name_or_path",
+                    args.tokenizer,
+                ]
+                words += ["--dataset_name", str(work / what), "--output_dir", str(work / f"out-{what}")]
+                words += ["--chat_template_path", str(work / "tiny/chat_template.jinja"), "--max_steps", "1"]
+                words += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "no"]
+                memory, seconds = peak_and_seconds([sys.executable, *words])
+                print(f"sft/run.py, one step from {what:<8}{seconds:>8.1f} s {memory:>7.2f} GiB", flush=True)
         if args.times == 1:
             environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
             alone = [sys.executable, "-c", TOKENIZER_ALONE, args.tokenizer, str(work / "text")]
