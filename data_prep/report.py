@@ -195,21 +195,21 @@ def histogram(lengths: Counter, unit: str) -> str:
         if length <= most:
             bars[(length - low) // width] += count
     tallest, last = max(bars.values()), max(bars)
-    right = 46 + 14 * (last + 1)
+    right = 66 + 14 * (last + 1)
     drawn = []
     for bar, count in sorted(bars.items()):
         start, height = low + bar * width, 100 * count / tallest
         drawn.append(
-            f'<rect x="{40 + 14 * bar}" y="{110 - height:.1f}" width="13" height="{height:.1f}">'
+            f'<rect x="{60 + 14 * bar}" y="{110 - height:.1f}" width="13" height="{height:.1f}">'
             f"<title>{start} to {start + width - 1} {unit}: {count:,} rows</title></rect>"
         )
-    drawn += [f'<text x="{40 + 14 * bar}" y="124">{low + bar * width}</text>' for bar in range(0, last + 1, 5)]
+    drawn += [f'<text x="{60 + 14 * bar}" y="124">{low + bar * width}</text>' for bar in range(0, last + 1, 5)]
     beyond = f"; those above {most:,} (at most 1 %) are not drawn" if most < max(lengths) else ""
     return (
-        f'<svg viewBox="0 0 {max(right, 300)} 142" width="{max(right, 300)}" role="img" aria-label="rows by {unit}">'
-        f'<text x="36" y="16" text-anchor="end">{tallest:,}</text><text x="36" y="110" text-anchor="end">0</text>'
-        f'<line x1="40" x2="{right}" y1="110" y2="110"/>{"".join(drawn)}'
-        f'<text x="40" y="139">{unit} a row{beyond}</text></svg>'
+        f'<svg viewBox="0 0 {max(right, 420)} 142" width="{max(right, 420)}" role="img" aria-label="rows by {unit}">'
+        f'<text x="56" y="16" text-anchor="end">{tallest:,}</text><text x="56" y="110" text-anchor="end">0</text>'
+        f'<line x1="60" x2="{right}" y1="110" y2="110"/>{"".join(drawn)}'
+        f'<text x="60" y="139">{unit} a row{beyond}</text></svg>'
     )
 
 
