@@ -13,6 +13,8 @@ from typing import Any
 
 from data_prep.command import UserError
 
+STOPPING = {signal.SIGINT, signal.SIGTERM}
+
 
 def usable_cores() -> int:
     """Number of cores that this process may use."""
@@ -23,6 +25,7 @@ def _start(initializer: Callable[..., None], arguments: tuple) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone answers to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     # One process a core: threads of the tokenizer's own would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Rows hold no cycles, and looking for some takes a quarter of the time.
@@ -55,6 +58,13 @@ def ordered_map(num_proc: int, initializer: Callable[..., None], *arguments: Any
     # Forked where that is possible: the children share what the parent has loaded.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), _start, (initializer, arguments))
+    # Python loses the exception of a signal that comes while it forks. So all processes start here, at a first piece of
+    # work, and a signal waits until they have.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        executor.submit(int)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def apply(function: Callable, items: Iterable) -> Iterator:
         waiting = deque()
