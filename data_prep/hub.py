@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from data_prep.command import UserError, first_line
-
-UPLOADED = ["README.md", "report.json", "report.html", "rejected.csv", "examples.json", "*/*.parquet"]
+from data_prep.writing import FILES
 
 
 def check_push(repo: str, public: bool, overwrite: bool) -> None:
@@ -48,7 +47,7 @@ def push(folder: Path, repo: str, public: bool) -> str:
             repo_id=repo,
             repo_type="dataset",
             folder_path=folder,
-            allow_patterns=UPLOADED,
+            allow_patterns=[*FILES, "*/*.parquet"],
             delete_patterns=["*.parquet"],
             commit_message="Prepared questions",
         )

@@ -34,7 +34,7 @@ from data_prep.sample import write_sample
 from data_prep.sources import Source, find_sources
 from data_prep.splits import LEFT_OUT, SPLITS, draw, held_out, leaked, overlap_table
 from data_prep.worker import Settings
-from data_prep.writing import write_rejected, write_splits
+from data_prep.writing import FILES, write_rejected, write_splits
 
 CHECK_ROWS = 10  # of each source, with --check
 
@@ -209,7 +209,7 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
 
 def check_is_ours(folder: Path) -> None:
     """Raise `UserError` if `folder` holds anything that preparation does not write: --overwrite must not take it."""
-    ours = {*SPLITS, "README.md", "report.json", "report.html", "rejected.csv", "examples.json"}
+    ours = (*SPLITS, *FILES)
     others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.exists() else []
     if others:
         raise UserError(f"--overwrite: {folder} is not only a prepared data set, it holds {others[0]}: choose another")

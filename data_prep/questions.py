@@ -81,6 +81,11 @@ def checked(question: str, choices: Sequence[str]) -> None:
         raise RejectedRow("two options are the same")
 
 
+def longest_option(choices: Sequence[str]) -> int:
+    """Index of the option with the most characters, the first of equals: what the longest-option floor answers."""
+    return max(range(len(choices)), key=lambda index: len(choices[index]))
+
+
 def comparable(text: str) -> str:
     """Letters, digits and signs in lower case, without punctuation and option marks: equal if typed differently."""
     bare = _ANY_LETTER_MARK.sub(" ", clean_text(text))

@@ -111,6 +111,7 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
     """Read every row (at most `most` of a source) into `file` (Arrow). Of exact duplicates in a split one is kept."""
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
     from tqdm import tqdm
 
     by_source = {source.name: Counter() for source in sources}
@@ -126,7 +127,7 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
             for source, *_ in faults:
                 by_source[source]["rejected"] += 1
             columns["split"].append(np.array([SPLITS.index(name) for name in splits], np.int8))
-            columns["reasoning"].append(np.array([text != "" for text in batch["reasoning"].to_pylist()], bool))
+            columns["reasoning"].append(pc.not_equal(batch["reasoning"], "").to_numpy(zero_copy_only=False))
             for name in HASHES:
                 columns[name].append(batch[name].to_numpy())
             progress.update(len(batch) + len(faults))

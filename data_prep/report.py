@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.formats import FORMATS
 from data_prep.prompts import LETTERS
+from data_prep.questions import longest_option
 
 BARS = 40  # of the length histogram
 
@@ -30,7 +31,7 @@ class Measures:
         for row in rows:
             choices, (answer,) = row["choices"], row["completion"]
             measures.letters[LETTERS[row["gold"]]] += 1
-            measures.longest_right += max(range(len(choices)), key=lambda i: len(choices[i])) == row["gold"]
+            measures.longest_right += longest_option(choices) == row["gold"]
             measures.reasoned += bool(answer["reasoning_content"])
             if "input_ids" in row:
                 length = len(row["input_ids"])
@@ -225,13 +226,14 @@ def report_page(report: dict[str, Any], measures: dict[str, Measures], example: 
         ["split", "rows", *LETTERS, "floor: majority letter", "floor: longest option"],
         [
             [split, m.rows, *(share_bar(m.letters[letter] / m.rows) for letter in LETTERS)]
-            + [f"{floor:.3f}" for floor in m.summary()["floors"].values()]
+            + [f"{floor:.3f}" for floor in report["measures"][split]["floors"].values()]
             for split, m in measures.items()
         ],
     )
     lengths = "".join(f"<h3>{split}</h3>{histogram(m.lengths, unit)}" for split, m in measures.items())
     quantiles = table(
-        ["split", *QUANTILES], [[split, *m.summary()["lengths"].values()] for split, m in measures.items()]
+        ["split", *QUANTILES],
+        [[split, *summary["lengths"].values()] for split, summary in report["measures"].items()],
     )
     overlap = table(
         ["splits", "by", "shared", "rows of the first", "rows of the second"],

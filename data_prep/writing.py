@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.chat_rows import IGNORED, can_be_shuffled, chat_rows, schema
+from data_prep.chat_rows import IGNORED, chat_rows, schema
 from data_prep.report import Measures
 from data_prep.sources import sha256
 from data_prep.splits import LEFT_OUT, SPLITS
 
 ROW_GROUP = 10_000  # rows
+# What a prepared folder holds beside a folder for each split.
+FILES = ("README.md", "report.json", "report.html", "rejected.csv", "examples.json")
 
 
 def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[int, tuple[Any, Measures]], Counter]:
@@ -30,11 +32,10 @@ def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[int, tuple[Any, Meas
         if code == LEFT_OUT:
             continue
         orders = worker.settings.shuffle_choices if SPLITS[code] == "train" else 0
-        if orders and not can_be_shuffled(question["question"], question["choices"], question["reasoning"]):
+        made = list(chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed))
+        if orders and made[0]["id"] == question["id"]:  # the id of an order has a number
             counts["not shuffled"] += 1
-        rows.setdefault(code, []).extend(
-            chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed)
-        )
+        rows.setdefault(code, []).extend(made)
     columns = schema(worker.settings.pretokenize)
     tables = {}
     for code, split_rows in rows.items():

@@ -18,6 +18,7 @@ from data_prep.command import UserError, first_line
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
 # Stands around the number of a text in a rendered pattern: a character that no text of ours holds.
 _SLOT = "\ue000"
+# One filled-in text in so many is compared with the template's own.
 PROVEN = 100
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_prep.prompts import answer_text, completion_messages, prompt_messages
+from data_prep.questions import longest_option
 from sft.chat import split_completions
 
 
@@ -129,5 +130,5 @@ def floors(questions: Sequence[dict]) -> dict[str, float]:
     """Accuracy without reading the question: always the commonest gold letter; always the longest option."""
     n = len(questions)
     golds = [q["gold"] for q in questions]
-    longest = sum(max(range(len(q["choices"])), key=lambda i: len(q["choices"][i])) == q["gold"] for q in questions)
+    longest = sum(longest_option(q["choices"]) == q["gold"] for q in questions)
     return {"majority_letter": max(map(golds.count, set(golds))) / n, "longest_option": longest / n}
