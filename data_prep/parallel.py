@@ -58,8 +58,8 @@ def ordered_map(num_proc: int, initializer: Callable[..., None], *arguments: Any
     # Forked where that is possible: the children share what the parent has loaded.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), _start, (initializer, arguments))
-    # Python loses the exception of a signal that comes while it forks. So all processes start here, at a first piece of
-    # work, and a signal waits until they have.
+    # Python loses the exception of a signal that comes while it forks. So all processes start here, at a first piece
+    # of work, and a signal waits until they have.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         executor.submit(int)

@@ -22,6 +22,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from data_prep.command import UserError, run
+
 ROWS = {"train": 176_948, "test": 50_000}
 ROOT = Path(__file__).parents[2]
 
@@ -139,6 +141,12 @@ def main() -> None:
     parser.add_argument("--start", action="store_true", help="also time sft/run.py up to its first step")
     parser.add_argument("--skip_plain", action="store_true", help="leave the plain script out")
     args = parser.parse_args()
+    if args.times < 1:
+        raise UserError(f"--times {args.times}: give a positive number")
+
+    from sft.models import load_tokenizer
+
+    load_tokenizer(args.tokenizer, args.chat_template or None)  # refused now rather than after the first runs
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -195,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
