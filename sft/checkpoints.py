@@ -1,36 +1,310 @@
-"""Where a run starts (fresh, or from a checkpoint) and how it leaves its final model: whole, or not at all."""
+"""Where a run starts, what it leaves, and how it survives being stopped.
 
+A checkpoint is complete or absent: `Survive` seals each one with run_manifest.json, which lists its files and their
+sizes, once every process has written its part. A checkpoint without a seal is what a killed run left; nothing
+continues from it. Before a run continues, its manifest is compared with the one in the checkpoint.
+"""
+
+import importlib.metadata
+import json
+import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError
-from sft.models import save_prompt_format
+from transformers import TrainerCallback
+
+from data_prep.command import UserError, write_json
+from sft.config import Settings
+from sft.launch import Launch
+from sft.models import MANIFEST, save_prompt_format
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed")
+
+# Settings that may change between a checkpoint and its continuation: they decide what is seen and kept, not what is
+# learned. Paths are free because the data, the tokenizer and the template are compared by content.
+FREE = {
+    *("output_dir", "dataset_name", "dataset_mixture", "chat_template_path", "run_name", "project", "report_to"),
+    *("resume_from_checkpoint", "eval_on_start", "eval_delay", "mcq_eval_samples", "per_device_eval_batch_size"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "log_level"),
+    *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "global_batch_size"),
+    *("save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "attn_implementation"),
+    *("dataloader_num_workers", "dataset_num_proc", "ddp_timeout", "ddp_backend", "price_per_hour", "print_config"),
+}
+# Settings whose change is meant, but bends the learning-rate schedule.
+LENGTH = {"num_train_epochs", "max_steps"}
 
 
-def resume_point(output_dir: str, resume: str | None) -> str | None:
-    """The checkpoint to continue from, or None for a fresh start.
+def git_revision() -> str | None:
+    """The commit of this project's code, with ``+changes`` if files differ from it, or None outside a checkout."""
+    root = Path(__file__).parents[1]
+    words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
-    `resume` is the recipe's `resume_from_checkpoint`: a folder, ``auto`` for the latest, or None.
+
+def manifest(settings: Settings, launch: Launch, data: str, tokens: str) -> dict[str, Any]:
+    """Everything that decides what a run learns, as one JSON object: `data` and `tokens` are fingerprints."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "recipe": settings.recipe.name,
+        "settings": {key: value for key, value in settings.values.items() if key in settings.sources},
+        "data": data,
+        "tokens": tokens,
+        "launcher": launch.kind,
+        "zero_stage": launch.zero_stage,
+        "world_size": launch.processes,
+        "git_revision": git_revision(),
+        "versions": versions,
+    }
+
+
+def seal(checkpoint: Path, description: dict) -> None:
+    """Mark `checkpoint` as whole: a manifest that lists every file in it with its size in bytes."""
+    files = {
+        str(file.relative_to(checkpoint)): file.stat().st_size
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    write_json(checkpoint / MANIFEST, {**description, "files": files})
+
+
+def read_seal(checkpoint: Path) -> dict | None:
+    """The manifest of a complete checkpoint; None if it was not sealed or something in it is missing since."""
+    try:
+        sealed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((checkpoint / name).stat().st_size == size for name, size in sealed["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return sealed if whole else None
+
+
+def resume_point(settings: Settings) -> Path | None:
+    """The checkpoint to continue from (or to take the weights of), or None for a fresh start.
+
+    ``resume_from_checkpoint`` is a folder, or ``auto`` for the latest complete one in output_dir, if there is one.
 
     Raises:
-        UserError: the checkpoint does not exist, or a fresh start would overwrite an earlier run.
+        UserError: the checkpoint does not exist or is not complete, or a fresh start would overwrite an earlier run.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if resume is None:
-        if last or (Path(output_dir) / "final_model").exists():
-            raise UserError(
-                f"output_dir {output_dir} holds an earlier run: continue it with --resume_from_checkpoint auto, or "
-                "choose another --output_dir"
-            )
-        return None
-    if resume.lower() in ("auto", "yes", "true"):
-        return last
-    if not (Path(resume) / "trainer_state.json").is_file():
+    out, resume = Path(settings.output_dir), settings.resume_from_checkpoint
+    found = sorted(out.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
+    if resume is None or settings.resume_weights_only:
+        if found or (out / "final_model").exists():
+            advice = "choose another --output_dir"
+            if not settings.resume_weights_only:
+                advice = f"continue it with --resume_from_checkpoint auto, or {advice}"
+            raise UserError(f"output_dir {out} holds an earlier run: {advice}")
+        if resume is None:
+            return None
+    if str(resume).lower() in ("auto", "yes", "true"):
+        return next((folder for folder in reversed(found) if read_seal(folder)), None)
+    checkpoint = Path(resume)
+    if not (checkpoint / "trainer_state.json").is_file():
         raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder, or auto")
-    return resume
+    if not settings.resume_weights_only and not read_seal(checkpoint):
+        raise UserError(
+            f"resume_from_checkpoint {resume} is not complete (the run was stopped while writing it, or files are "
+            "missing): pass auto, which takes the latest complete one"
+        )
+    return checkpoint
+
+
+def remove_incomplete(output_dir: Path) -> list[str]:
+    """Delete what a killed run left half-written in its own folder; returns the names."""
+    removed = []
+    if (output_dir / MANIFEST).is_file():  # else these are not ours to judge
+        for folder in [*output_dir.glob("checkpoint-*"), *output_dir.glob(".final_model.tmp")]:
+            if not read_seal(folder):
+                shutil.rmtree(folder)
+                removed.append(folder.name)
+    return removed
+
+
+def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path | None) -> "Survive":
+    """Make a run ready to be stopped and continued: compare, clean up, note what it is, and listen for signals.
+
+    Raises:
+        UserError: `checkpoint` belongs to another run, or its weights do not fit.
+    """
+    notes = []
+    if checkpoint and settings.resume_weights_only:
+        load_weights(trainer.model, checkpoint)
+        notes = [f"weights of {checkpoint}; optimizer, schedule and place in the data start anew"]
+    elif checkpoint:
+        notes = [f"continuing from {checkpoint}", *compare(checkpoint, description)]
+    if trainer.is_world_process_zero():
+        out = Path(settings.output_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        notes += [f"removed {name}, which an earlier run left half-written" for name in remove_incomplete(out)]
+        write_json(out / MANIFEST, description)
+        print("".join(f"Note: {note}\n" for note in notes), end="", flush=True)
+    trainer.accelerator.wait_for_everyone()
+    survive = Survive(trainer, description)
+    trainer.add_callback(survive)
+    return survive
+
+
+def compare(checkpoint: Path, now: dict) -> list[str]:
+    """Lines about differences between a checkpoint's run and this one that do no harm.
+
+    Raises:
+        UserError: one that would make the continuation another run: the line lists all of them, and the ways out.
+    """
+    before = read_seal(checkpoint) or {}
+    faults, notes = [], []
+    for key, words in (
+        ("world_size", "process(es)"),
+        ("launcher", "launch"),
+        ("zero_stage", "ZeRO stage"),
+        ("data", "fingerprint of the training rows"),
+        ("tokens", "fingerprint of tokenizer and chat template"),
+    ):
+        if before.get(key) != now[key]:
+            faults.append(f"{words} {before.get(key)}, now {now[key]}")
+    settings, current = before.get("settings", {}), now["settings"]
+    for key in sorted((settings.keys() | current.keys()) - FREE):
+        if settings.get(key) == current.get(key):
+            continue
+        change = f"{key} {settings.get(key)}, now {current.get(key)}"
+        if key in LENGTH:
+            notes.append(f"{change}: the learning rate follows the new length from here on")
+        elif key != "gradient_accumulation_steps" or before.get("world_size") == now["world_size"]:
+            faults.append(change)
+    if faults:
+        raise UserError(
+            f"{checkpoint} belongs to another run: {'; '.join(faults)}. Optimizer, schedule and place in the data "
+            "would not fit: put the old values back, or begin a new run with its weights alone: "
+            f"--resume_from_checkpoint {checkpoint} --resume_weights_only yes --output_dir NEW"
+        )
+    for name, version in now["versions"].items():
+        if before.get("versions", {}).get(name) != version:
+            notes.append(f"{name} {before.get('versions', {}).get(name)}, now {version}")
+    if before.get("git_revision") != now["git_revision"]:
+        notes.append(f"code {before.get('git_revision')}, now {now['git_revision']}")
+    return notes
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint into a model that has not been prepared for training yet.
+
+    Raises:
+        UserError: no adapter there that fits.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = checkpoint / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{checkpoint} holds no adapter: for a full fine-tune set model_name_or_path to this folder")
+    try:
+        result = set_peft_model_state_dict(model, load_file(file))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the adapter in {checkpoint} does not fit this recipe's lora_* keys") from error
+    if result.unexpected_keys:
+        raise UserError(f"the adapter in {checkpoint} does not fit this recipe's lora_target_modules")
+
+
+def command_line() -> str:
+    """The command that started this process, launcher and all, as a user would type it."""
+    ours = [Path(sys.argv[0]), *sys.argv[1:]]
+    launcher: list[str] = []
+    try:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
+        script = next(i for i, word in enumerate(parent) if word.endswith("run.py"))
+        first = next(i for i, word in enumerate(parent[:script]) if Path(word).stem in ("accelerate", "torchrun"))
+        launcher = [Path(parent[first]).stem, *parent[first + 1 : script]]
+    except (OSError, StopIteration):
+        launcher = ["python"]
+    return shlex.join(map(str, [*launcher, *ours]))
+
+
+class Survive(TrainerCallback):
+    """Seals every checkpoint; on SIGTERM or SIGUSR1 saves one after the step at hand and ends the training.
+
+    SLURM sends SIGUSR1 some minutes before the time limit if asked to (docs/slurm.sh). A second signal acts as usual.
+    """
+
+    def __init__(self, trainer: Any, description: dict):
+        self.trainer = trainer
+        self.description = description
+        self.received: int | None = None
+        self.stopped = False
+        self.command = command_line()  # now: by the time of the signal the launcher may be gone
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Listen, on every process."""
+
+        def listen(number: int, _: Any) -> None:
+            self.received = number
+            signal.signal(number, signal.SIG_DFL)
+
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, listen)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Agree with the other processes, whose signal may come a step later, and stop together."""
+        if self._agreed():
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+            self.stopped = True
+            args.load_best_model_at_end = False  # the time is better spent on saving
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal the checkpoint when every process has written its part."""
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.description)
+
+    def say_goodbye(self) -> None:
+        """Tell where the run stopped and how it goes on."""
+        if self.trainer.is_world_process_zero():
+            words = self.command
+            if "--resume_from_checkpoint" not in words:
+                words += " --resume_from_checkpoint auto"
+            print(f"Stopped by a signal after step {self.trainer.state.global_step}; the checkpoint is saved.")
+            print(f"Continue with: {words}", flush=True)
+        self.trainer.end()
+
+    def _agreed(self) -> bool:
+        if self.trainer.accelerator.num_processes == 1:
+            return self.received is not None
+        import torch
+
+        flag = torch.tensor(int(self.received is not None), device=self.trainer.args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+def results(trainer: Any, train_loss: float) -> dict[str, Any]:
+    """What eval_results.json says: loss and accuracy on dev of the base model (step 0) and of the model kept.
+
+    Called by every process: the kept model is evaluated once more, because it may have been loaded from a checkpoint.
+    """
+    evaluating = trainer.eval_dataset is not None
+    kept = trainer.evaluate() if evaluating else {}
+    base: dict[str, Any] = {}
+    for row in trainer.state.log_history:
+        if row["step"] == 0:
+            base |= {key: value for key, value in row.items() if key.startswith("eval_")}
+    best = trainer.state.best_model_checkpoint
+    return {
+        "best_checkpoint": Path(best).name if best else None,
+        "train_loss": train_loss,
+        "base": {key: base[key] for key in kept if key in base},
+        "best": {key: value for key, value in kept.items() if key.startswith("eval_")},
+    }
 
 
 def save_final_model(trainer: Any, answer_format: str) -> Path:
@@ -41,6 +315,7 @@ def save_final_model(trainer: Any, answer_format: str) -> Path:
     final = Path(trainer.args.output_dir) / "final_model"
     temporary = final.with_name(".final_model.tmp")
     trainer.save_model(str(temporary))
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         # A pickle, and PEFT's empty card: neither belongs into a folder that others will load.
         for name in ("training_args.bin", "README.md"):

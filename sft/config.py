@@ -1,7 +1,8 @@
-"""A recipe and the command line, parsed strictly into TRL's own configuration classes.
+"""A recipe and the command line, resolved strictly into settings, and those into TRL's own configuration classes.
 
 In: argv, whose first word is a recipe (YAML). Every key is a field of TRL's ScriptArguments, SFTConfig or
-ModelConfig, or of `DataArguments` below; `--key value` on the command line overrides it. Out: these classes.
+ModelConfig, or of `RunArguments` below; `--key value` on the command line overrides it. Out: `Settings`, which knows
+every value and where it came from without touching a device, and builds the classes.
 """
 
 import dataclasses
@@ -24,6 +25,12 @@ OTHER_NAMES = {
     "overwrite_output_dir": "output_dir (choose a new folder)",
     "group_by_length": "packing",
     "gradient_checkpointing": "activation_checkpointing",
+    "deepspeed": "a launch file: accelerate launch --config_file accelerate_configs/zero3.yaml",
+    "fsdp": "a launch file: accelerate launch --config_file accelerate_configs/fsdp2.yaml",
+    "fsdp_config": "a launch file: accelerate launch --config_file accelerate_configs/fsdp2.yaml",
+    "push_to_hub": "nothing here: a run uploads nothing by itself",
+    "trust_remote_code": "nothing here: code from model repositories is never run",
+    "load_in_8_bit": "load_in_8bit",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
     "use_liger_kernel": "model_init_kwargs: {use_kernels: true}",
     "hub_token": "the environment (hf auth login): a token in a file is a token lost",
@@ -37,8 +44,8 @@ OTHER_NAMES = {
 
 
 @dataclasses.dataclass
-class DataArguments:
-    """The one key of a recipe that TRL does not know."""
+class RunArguments:
+    """The keys of a recipe that TRL does not know."""
 
     dataset_mixture: str | None = dataclasses.field(
         default=None,
@@ -46,6 +53,38 @@ class DataArguments:
             "help": "Prepared data sets to train on and how often to take each: {A: 1, B: 0.5} is every row of A and "
             "a random half of B (default: dataset_name once). Dev questions always come from dataset_name."
         },
+    )
+    global_batch_size: int | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Sequences (packs, with packing) that all GPUs together take in one optimizer step; "
+            "gradient_accumulation_steps is worked out from it, so that it stays the same on any number of GPUs."
+        },
+    )
+    mcq_eval_samples: int = dataclasses.field(
+        default=0,
+        metadata={"help": "Dev questions to answer at every evaluation (option likelihood), drawn once; 0 is none."},
+    )
+    resume_weights_only: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Take only the weights of resume_from_checkpoint and begin a new run with them: another number of "
+            "GPUs, another learning rate. Optimizer, schedule and place in the data start anew."
+        },
+    )
+    print_config: bool = dataclasses.field(
+        default=False, metadata={"help": "Print every setting and where its value came from, and stop."}
+    )
+    dry_run: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "Show three rows as they are trained, take one step on the longest rows, and stop."},
+    )
+    probe_steps: int = dataclasses.field(
+        default=0,
+        metadata={"help": "Measure so many steps on the real data, report speed, memory and whole time, and stop."},
+    )
+    price_per_hour: float | None = dataclasses.field(
+        default=None, metadata={"help": "Price of one hour of all GPUs together, for the cost in the probe's report."}
     )
 
     def weights(self, dataset_name: str) -> dict[str, float]:
@@ -113,8 +152,89 @@ def suggestion(key: str, known: set[str]) -> str:
     return f"did you mean {close[0]}?" if close else "see `trl sft --help` for all keys"
 
 
-def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, DataArguments]:
-    """(ScriptArguments, SFTConfig, ModelConfig, DataArguments) from ``[recipe, --key, value, ...]``.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every key's value, coerced and checked by type and choices, and who set it. Attributes are the keys."""
+
+    recipe: Path
+    values: dict[str, Any]
+    sources: dict[str, str]
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self.values[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    @property
+    def quantised(self) -> str | None:
+        """``8-bit`` or ``4-bit`` where the frozen weights are quantised, else None."""
+        return "8-bit" if self.load_in_8bit else "4-bit" if self.load_in_4bit else None
+
+    @property
+    def precision(self) -> str:
+        """In what the matrices are multiplied: ``bf16``, ``fp16`` (both with automatic casts) or ``no``."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "no"
+
+    def on(self, processes: int) -> "Settings":
+        """These settings on so many processes: `global_batch_size`, if set, decides gradient_accumulation_steps.
+
+        Raises:
+            UserError: the batch cannot be divided so.
+        """
+        if self.global_batch_size is None:
+            return self
+        together = self.per_device_train_batch_size * processes
+        steps, rest = divmod(self.global_batch_size, together)
+        if rest or steps < 1:
+            raise UserError(
+                f"global_batch_size {self.global_batch_size} cannot be divided among {processes} process(es) with "
+                f"per_device_train_batch_size {self.per_device_train_batch_size}: change one of the three"
+            )
+        if "gradient_accumulation_steps" in self.sources and self.gradient_accumulation_steps != steps:
+            raise UserError(
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} x {together} is not global_batch_size"
+                f" {self.global_batch_size}: leave gradient_accumulation_steps out, or set global_batch_size to "
+                f"{self.gradient_accumulation_steps * together}"
+            )
+        values = {**self.values, "gradient_accumulation_steps": steps}
+        return dataclasses.replace(
+            self, values=values, sources={**self.sources, "gradient_accumulation_steps": "global_batch_size"}
+        )
+
+    def describe(self) -> str:
+        """All settings as YAML, those that someone set first, each with its source: a recipe of its own."""
+        shown = {key: value for key, value in self.values.items() if key != "print_config"}
+        lines = []
+        for key in sorted(shown, key=lambda key: key not in self.sources):
+            line = f"{key}: {json.dumps(shown[key], ensure_ascii=False)}"
+            lines.append(f"{line:<70} # {self.sources.get(key, 'default')}")
+        return "\n".join(lines)
+
+    def build(self) -> tuple[Any, Any, Any, RunArguments]:
+        """(ScriptArguments, SFTConfig, ModelConfig, RunArguments). Joins the launcher's other processes.
+
+        Raises:
+            UserError: values that do not go together.
+        """
+        parts = []
+        for cls in _classes():
+            names = {field.name for field in dataclasses.fields(cls) if field.init}
+            try:
+                parts.append(cls(**{key: value for key, value in self.values.items() if key in names}))
+            except (ValueError, TypeError, ImportError) as error:
+                raise UserError(f"{self.recipe}: {error}") from error
+        return tuple(parts)
+
+
+def _classes() -> tuple[type, ...]:
+    from trl import ModelConfig, ScriptArguments, SFTConfig
+
+    return ScriptArguments, SFTConfig, ModelConfig, RunArguments
+
+
+def resolve(argv: Sequence[str]) -> Settings:
+    """The settings of ``[recipe, --key, value, ...]``; a later word wins, so the command line overrides the recipe.
 
     Raises:
         UserError: no recipe, an unknown or removed key, or a value that its field refuses.
@@ -124,10 +244,9 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, DataArguments]:
     recipe_path, overrides = Path(argv[0]), list(argv[1:])
     recipe = read_recipe(recipe_path)
 
-    from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
+    from trl import TrlParser
 
-    classes = (ScriptArguments, SFTConfig, ModelConfig, DataArguments)
-    defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls) if field.init}
+    defaults = {field.name: field.default for cls in _classes() for field in dataclasses.fields(cls) if field.init}
     known = set(defaults)
     given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}
     known |= {f"no_{name}" for name in known}
@@ -142,41 +261,17 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any, Any, DataArguments]:
             where = "command line" if key in given or key not in recipe else recipe_path
             raise UserError(f"{where}: {message}")
 
-    parser = Parser(classes, allow_abbrev=False)
+    parser = Parser(_classes(), allow_abbrev=False)
     # A text field would read the word none as a name; left out, it is None all the same.
     recipe = {key: value for key, value in recipe.items() if value is not None or defaults[key] is not None}
-    try:
-        # Later words win, so the command line overrides the recipe.
-        *parsed, left = parser.parse_args_into_dataclasses(
-            [*as_arguments(recipe), *overrides], return_remaining_strings=True, look_for_args_file=False
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{recipe_path}: {error}") from error
+    namespace, left = parser.parse_known_args([*as_arguments(recipe), *overrides])
     if left:
         raise UserError(f"command line: {left[0]!r} belongs to no option: write --key value")
-    return tuple(parsed)
-
-
-def check(script_args: Any, training_args: Any, model_args: Any) -> None:
-    """Refuse settings that would fail late or, worse, succeed at the wrong thing.
-
-    Raises:
-        UserError: no model or data named, model selection on the test split, a quantised model without LoRA, or LoRA
-            on the output layer.
-    """
-    for key, value in (
-        ("model_name_or_path", model_args.model_name_or_path),
-        ("dataset_name", script_args.dataset_name),
-    ):
-        if not value:
-            raise UserError(f"{key} is not set: name it in the recipe or pass --{key}")
-    if training_args.eval_strategy != "no" and script_args.dataset_test_split.startswith("test"):
-        raise UserError(
-            f"dataset_test_split {script_args.dataset_test_split} would choose the checkpoint by the test questions: "
-            "use dev, and read the test split with sft/evaluate.py"
-        )
-    if (model_args.load_in_8bit or model_args.load_in_4bit) and not model_args.use_peft:
-        raise UserError("a quantised model cannot be trained whole: set use_peft: true, or load_in_8bit: false")
-    targets = model_args.lora_target_modules or []
-    if model_args.use_peft and "lm_head" in ([targets] if isinstance(targets, str) else targets):
-        raise UserError("lora_target_modules: TRL's loss does not train an adapter on lm_head: leave it out")
+    values = {key: value for key, value in vars(namespace).items() if key in defaults}
+    if values["bf16"] is None:  # as SFTConfig decides
+        values["bf16"] = not values["fp16"]
+    sources = dict.fromkeys(recipe, str(recipe_path))
+    sources |= dict.fromkeys(
+        (key.removeprefix("no_") if key not in defaults else key for key in given), "command line"
+    )
+    return Settings(recipe_path, values, sources)

@@ -11,6 +11,8 @@ from sft.chat import set_chat_template
 
 # Travels with an adapter, so that it is asked in the form that it was trained with.
 PROMPT_FILE = "prompt_format.json"
+# Describes a run in its output folder; in a checkpoint it is written last, so that it tells a whole one.
+MANIFEST = "run_manifest.json"
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:
@@ -32,6 +34,10 @@ def check_model_folder(model_path: str) -> None:
     """
     folder = Path(model_path)
     if folder.is_dir():
+        # A run of ours seals its checkpoints when they are whole (sft/checkpoints.py).
+        of_ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
+        if of_ours and not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
         if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
             return
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
@@ -62,6 +68,31 @@ def describe_model(model: Any) -> list[str]:
 
     share = trainable.total() / (trainable.total() + sizes.total())
     return [f"Frozen parameters: {listed(sizes)}", f"Trained parameters: {listed(trainable)} ({share:.2%} of all)"]
+
+
+def attention_implementation() -> str:
+    """The fastest attention that is installed and that this GPU can run; all of them keep packed rows apart."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    if capability[0] == 9 and is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else "sdpa"
+
+
+def trained_in_float32(model: Any) -> int:
+    """Recast trained parameters to float32; returns how many there were.
+
+    For fp16 runs: TRL keeps the adapters of quantised models in bf16, whose gradients the fp16 loss scaler cannot
+    unscale (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``).
+    """
+    import torch
+
+    recast = [p for p in model.parameters() if p.requires_grad and p.dtype != torch.float32]
+    for parameter in recast:
+        parameter.data = parameter.data.to(torch.float32)
+    return len(recast)
 
 
 def load_tokenizer(model_path: str, chat_template: str | None = None, revision: str | None = None) -> Any:

@@ -1,61 +1,81 @@
 """Fine-tune a language model on a prepared data set with TRL's SFTTrainer.
 
-    accelerate launch sft/run.py recipes/pmcvqa.yaml [--key value ...]
+    accelerate launch [--config_file accelerate_configs/LAUNCH.yaml] sft/run.py recipes/pmcvqa.yaml [--key value ...]
 
 The recipe comes first. Its keys are fields of TRL's ScriptArguments, SFTConfig and ModelConfig (`trl sft --help`
-explains them all); any of them can be given on the command line, which wins.
+explains them all) and the few of ours (docs/training.md); any can be given on the command line, which wins.
+
+    --print_config yes     every setting and where its value came from
+    --dry_run yes          three rows as they are trained, one step on the longest rows, and nothing is kept
+    --probe_steps 20       speed, memory, time (with --price_per_hour 2.5, cost) of the whole run, and nothing is kept
+    --resume_from_checkpoint auto
 
 In:  dataset_name, a folder written by data_prep/prepare.py (splits train and dev), and model_name_or_path.
-Out: output_dir with checkpoint-*/, final_model/ (adapter, tokenizer, chat template) and eval_results.json.
+Out: output_dir with checkpoint-*/, final_model/ (adapter, tokenizer, chat template), eval_results.json (loss and
+     accuracy of base and best on dev), history.json, loss.png and run_manifest.json.
 
-Exit status: 0 done, 2 a setting or an input was refused (one line says which, where and what to do).
+Exit status: 0 done, or stopped by SIGTERM or SIGUSR1 with a checkpoint saved; 2 a setting or an input was refused (one
+line says which, where and what to do).
 """
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 from data_prep.command import run, write_json
-from sft.config import check, parse
+from sft.config import resolve
 
 
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return
+    # Libraries here count their users over the network; whoever wants that sets these to 0.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 
-    #################
-    # Configuration #
-    #################
-    script_args, training_args, model_args, data_args = parse(sys.argv[1:])
-    check(script_args, training_args, model_args)
+    ############################################################
+    # Preflight: what can be refused is refused here, in words #
+    ############################################################
+    settings = resolve(sys.argv[1:])
 
     # Imported here, so that --help and a misspelt recipe answer at once.
+    from sft import preflight, trial
+    from sft.hardware import this_machine
+    from sft.launch import current_launch
+
+    launch, hardware = current_launch(), this_machine()
+    settings = settings.on(launch.processes)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    if settings.print_config:
+        print(settings.describe() if is_main else "", end="\n" if is_main else "")
+        return
+    preflight.refuse(settings, launch, hardware)
+
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from sft.chat import check_rows, trained_columns
-    from sft.checkpoints import resume_point, save_final_model
+    from sft import checkpoints, models
+    from sft.chat import tokenized_for, trained_columns
     from sft.cpu import score_labelled_positions_only
-    from sft.data import load_mixture, load_split
-    from sft.models import check_model_folder, describe_model, load_tokenizer
+    from sft.data import data_fingerprint
+    from sft.selection import DevQuestions, History
 
-    check_model_folder(model_args.model_name_or_path)
-    checkpoint = resume_point(training_args.output_dir, training_args.resume_from_checkpoint)
-    evaluating = training_args.eval_strategy != "no"
-    is_main = training_args.process_index == 0
+    models.check_model_folder(settings.model_name_or_path)
+    checkpoint = checkpoints.resume_point(settings)
+    trying = settings.dry_run or settings.probe_steps
+    scratch = tempfile.TemporaryDirectory() if trying else None
+    wanted, settings = settings, trial.shortened(settings, scratch.name) if trying else settings
+    _, training_args, model_args, run_args = settings.build()
 
     ################################
     # Data: every row is looked at #
     ################################
-    weights = data_args.weights(script_args.dataset_name)
-    train = load_mixture(weights, script_args.dataset_train_split, training_args.data_seed or training_args.seed)
-    dev = load_split(script_args.dataset_name, script_args.dataset_test_split) if evaluating else None
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path, training_args.chat_template_path, model_args.model_revision
-    )
-    if is_main:  # The other processes wait for this one before SFTTrainer prepares the data.
-        lengths = check_rows(train, tokenizer, training_args.max_length, "train")
-        if evaluating:
-            check_rows(dev, tokenizer, training_args.max_length, "dev")
+    train, dev, tokenizer, lengths = preflight.look_at_data(settings)
+    if is_main:
+        print("\n".join(preflight.plan(wanted, launch, hardware, lengths)), flush=True)
+    if settings.dry_run:
+        train = trial.longest_rows(train, lengths, settings, launch.processes)
     if not training_args.packing:
         training_args.max_length = None  # no row exceeds it; TRL would look at every row again
 
@@ -63,11 +83,13 @@ def main() -> None:
     # Model #
     #########
     # SFTTrainer loads it, so that it can choose the device map that the launcher needs.
+    attention = model_args.attn_implementation or models.attention_implementation()
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
-        "attn_implementation": model_args.attn_implementation,
+        "attn_implementation": attention,
         "use_safetensors": True,
+        **({"device_map": None} if launch.kind == "fsdp" else {}),
         **(training_args.model_init_kwargs or {}),
     }
     score_labelled_positions_only()
@@ -76,41 +98,42 @@ def main() -> None:
         args=training_args,
         # Formatting, tokenisation, the completion mask and packing all happen inside SFTTrainer.
         train_dataset=train.select_columns(trained_columns(train)),
-        eval_dataset=dev.select_columns(trained_columns(dev)) if evaluating else None,
+        eval_dataset=dev.select_columns(trained_columns(dev)) if dev is not None else None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    if training_args.fp16:
+        models.trained_in_float32(trainer.model)
+    if is_main:
+        print("\n".join([*models.describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
 
     #########
     # Train #
     #########
-    if is_main:
-        print(f"Data: {len(lengths)} questions, {sum(lengths)} tokens an epoch, longest row {max(lengths)} tokens")
-        for line in describe_model(trainer.model):
-            print(line)
-        print(
-            f"Step: {training_args.world_size} process(es) x {training_args.per_device_train_batch_size} "
-            f"{'packed sequences' if training_args.packing else 'questions'} x "
-            f"{training_args.gradient_accumulation_steps} accumulated",
-            flush=True,
-        )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trying:
+        trial.run(trainer, wanted, launch, hardware, lengths)
+        return
+    fingerprints = data_fingerprint(train, trained_columns(train)), tokenized_for(tokenizer)
+    survive = checkpoints.begin(trainer, settings, checkpoints.manifest(settings, launch, *fingerprints), checkpoint)
+    if run_args.mcq_eval_samples:
+        trainer.add_callback(DevQuestions(trainer, dev, run_args.mcq_eval_samples))
+    trainer.add_callback(History())
+    result = trainer.train(
+        resume_from_checkpoint=str(checkpoint) if checkpoint and not run_args.resume_weights_only else None
+    )
+    if survive.stopped:
+        survive.say_goodbye()
+        return
 
-    ############
-    # Evaluate #
-    ############
+    ##################
+    # Save, evaluate #
+    ##################
     # With load_best_model_at_end, the model now is the best checkpoint, not the last.
-    metrics = trainer.evaluate() if evaluating else {}
-    best = trainer.state.best_model_checkpoint
-    metrics |= {"train_loss": result.training_loss, "best_checkpoint": Path(best).name if best else None}
-
-    ########
-    # Save #
-    ########
-    final = save_final_model(trainer, answer_format=train[0]["answer_format"])
+    results = checkpoints.results(trainer, result.training_loss)
+    final = checkpoints.save_final_model(trainer, answer_format=train[0]["answer_format"])
     if is_main:
-        write_json(Path(training_args.output_dir) / "eval_results.json", metrics)
+        write_json(Path(training_args.output_dir) / "eval_results.json", results)
         print(f"Wrote {final}")
     trainer.end()
 

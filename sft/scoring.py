@@ -55,7 +55,7 @@ def batch_log_likelihoods(
     owners = [index for index, question in enumerate(batch) for _ in question["options"]]
     shared, mask = (t.to(model.device) for t in pad([q["shared"] for q in batch], pad_token, left=True))
     owner = torch.tensor(owners, device=model.device)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: under ZeRO-3 the gathered weights would stay unusable for training
         start = model(
             input_ids=shared,
             attention_mask=mask,

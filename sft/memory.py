@@ -1,0 +1,225 @@
+"""Peak GPU memory of a recipe before it runs, part by part.
+
+In: a model's configuration, settings and launch. Out: GiB per GPU. Parameters are counted on the model itself, built
+without memory (PyTorch's meta device); activations are counted by running two layers on fake tensors, which have
+shapes but no data, and adding up what autograd keeps for the backward pass. The rest is arithmetic, said below.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sft.config import Settings
+from sft.launch import Launch
+
+GIB = 2**30
+# DeepSpeed's defaults, in elements: what ZeRO-3 keeps gathered, and the bucket in which gradients are exchanged.
+ZERO3_LIVE, ZERO_BUCKET = 1_000_000_000, 500_000_000
+# TRL's fused LM head works on tiles of so many tokens by so many words of the vocabulary (read in trl 1.16).
+HEAD_TOKENS, HEAD_VOCABULARY = 4096, 32768
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many parameters there are, how many are trained, and how many of the frozen ones are quantised."""
+
+    total: int
+    trained: int
+    quantised: int
+    quantised_rows: int  # output rows of the quantised matrices: each has a scale of its own in 8-bit
+
+    @property
+    def share(self) -> float:
+        """Trained parameters as a share of all."""
+        return self.trained / self.total
+
+
+def meta_model(config: Any, settings: Settings) -> Any:
+    """The model with its adapter, on the meta device: every shape, no memory."""
+    import torch
+    from peft import get_peft_model
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = copy.deepcopy(config)
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        # The class itself: AutoModelForCausalLM.from_config would divide the model among processes under ZeRO-3.
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(dtype_of(config, settings))
+        if settings.use_peft:
+            model = get_peft_model(model, lora_config(settings), autocast_adapter_dtype=False)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.float32 if settings.quantised is None else torch.bfloat16)
+    return model
+
+
+def dtype_of(config: Any, settings: Settings) -> Any:
+    """The type that unquantised weights are loaded in."""
+    import torch
+
+    if settings.dtype == "auto":
+        return getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, settings.dtype)
+
+
+def lora_config(settings: Settings) -> Any:
+    """The adapter that TRL makes of the settings."""
+    import dataclasses
+
+    from trl import ModelConfig, get_peft_config
+
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    return get_peft_config(ModelConfig(**{key: value for key, value in settings.values.items() if key in names}))
+
+
+def count_parameters(model: Any, settings: Settings) -> Parameters:
+    """Count a model's parameters; bitsandbytes quantises every linear layer but the output layer."""
+    import torch
+
+    head = model.get_output_embeddings()
+    matrices = [
+        module
+        for name, module in model.named_modules()
+        if settings.quantised and isinstance(module, torch.nn.Linear) and module is not head and "lora_" not in name
+    ]
+    return Parameters(
+        total=sum(parameter.numel() for parameter in model.parameters()),
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        quantised=sum(matrix.weight.numel() for matrix in matrices),
+        quantised_rows=sum(matrix.out_features for matrix in matrices),
+    )
+
+
+@contextmanager
+def _count_saved(model: Any) -> Iterator[dict[int, tuple[int, Any]]]:
+    """Collect {storage: (bytes, storage)} of what autograd saves in the block, the weights themselves left out."""
+    import torch
+
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved: dict[int, tuple[int, Any]] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = (storage.nbytes(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+
+
+def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
+    """Bytes that autograd keeps of one layer for `tokens` tokens, all of them, without activation checkpointing."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sizes = []
+    for layers in (1, 2):
+        smaller = copy.deepcopy(config)
+        smaller.num_hidden_layers = layers
+        if getattr(smaller, "layer_types", None):
+            smaller.layer_types = smaller.layer_types[:layers]
+        model = meta_model(smaller, settings)
+        with FakeTensorMode():
+            for module in model.modules():
+                for store in (module._parameters, module._buffers):
+                    for name, tensor in store.items():
+                        if tensor is None:
+                            continue
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                        if store is module._parameters:
+                            fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                        store[name] = fake
+            model.train()
+            if settings.use_peft:
+                model.enable_input_require_grads()
+            half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+            with _count_saved(model) as saved, torch.autocast("cpu", dtype=half, enabled=half is not None):
+                body = model.get_base_model() if settings.use_peft else model
+                body.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+                sizes.append(sum(size for size, _ in saved.values()))
+    return sizes[1] - sizes[0]
+
+
+def trained_bytes(config: Any, settings: Settings, launch: Launch) -> int:
+    """Bytes of one trained parameter: TRL keeps adapters of quantised models in bf16, PEFT others in fp32."""
+    if settings.fp16 and settings.quantised:
+        return 4  # recast by sft/models.py: fp16 training scales gradients, which bf16 adapters cannot take
+    if settings.quantised:
+        return 2
+    if launch.kind == "deepspeed" and (launch.zero_stage == 3 or not settings.use_peft):
+        return dtype_of(config, settings).itemsize
+    if launch.kind == "fsdp" or settings.use_peft:
+        return 4
+    return dtype_of(config, settings).itemsize
+
+
+def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parameters, tokens: int) -> dict[str, float]:
+    """GiB on each GPU at the peak of a training step, by part; `tokens` is what one forward pass reads.
+
+    Weights: 1 byte a quantised parameter in 8-bit and 4 a row, half a byte and 4 per 64 in NF4, else their type.
+    Optimizer: two states a trained parameter in its own type (AdamW), under DeepSpeed 12 bytes divided among the
+    processes (float32 copy and states). Gradients: as the trained parameter, twice under DDP (its buckets).
+    Activations: one layer's, counted, and with checkpointing the input of every layer, else all layers'.
+    """
+    element = dtype_of(config, settings).itemsize
+    shards = launch.processes if launch.shards_weights else 1
+    frozen = parameters.total - parameters.trained
+    each = trained_bytes(config, settings, launch)
+
+    plain = (frozen - parameters.quantised) * element
+    if settings.load_in_8bit:
+        plain += parameters.quantised + 4 * parameters.quantised_rows
+    elif settings.load_in_4bit:
+        scales = 1 / 64 + 4 / (64 * 256) if settings.use_bnb_nested_quant else 4 / 64
+        plain += parameters.quantised * (0.5 + scales)
+    trained = parameters.trained * each
+    if settings.use_peft:
+        weights, adapters = plain / shards, trained / shards
+    else:
+        weights, adapters = trained / shards, 0.0
+
+    if launch.kind == "deepspeed" and settings.precision != "no":
+        optimizer = 12 * parameters.trained / launch.processes
+    else:
+        states = 2 / each if "8bit" in settings.optim else 0 if settings.optim in ("sgd", "adafactor") else 2
+        optimizer = states * trained / shards
+    if launch.offload:
+        optimizer = 0.0
+        weights /= launch.processes  # and most of a ZeRO-3 shard waits in the machine's memory
+    gradients = trained / shards * (2 if launch.kind == "ddp" else 1)
+
+    layer = layer_activations(config, settings, tokens)
+    width = 2 if settings.precision != "no" else element
+    if settings.activation_checkpointing or settings.activation_checkpointing is None:
+        activations = layer + config.num_hidden_layers * tokens * config.hidden_size * width
+    else:
+        activations = layer * config.num_hidden_layers
+    if settings.quantised:  # one matrix at a time is unpacked to 16 bits
+        activations += 2 * config.hidden_size * config.intermediate_size
+
+    tile = min(tokens, HEAD_TOKENS) * min(config.vocab_size, HEAD_VOCABULARY)
+    logits = tile * width + tokens * config.hidden_size * (4 + width)
+    if not settings.use_peft:
+        logits += 4 * config.vocab_size * config.hidden_size  # the output layer's gradient, in float32
+
+    parts = {
+        "weights": weights,
+        "adapters": adapters,
+        "optimizer": optimizer,
+        "gradients": gradients,
+        "activations": activations,
+        "logits": logits,
+    }
+    if launch.kind == "deepspeed":
+        buffers = 2 * min(ZERO_BUCKET, parameters.trained)
+        if launch.zero_stage == 3:
+            buffers += 2 * min(ZERO3_LIVE, parameters.total)
+        parts["gathered"] = buffers
+    elif launch.kind == "fsdp":
+        embeddings = config.vocab_size * config.hidden_size
+        layer_parameters = (parameters.total - 2 * embeddings) / config.num_hidden_layers
+        parts["gathered"] = 2 * (2 * layer_parameters + embeddings)
+    return {name: size / GIB for name, size in parts.items()}

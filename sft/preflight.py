@@ -1,0 +1,367 @@
+"""Everything that can be refused before a model loads: recipe x launch x hardware x data, and what the run will take.
+
+    python sft/preflight.py RECIPE [--config_file accelerate_configs/LAUNCH.yaml] [--gpu A100-80GB] [--key value ...]
+
+Run alone, it needs neither a GPU nor the model's weights: the launch file tells how the run would be started, --gpu
+on what (default: this machine). `sft/run.py` makes the same checks at every start.
+
+Exit status: 0 the run can start, 2 it is refused (one line says what, where and what to use instead).
+"""
+
+import argparse
+import importlib.util
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import UserError, run
+from sft.config import RunArguments, Settings, resolve
+from sft.hardware import GPUS, Hardware, named, this_machine
+from sft.launch import Launch, current_launch, read_launch_file
+from sft.memory import GIB, Parameters, count_parameters, estimate, meta_model
+
+# Names of `report_to` and the package that each needs.
+TRACKERS = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def check_recipe(settings: Settings) -> None:
+    """Refuse settings that are wrong on any machine.
+
+    Raises:
+        UserError: the first fault found.
+    """
+    for key in ("model_name_or_path", "dataset_name", "output_dir"):
+        if not settings.values[key]:
+            raise UserError(f"{key} is not set: name it in the recipe or pass --{key}")
+    evaluating = settings.eval_strategy != "no"
+    if evaluating and settings.dataset_test_split.startswith("test"):
+        raise UserError(
+            f"dataset_test_split {settings.dataset_test_split} would choose the checkpoint by the test questions: "
+            "use dev, and read the test split with sft/evaluate.py"
+        )
+    if settings.load_in_8bit and settings.load_in_4bit:
+        raise UserError("load_in_8bit and load_in_4bit are both on: choose one")
+    if settings.quantised and not settings.use_peft:
+        raise UserError(
+            f"a model in {settings.quantised} cannot be trained whole: set use_peft: true, or use "
+            "recipes/pmcvqa_full_zero3.yaml, which loads it in bf16"
+        )
+    targets = settings.lora_target_modules or []
+    if settings.use_peft and "lm_head" in ([targets] if isinstance(targets, str) else targets):
+        raise UserError("lora_target_modules: TRL's loss does not train an adapter on lm_head: leave it out")
+    if settings.packing and settings.packing_strategy == "wrapped":
+        raise UserError("packing_strategy wrapped lets questions read one another: use bfd")
+    if settings.bf16 and settings.fp16:
+        raise UserError("bf16 and fp16 are both on: choose one (bf16 where the GPU has it)")
+    if (
+        settings.precision != "no"
+        and settings.dtype in {"bf16": ["float16"], "fp16": ["bfloat16"]}[settings.precision]
+    ):
+        raise UserError(
+            f"{settings.precision}: true with dtype {settings.dtype} mixes two 16-bit types: set dtype "
+            f"{'bfloat16' if settings.bf16 else 'float16'}"
+        )
+    check_selection(settings)
+    if settings.resume_weights_only and not settings.resume_from_checkpoint:
+        raise UserError("resume_weights_only needs the checkpoint: pass --resume_from_checkpoint OLD/checkpoint-500")
+    if settings.price_per_hour is not None and not settings.probe_steps:
+        raise UserError("price_per_hour is used by the probe's report: pass --probe_steps 20 as well")
+    for tracker in settings.report_to if isinstance(settings.report_to, list) else [settings.report_to or "none"]:
+        package = TRACKERS.get(tracker)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"report_to {tracker}: the package is not installed: pip install {package}")
+
+
+def check_selection(settings: Settings) -> None:
+    """Refuse settings under which the best checkpoint could not be found, kept, or told.
+
+    Raises:
+        UserError: as `check_recipe`.
+    """
+    saving, evaluating = settings.save_strategy != "no", settings.eval_strategy != "no"
+    if saving and settings.save_total_limit is None:
+        raise UserError("save_total_limit is not set, and checkpoints would fill the disk: set it to 3")
+    if saving and settings.save_total_limit < 2:
+        raise UserError(
+            f"save_total_limit {settings.save_total_limit} deletes the old checkpoint before the new one is known to "
+            "be whole: set it to 2 or more"
+        )
+    metric = settings.metric_for_best_model
+    if settings.mcq_eval_samples < 0:
+        raise UserError(f"mcq_eval_samples {settings.mcq_eval_samples}: give a number of dev questions, or 0")
+    if settings.mcq_eval_samples and not evaluating:
+        raise UserError("mcq_eval_samples asks dev questions at every evaluation, and eval_strategy is no: set it")
+    if metric == "eval_mcq_accuracy" and not settings.mcq_eval_samples:
+        raise UserError("metric_for_best_model eval_mcq_accuracy: set mcq_eval_samples, the dev questions to ask")
+    if metric and metric.endswith("accuracy") and settings.greater_is_better is False:
+        raise UserError(f"metric_for_best_model {metric} with greater_is_better: false keeps the worst checkpoint")
+    if not settings.load_best_model_at_end or settings.save_strategy == "best":
+        return
+    if settings.eval_strategy != settings.save_strategy:
+        raise UserError(
+            f"load_best_model_at_end: eval_strategy {settings.eval_strategy} and save_strategy "
+            f"{settings.save_strategy} differ, so the best model would not be on disk: set both to steps, or to epoch"
+        )
+    if settings.eval_strategy == "steps":
+        every = settings.eval_steps or settings.logging_steps
+        ratio = settings.save_steps / every
+        if (settings.save_steps < 1) != (every < 1) or abs(ratio - round(ratio)) > 1e-9 or ratio < 1:
+            raise UserError(
+                f"load_best_model_at_end: save_steps {settings.save_steps:g} is not a multiple of eval_steps "
+                f"{every:g}, so checkpoints would be chosen by another step's score: make them equal"
+            )
+
+
+def check_launch(settings: Settings, launch: Launch) -> None:
+    """Refuse a recipe that cannot be launched so.
+
+    Raises:
+        UserError: the first fault found.
+    """
+    if launch.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError("this launch file needs DeepSpeed: pip install '.[deepspeed]' -c constraints.txt")
+    if settings.quantised and launch.shards_weights:
+        raise UserError(
+            f"{settings.quantised} weights cannot be divided among GPUs ({launch.name}): training gives errors or a "
+            "loss near 13. Use recipes/pmcvqa_zero3.yaml (bf16 LoRA), or launch this recipe with "
+            "accelerate_configs/ddp.yaml"
+        )
+    if launch.precision not in ("no", settings.precision):
+        raise UserError(
+            f"the launch file says mixed_precision {launch.precision}, the recipe {settings.precision}: leave "
+            "mixed_precision out of the launch file, as accelerate_configs/*.yaml do; the recipe decides"
+        )
+    if settings.fp16 and settings.quantised and launch.kind == "deepspeed":
+        raise UserError(
+            f"fp16 with {settings.quantised} weights needs adapters in float32, and DeepSpeed would hold them in "
+            "fp16: launch recipes/pmcvqa_16gb.yaml with accelerate_configs/single_gpu.yaml or ddp.yaml"
+        )
+    if settings.fp16 and not settings.use_peft and settings.dtype == "float16" and launch.kind in ("none", "ddp"):
+        raise UserError("fp16: true cannot train float16 weights, whose gradients it scales: set dtype float32")
+    if not settings.use_peft and settings.dtype == "bfloat16" and launch.kind in ("none", "ddp"):
+        raise UserError(
+            "a full fine-tune of bfloat16 weights loses every update below 1/256 of a weight: set dtype float32, or "
+            "use recipes/pmcvqa_full_zero3.yaml, where DeepSpeed keeps float32 copies"
+        )
+    reentrant = (as_dict(settings.activation_checkpointing_kwargs)).get("use_reentrant")
+    if launch.zero_stage == 3 and settings.use_peft and settings.activation_checkpointing and reentrant is not True:
+        raise UserError(
+            "LoRA under ZeRO-3 recomputes activations correctly only with activation_checkpointing_kwargs: "
+            "{use_reentrant: true}: add it, as recipes/pmcvqa_zero3.yaml does"
+        )
+    if not launch.whole_checkpoints:
+        raise UserError("ZeRO-3 would save only its parts: set zero3_save_16bit_model: true in the launch file")
+    if (settings.use_cpu or launch.use_cpu) and launch.kind in ("deepspeed", "fsdp"):
+        raise UserError(
+            f"use_cpu turns {launch.name} into plain DDP in silence: leave use_cpu out, or launch with ddp"
+        )
+
+
+def as_dict(value: Any) -> dict:
+    """A mapping that the recipe gave, which its parser carries as JSON text."""
+    import json
+
+    return json.loads(value) if isinstance(value, str) else value or {}
+
+
+def check_hardware(settings: Settings, launch: Launch, hardware: Hardware) -> None:
+    """Refuse what these GPUs cannot do.
+
+    Raises:
+        UserError: the first fault found.
+    """
+    if settings.use_cpu or launch.use_cpu:
+        if settings.fp16:
+            raise UserError("fp16 needs a GPU: on a CPU use --bf16 yes --fp16 no --dtype bfloat16")
+        return
+    if not hardware.count:
+        if settings.precision == "no" and launch.kind != "fsdp":
+            return
+        raise UserError(
+            "there is no GPU here: add --use_cpu yes to train on the CPU"
+            + (", launched with accelerate_configs/cpu.yaml" if launch.kind in ("deepspeed", "fsdp") else "")
+            + ", or plan for another machine with python sft/preflight.py RECIPE --gpu A100-80GB"
+        )
+    here = launch.processes // launch.machines
+    if here == 1 and hardware.count > 1 and launch.kind == "none":
+        raise UserError(
+            f"{hardware.count} GPUs and one process: start one process a GPU with accelerate launch --config_file "
+            f"accelerate_configs/ddp.yaml --num_processes {hardware.count} sft/run.py {settings.recipe}, or show this "
+            "process one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+    if here > hardware.count:
+        raise UserError(
+            f"the launch file starts {here} processes on a machine with {hardware.count} GPU(s): pass "
+            f"--num_processes {hardware.count} to accelerate launch"
+        )
+    if settings.bf16 and hardware.capability < (8, 0):
+        raise UserError(
+            f"{hardware.gpu} computes no bf16 (compute capability {'.'.join(map(str, hardware.capability))}, bf16 "
+            "needs 8.0): use recipes/pmcvqa_16gb.yaml, or --bf16 no --fp16 yes --dtype float16"
+        )
+
+
+def refuse(settings: Settings, launch: Launch, hardware: Hardware) -> None:
+    """All checks that need neither model nor data.
+
+    Raises:
+        UserError: the first fault found.
+    """
+    check_recipe(settings)
+    check_launch(settings, launch)
+    check_hardware(settings, launch, hardware)
+
+
+def load_config(settings: Settings) -> Any:
+    """The model's configuration, its layers and sizes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the configuration of {settings.model_name_or_path} cannot be read: {error}") from error
+
+
+def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]:
+    """(optimizer steps of an epoch, of the whole run) for so many rows, or packs of rows."""
+    batches = math.ceil(sequences / (settings.per_device_train_batch_size * processes))
+    epoch = math.ceil(batches / settings.gradient_accumulation_steps)
+    whole = settings.max_steps if settings.max_steps > 0 else math.ceil(epoch * settings.num_train_epochs)
+    return epoch, whole
+
+
+def peak_parts(settings: Settings, launch: Launch, lengths: list[int]) -> dict[str, float]:
+    """The estimate of peak memory (GiB on each GPU, by part) for rows of these lengths."""
+    config = load_config(settings)
+    parameters = count_parameters(meta_model(config, settings), settings)
+    sequence = settings.max_length if settings.packing else max(lengths)
+    return estimate(config, settings, launch, parameters, settings.per_device_train_batch_size * sequence)
+
+
+def checkpoint_bytes(config: Any, settings: Settings, parameters: Parameters) -> int:
+    """Bytes on disk of one checkpoint: trained weights and, twice or, in 16-bit training, thrice as float32, AdamW."""
+    weights = parameters.trained * (4 if settings.use_peft else 2)
+    return weights + parameters.trained * 12
+
+
+def check_disk(settings: Settings, needed: int) -> None:
+    """Refuse a run whose checkpoints would not fit.
+
+    Raises:
+        UserError: less space than the checkpoints that are kept, one more while it is written, and the final model.
+    """
+    folder = Path(settings.output_dir).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    kept = (settings.save_total_limit + 1 if settings.save_strategy != "no" else 0) + 1
+    if needed * kept > free:
+        raise UserError(
+            f"output_dir {settings.output_dir}: {kept} checkpoints of {needed / GIB:.1f} GiB need "
+            f"{kept * needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free: lower save_total_limit or choose "
+            "another disk"
+        )
+
+
+def look_at_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
+    """(train, dev or None, tokenizer, tokens of each training row), every row checked.
+
+    The first process checks; the others wait for it here and get its counts.
+
+    Raises:
+        UserError: a data set, tokenizer or template that is not there, or a row that would be trained wrongly or cut.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from sft.chat import check_rows
+    from sft.data import load_mixture, load_split
+    from sft.models import load_tokenizer
+
+    weights = RunArguments(dataset_mixture=settings.dataset_mixture).weights(settings.dataset_name)
+    seed = settings.seed if settings.data_seed is None else settings.data_seed
+    train = load_mixture(weights, settings.dataset_train_split, seed)
+    evaluating = settings.eval_strategy != "no"
+    dev = load_split(settings.dataset_name, settings.dataset_test_split) if evaluating else None
+    tokenizer = load_tokenizer(settings.model_name_or_path, settings.chat_template_path, settings.model_revision)
+    state, found = PartialState(), [None]
+    if state.is_main_process:
+        found = [check_rows(train, tokenizer, settings.max_length, "train")]
+        if dev is not None:
+            check_rows(dev, tokenizer, settings.max_length, "dev")
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    return train, dev, tokenizer, found[0]
+
+
+def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> list[str]:
+    """Lines that say what the run will be; `lengths` are the tokens of each training row.
+
+    Raises:
+        UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
+    """
+    config = load_config(settings)
+    parameters = count_parameters(meta_model(config, settings), settings)
+    check_disk(settings, checkpoint_bytes(config, settings, parameters))
+    # Packs are taken as full: bfd leaves few gaps.
+    sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
+    epoch, whole = steps(settings, launch.processes, sequences)
+    packs = "packs" if settings.packing else "rows"
+    batch = settings.per_device_train_batch_size * launch.processes * settings.gradient_accumulation_steps
+    weights = settings.quantised or str(settings.dtype)
+    parts = peak_parts(settings, launch, lengths)
+    peak = sum(parts.values())
+    lines = [
+        f"Launch: {launch.name}; {'CPU' if settings.use_cpu or launch.use_cpu else hardware.name}",
+        f"Precision: {settings.precision} (launch file: {launch.precision}), frozen weights {weights}",
+        f"Batch: {settings.per_device_train_batch_size} {packs} x {launch.processes} process(es) x "
+        f"{settings.gradient_accumulation_steps} accumulated = {batch} {packs} a step",
+        f"Data: {len(lengths):,} rows, {sum(lengths):,} tokens an epoch, longest row {max(lengths)} tokens"
+        + (f", packs of {settings.max_length}" if settings.packing else ""),
+        f"Steps: about {epoch:,} an epoch, {whole:,} in all",
+        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
+        f"Peak memory, estimated: {peak:.1f} GiB on each GPU ("
+        + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        + "), and about 1 GiB for CUDA itself",
+    ]
+    if hardware.count and not settings.use_cpu and peak + 1 > hardware.memory:
+        lines.append(
+            f"WARNING: that is more than the {hardware.memory:.0f} GiB of {hardware.gpu}: use "
+            "recipes/pmcvqa_16gb.yaml, or turn on activation_checkpointing, or lower per_device_train_batch_size"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--config_file", type=Path, help="launch file (default: as this command was launched)")
+    parser.add_argument("--gpu", help=f"plan for GPUs of this kind instead of this machine: {', '.join(GPUS)}")
+    parser.add_argument("--num_processes", type=int, help="processes, where the launch file says another number")
+    args, overrides = parser.parse_known_args()
+
+    import dataclasses
+
+    launch = read_launch_file(args.config_file) if args.config_file else current_launch()
+    if args.num_processes is not None:
+        launch = dataclasses.replace(launch, processes=args.num_processes)
+    settings = resolve([args.recipe, *overrides]).on(launch.processes)
+    hardware = named(args.gpu, launch.processes // launch.machines) if args.gpu else this_machine()
+    refuse(settings, launch, hardware)
+
+    from sft.models import check_model_folder
+
+    check_model_folder(settings.model_name_or_path)
+    _, _, _, lengths = look_at_data(settings)
+    print("\n".join(plan(settings, launch, hardware, lengths)))
+    print("The run can start.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

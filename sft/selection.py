@@ -1,0 +1,136 @@
+"""Choose the checkpoint by what matters: dev questions answered during training, and the curve of the run.
+
+`DevQuestions` scores a fixed draw of dev questions at every evaluation, spread over all processes, and puts
+`eval_mcq_accuracy` with its 95 % interval beside the losses, where `metric_for_best_model` finds it. `History` writes
+history.json and loss.png into the output folder while the run goes on.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from data_prep.command import write_json
+from data_prep.prompts import LETTERS
+from sft.scoring import option_log_likelihoods, wilson_interval
+
+# Dev answers that each evaluation prints.
+SHOWN = 3
+
+
+class DevQuestions(TrainerCallback):
+    """Answers `samples` dev questions by option likelihood at every evaluation; the draw depends on the seed alone."""
+
+    def __init__(self, trainer: Any, dev: Any, samples: int):
+        drawn = random.Random(trainer.args.seed).sample(range(len(dev)), min(samples, len(dev)))  # noqa: S311
+        self.questions = dev.select(sorted(drawn)).to_list()
+        self.trainer = trainer
+
+    def scores(self) -> list[list[float]]:
+        """Log-likelihood of every option of every question, the same on all processes.
+
+        Every process makes equally many passes, because under ZeRO-3 and FSDP each pass needs all of them.
+        """
+        from accelerate.utils import gather_object
+
+        state = self.trainer.accelerator.state
+        each = -(-len(self.questions) // state.num_processes)
+        mine = [(state.process_index * each + i) % len(self.questions) for i in range(each)]
+        questions = [self.questions[index] for index in mine]
+        batch = self.trainer.args.per_device_eval_batch_size
+        scored = option_log_likelihoods(self.trainer.model, self.trainer.processing_class, questions, batch)
+        hidden = not self.trainer.is_world_process_zero() or self.trainer.args.disable_tqdm
+        with self.trainer.accelerator.autocast():
+            found = [
+                (mine[place], values)
+                for place, values in tqdm(scored, total=each, desc="Dev questions", leave=False, disable=hidden)
+            ]
+        together = dict(gather_object(found) if state.num_processes > 1 else found)
+        return [together[index] for index in range(len(self.questions))]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict | None = None, **_: Any) -> None:
+        """Add accuracy and interval to `metrics` and to the log, and print some answers."""
+        scores = self.scores()
+        answers = [max(range(len(values)), key=values.__getitem__) for values in scores]
+        right = sum(answer == question["gold"] for answer, question in zip(answers, self.questions, strict=True))
+        low, high = wilson_interval(right, len(answers))
+        found = {
+            "eval_mcq_accuracy": right / len(answers),
+            "eval_mcq_accuracy_low": low,
+            "eval_mcq_accuracy_high": high,
+            "eval_mcq_questions": len(answers),
+        }
+        if metrics is not None:
+            metrics.update(found)
+        self.trainer.log(dict(found))
+        if state.is_world_process_zero:
+            for question, answer in list(zip(self.questions, answers, strict=True))[:SHOWN]:
+                verdict = "right" if answer == question["gold"] else f"wrong, gold {LETTERS[question['gold']]}"
+                tqdm.write(
+                    f"  dev: {question['question'][:70]} -> {LETTERS[answer]}. {question['choices'][answer][:40]} "
+                    f"({verdict})"
+                )
+
+
+class History(TrainerCallback):
+    """Keeps history.json (every logged line) and loss.png in the output folder up to date."""
+
+    running = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write both for the last time: what is evaluated later is the best model, not the last step."""
+        self.on_evaluate(args, state, control)
+        self.running = False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write both, whole."""
+        if self.running and state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            write_json(folder / "history.json", state.log_history)
+            plot(state.log_history, folder / "loss.png")
+
+
+def plot(history: list[dict], file: Path) -> None:
+    """Draw the losses over the steps, and below them, where it was measured, dev accuracy with its interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def curve(key: str) -> tuple[list, list]:
+        rows = [row for row in history if key in row]
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+    accuracy = curve("eval_mcq_accuracy")
+    figure, axes = plt.subplots(
+        1 + bool(accuracy[0]),
+        1,
+        sharex=True,
+        figsize=(8, 6 if accuracy[0] else 4),
+        squeeze=False,
+        layout="constrained",
+    )
+    top = axes[0][0]
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "dev", "o-")):
+        if curve(key)[0]:
+            top.plot(*curve(key), style, label=label, markersize=4)
+    top.set_ylabel("loss (nats a token)")
+    top.legend()
+    if accuracy[0]:
+        below = axes[1][0]
+        below.plot(*accuracy, "o-", color="tab:green", markersize=4)
+        low, high = curve("eval_mcq_accuracy_low")[1], curve("eval_mcq_accuracy_high")[1]
+        below.fill_between(accuracy[0], low, high, color="tab:green", alpha=0.2, label="95 % interval")
+        below.set_ylabel("dev accuracy")
+        below.set_ylim(0, 1)
+        below.legend()
+    axes[-1][0].set_xlabel("step")
+    for row in axes:
+        row[0].grid(alpha=0.3)
+    temporary = file.with_name(f".{file.name}.tmp")
+    # Without the date and version that matplotlib would add: the same history gives the same bytes.
+    figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    temporary.rename(file)

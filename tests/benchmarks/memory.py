@@ -1,0 +1,45 @@
+"""Estimated peak memory of every 8B recipe under the launch that its first lines name; nothing is downloaded.
+
+    python tests/benchmarks/memory.py
+
+Prints the table that README.md and the recipes' first lines quote. On a GPU machine, `sft/run.py RECIPE
+--probe_steps 20` prints the measured peak beside the estimate.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from transformers import LlamaConfig
+
+from sft.config import resolve
+from sft.launch import read_launch_file
+from sft.memory import count_parameters, estimate, meta_model
+
+# DeepSeek-R1-Distill-Llama-8B's own configuration, as far as it decides sizes.
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+
+
+def main() -> None:
+    print(f"{'recipe':<20} {'launch':<32} {'trained':>14}   GiB a GPU: total = parts")
+    for recipe in sorted(Path("recipes").glob("pmcvqa*.yaml")):
+        named = re.search(r"--config_file (\S+)(?: --num_processes (\d+))?", recipe.read_text(encoding="utf-8"))
+        launch = read_launch_file(Path(named[1]))
+        launch = dataclasses.replace(launch, processes=int(named[2] or launch.processes))
+        settings = resolve([str(recipe)]).on(launch.processes)
+        parameters = count_parameters(meta_model(LLAMA_8B, settings), settings)
+        tokens = settings.per_device_train_batch_size * settings.max_length
+        parts = estimate(LLAMA_8B, settings, launch, parameters, tokens)
+        listed = " + ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        print(f"{recipe.stem:<20} {launch.name:<32} {parameters.trained:>14,}   {sum(parts.values()):.1f} = {listed}")
+
+
+if __name__ == "__main__":
+    main()
