@@ -5,6 +5,7 @@ sizes, once every process has written its part. A checkpoint without a seal is w
 continues from it. Before a run continues, its manifest is compared with the one in the checkpoint.
 """
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -144,6 +145,7 @@ def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path 
         notes = [f"weights of {checkpoint}; optimizer, schedule and place in the data start anew"]
     elif checkpoint:
         notes = [f"continuing from {checkpoint}", *compare(checkpoint, description)]
+        trainer.args.eval_on_start = False  # it was asked at the start of the run
     if trainer.is_world_process_zero():
         out = Path(settings.output_dir)
         out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,12 @@ def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path 
         write_json(out / MANIFEST, description)
         print("".join(f"Note: {note}\n" for note in notes), end="", flush=True)
     trainer.accelerator.wait_for_everyone()
-    survive = Survive(trainer, description)
+    if settings.use_peft:
+        # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model
+        # in bf16. Without this, a continued 8-bit run is not the run that was stopped (tests/sft/test_survive.py).
+        trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
+    continued = str(checkpoint) if checkpoint and not settings.resume_weights_only else None
+    survive = Survive(trainer, description, continued)
     trainer.add_callback(survive)
     return survive
 
@@ -236,9 +243,10 @@ class Survive(TrainerCallback):
     SLURM sends SIGUSR1 some minutes before the time limit if asked to (docs/slurm.sh). A second signal acts as usual.
     """
 
-    def __init__(self, trainer: Any, description: dict):
+    def __init__(self, trainer: Any, description: dict, continued: str | None):
         self.trainer = trainer
         self.description = description
+        self.continued = continued  # the checkpoint that the run goes on from
         self.received: int | None = None
         self.stopped = False
         self.command = command_line()  # now: by the time of the signal the launcher may be gone
@@ -252,6 +260,11 @@ class Survive(TrainerCallback):
 
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, listen)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Signals act as usual again."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Agree with the other processes, whose signal may come a step later, and stop together."""
@@ -287,7 +300,7 @@ class Survive(TrainerCallback):
         return bool(flag.item())
 
 
-def results(trainer: Any, train_loss: float) -> dict[str, Any]:
+def results(trainer: Any) -> dict[str, Any]:
     """What eval_results.json says: loss and accuracy on dev of the base model (step 0) and of the model kept.
 
     Called by every process: the kept model is evaluated once more, because it may have been loaded from a checkpoint.
@@ -301,7 +314,6 @@ def results(trainer: Any, train_loss: float) -> dict[str, Any]:
     best = trainer.state.best_model_checkpoint
     return {
         "best_checkpoint": Path(best).name if best else None,
-        "train_loss": train_loss,
         "base": {key: base[key] for key in kept if key in base},
         "best": {key: value for key, value in kept.items() if key.startswith("eval_")},
     }

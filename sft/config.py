@@ -133,6 +133,8 @@ def as_arguments(recipe: dict[str, Any]) -> list[str]:
     """
     words = []
     for key, value in recipe.items():
+        if value == []:
+            continue  # argparse knows no empty list
         if isinstance(value, list):
             words += [f"--{key}", *map(str, value)]
         elif isinstance(value, bool):
@@ -204,7 +206,8 @@ class Settings:
 
     def describe(self) -> str:
         """All settings as YAML, those that someone set first, each with its source: a recipe of its own."""
-        shown = {key: value for key, value in self.values.items() if key != "print_config"}
+        hidden = OTHER_NAMES.keys() | {"print_config"}
+        shown = {key: value for key, value in self.values.items() if key not in hidden}
         lines = []
         for key in sorted(shown, key=lambda key: key not in self.sources):
             line = f"{key}: {json.dumps(shown[key], ensure_ascii=False)}"
@@ -263,7 +266,7 @@ def resolve(argv: Sequence[str]) -> Settings:
 
     parser = Parser(_classes(), allow_abbrev=False)
     # A text field would read the word none as a name; left out, it is None all the same.
-    recipe = {key: value for key, value in recipe.items() if value is not None or defaults[key] is not None}
+    recipe = {key: value for key, value in recipe.items() if value is not None or parser.get_default(key) is not None}
     namespace, left = parser.parse_known_args([*as_arguments(recipe), *overrides])
     if left:
         raise UserError(f"command line: {left[0]!r} belongs to no option: write --key value")

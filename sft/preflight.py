@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, run
+from sft import hardware as machines
 from sft.config import RunArguments, Settings, resolve
-from sft.hardware import GPUS, Hardware, named, this_machine
+from sft.hardware import Hardware
 from sft.launch import Launch, current_launch, read_launch_file
 from sft.memory import GIB, Parameters, count_parameters, estimate, meta_model
 
@@ -178,6 +179,10 @@ def check_hardware(settings: Settings, launch: Launch, hardware: Hardware) -> No
         return
     if not hardware.count:
         if settings.precision == "no" and launch.kind != "fsdp":
+            if launch.kind == "deepspeed" and settings.ddp_backend != "gloo":
+                raise UserError(
+                    "DeepSpeed on a CPU finds its other processes only through gloo: pass --ddp_backend gloo"
+                )
             return
         raise UserError(
             "there is no GPU here: add --use_cpu yes to train on the CPU"
@@ -342,7 +347,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--config_file", type=Path, help="launch file (default: as this command was launched)")
-    parser.add_argument("--gpu", help=f"plan for GPUs of this kind instead of this machine: {', '.join(GPUS)}")
+    parser.add_argument(
+        "--gpu", help=f"plan for GPUs of this kind instead of this machine: {', '.join(machines.GPUS)}"
+    )
     parser.add_argument("--num_processes", type=int, help="processes, where the launch file says another number")
     args, overrides = parser.parse_known_args()
 
@@ -352,7 +359,7 @@ def main() -> None:
     if args.num_processes is not None:
         launch = dataclasses.replace(launch, processes=args.num_processes)
     settings = resolve([args.recipe, *overrides]).on(launch.processes)
-    hardware = named(args.gpu, launch.processes // launch.machines) if args.gpu else this_machine()
+    hardware = machines.named(args.gpu, launch.processes // launch.machines) if args.gpu else machines.this_machine()
     refuse(settings, launch, hardware)
 
     from sft.models import check_model_folder

@@ -119,9 +119,7 @@ def main() -> None:
     if run_args.mcq_eval_samples:
         trainer.add_callback(DevQuestions(trainer, dev, run_args.mcq_eval_samples))
     trainer.add_callback(History())
-    result = trainer.train(
-        resume_from_checkpoint=str(checkpoint) if checkpoint and not run_args.resume_weights_only else None
-    )
+    trainer.train(resume_from_checkpoint=survive.continued)
     if survive.stopped:
         survive.say_goodbye()
         return
@@ -130,7 +128,7 @@ def main() -> None:
     # Save, evaluate #
     ##################
     # With load_best_model_at_end, the model now is the best checkpoint, not the last.
-    results = checkpoints.results(trainer, result.training_loss)
+    results = checkpoints.results(trainer)
     final = checkpoints.save_final_model(trainer, answer_format=train[0]["answer_format"])
     if is_main:
         write_json(Path(training_args.output_dir) / "eval_results.json", results)

@@ -82,6 +82,26 @@ def refused(here):
 
 
 @pytest.fixture(scope="session")
+def launched_as():
+    """The `Launch` that a recipe's first lines name."""
+    import dataclasses
+    import re
+
+    from sft.launch import Launch, read_launch_file
+
+    def read(recipe: Path) -> Launch:
+        named = re.search(
+            r"accelerate launch --config_file (\S+)(?: --num_processes (\d+))? sft/run.py (\S+)",
+            recipe.read_text(encoding="utf-8"),
+        )
+        assert named[3] == f"recipes/{recipe.name}"
+        launch = read_launch_file(ROOT / named[1])
+        return dataclasses.replace(launch, processes=int(named[2] or launch.processes))
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def shared_rows():
     """The folder with real PMC-VQA rows, which lies beside the checkout where there is one."""
     if not (SHARED / "pmc_vqa").is_dir():

@@ -1,12 +1,10 @@
 """Recipes and overrides: what is written is what runs, and what cannot run is refused in words."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from data_prep.command import UserError
-from sft.config import check, parse
+from sft.config import resolve
 
 BASE = {
     "model_name_or_path": "m",
@@ -34,7 +32,7 @@ def test_values_arrive_with_the_type_of_their_field(recipe):
         "learning_rate: 2e-5\nbf16: NO\npacking: on\neval_strategy: no\nmax_length: null\n"
         "lora_target_modules: [q_proj, v_proj]\nmodel_init_kwargs: {use_cache: false}\nmax_steps: -1\n"
     )
-    script, training, model, _ = parse([path])
+    script, training, model, _ = resolve([path]).build()
     assert training.learning_rate == 2e-5
     assert training.bf16 is False
     assert training.packing is True
@@ -48,7 +46,7 @@ def test_values_arrive_with_the_type_of_their_field(recipe):
 
 def test_command_line_wins_over_recipe(recipe):
     path = recipe(learning_rate=1.0, lora_r=4, packing=True)
-    _, training, model, _ = parse([path, "--learning_rate", "2e-4", "--lora_r=8", "--packing", "no"])
+    _, training, model, _ = resolve([path, "--learning_rate", "2e-4", "--lora_r=8", "--packing", "no"]).build()
     assert (training.learning_rate, model.lora_r, training.packing) == (2e-4, 8, False)
 
 
@@ -68,14 +66,14 @@ def test_command_line_wins_over_recipe(recipe):
 )
 def test_unknown_keys_name_the_right_one(recipe, key, words):
     with pytest.raises(UserError, match=f"recipe.yaml: unknown key {key}: .*{words}"):
-        parse([recipe(**{key: 1})])
+        resolve([recipe(**{key: 1})])
     with pytest.raises(UserError, match=f"command line: unknown key {key}: .*{words}"):
-        parse([recipe(), f"--{key}", "1"])
+        resolve([recipe(), f"--{key}", "1"])
 
 
 def test_shortened_options_are_unknown_not_guessed(recipe):
     with pytest.raises(UserError, match="unknown key learning"):
-        parse([recipe(), "--learning", "1e-4"])
+        resolve([recipe(), "--learning", "1e-4"])
 
 
 @pytest.mark.parametrize(
@@ -89,10 +87,10 @@ def test_shortened_options_are_unknown_not_guessed(recipe):
 )
 def test_values_that_a_field_refuses_name_key_and_place(recipe, key, value, words):
     with pytest.raises(UserError, match=words) as refused:
-        parse([recipe(**{key: value})])
+        resolve([recipe(**{key: value})])
     assert "recipe.yaml" in str(refused.value)
     with pytest.raises(UserError, match=words):
-        parse([recipe(), f"--{key}", value])
+        resolve([recipe(), f"--{key}", value])
 
 
 @pytest.mark.parametrize(
@@ -107,43 +105,43 @@ def test_values_that_a_field_refuses_name_key_and_place(recipe, key, value, word
 )
 def test_no_recipe_no_run(argv, words):
     with pytest.raises(UserError, match=words):
-        parse(argv)
+        resolve(argv)
 
 
 def test_stray_words_are_refused(recipe):
     with pytest.raises(UserError, match="belongs to no option"):
-        parse([recipe(), "learning_rate", "1e-4"])
+        resolve([recipe(), "learning_rate", "1e-4"])
 
 
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ({"model_name_or_path": None}, "model_name_or_path is not set"),
-        ({"dataset_name": None}, "dataset_name is not set"),
-        ({"dataset_test_split": "test", "eval_strategy": "epoch"}, "use dev"),
-        ({"dataset_test_split": "test_clean", "eval_strategy": "epoch"}, "use dev"),
-        ({"load_in_8bit": True}, "set use_peft"),
-        ({"load_in_4bit": True}, "set use_peft"),
-        ({"use_peft": True, "lora_target_modules": ["q_proj", "lm_head"]}, "lm_head"),
-        ({"use_peft": True, "lora_target_modules": ["lm_head"]}, "lm_head"),
-    ],
-)
-def test_settings_that_would_fail_late_are_refused_early(recipe, keys, words):
-    with pytest.raises(UserError, match=words):
-        check(*parse([recipe(**keys)])[:3])
+def test_every_value_is_printed_with_its_source_as_a_recipe_that_resolves_alike(recipe, tmp_path):
+    settings = resolve([recipe(learning_rate=1e-4, packing=True), "--learning_rate", "2e-5"])
+    text = settings.describe()
+    lines = {line.split(":")[0]: line.rsplit("# ", 1)[1] for line in text.splitlines()}
+    assert lines["learning_rate"] == "command line"
+    assert lines["packing"] == str(settings.recipe)
+    assert lines["weight_decay"] == "default"
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(text, encoding="utf-8")
+    again = resolve([str(printed)])
+    assert again.values == settings.values
+    assert again.learning_rate == 2e-5
 
 
-def test_save_and_eval_steps_that_do_not_match_are_refused_early(recipe):
-    keys = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
-    with pytest.raises(UserError, match="multiple"):
-        parse([recipe(**keys, eval_steps=300, save_steps=500)])
+def test_global_batch_size_decides_accumulation_on_any_number_of_processes(recipe):
+    settings = resolve([recipe(global_batch_size=8, per_device_train_batch_size=2)])
+    assert [settings.on(n).gradient_accumulation_steps for n in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(UserError, match="cannot be divided among 3"):
+        settings.on(3)
+    with pytest.raises(UserError, match="cannot be divided among 8"):
+        settings.on(8)
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("recipes/*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_recipe_parses_and_passes_its_checks(path):
-    script, training, model, _ = parse([str(path), "--use_cpu", "yes"])
-    check(script, training, model)
-    assert training.report_to == []
-    assert training.chat_template_path and (path.parents[1] / training.chat_template_path).is_file()
-    assert script.dataset_test_split == "dev"
-    assert training.save_total_limit
+def test_an_accumulation_that_contradicts_the_global_batch_is_refused(recipe):
+    path = recipe(global_batch_size=8, per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    with pytest.raises(UserError, match=r"3 x 2 is not global_batch_size 8.*set global_batch_size to 6"):
+        resolve([path]).on(1)
+
+
+@pytest.mark.parametrize(("keys", "precision"), [({}, "bf16"), ({"fp16": True}, "fp16"), ({"bf16": False}, "no")])
+def test_precision_is_bf16_unless_the_recipe_says_otherwise(recipe, keys, precision):
+    assert resolve([recipe(**keys)]).precision == precision

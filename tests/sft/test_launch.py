@@ -1,0 +1,115 @@
+"""A launch file means to preflight what it means to accelerate, and a machine's GPUs are known by their names."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.command import UserError
+from sft.hardware import GPUS, named, teraflops
+from sft.launch import Launch, current_launch, read_launch_file
+
+FILES = sorted(Path(__file__).parents[2].glob("accelerate_configs/*.yaml"))
+
+
+def environment_of(file: Path) -> dict[str, str]:
+    """What accelerate itself would put into the environment of the processes that it starts with `file`."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import (
+        prepare_deepspeed_cmd_env,
+        prepare_multi_gpu_env,
+        prepare_simple_launcher_cmd_env,
+    )
+
+    parser = launch_command_parser()
+    words = ["--config_file", str(file), "script.py"]
+    args, _, _ = _validate_launch_command(parser.parse_args(words))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""
+        _, environment = prepare_deepspeed_cmd_env(args)
+    elif args.multi_gpu or args.use_fsdp:
+        environment = prepare_multi_gpu_env(args)
+    else:
+        _, environment = prepare_simple_launcher_cmd_env(args)
+    if args.num_processes > 1:  # as torchrun sets them
+        environment["WORLD_SIZE"] = str(args.num_processes)
+        environment["LOCAL_WORLD_SIZE"] = str(args.num_processes // args.num_machines)
+        environment["LOCAL_RANK"] = "0"
+    return environment
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_launch_file_is_read_as_accelerate_reads_it(file):
+    assert current_launch(environment_of(file)) == read_launch_file(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_shipped_launch_files_leave_the_precision_to_the_recipe_and_keep_checkpoints_whole(file):
+    launch = read_launch_file(file)
+    assert launch.precision == "no"
+    assert launch.whole_checkpoints
+
+
+def test_python_alone_is_told_from_a_launcher():
+    assert current_launch({}) == Launch(launched=False)
+
+
+def test_a_deepspeed_file_of_the_user_decides_the_stage(tmp_path):
+    (tmp_path / "ds.json").write_text(
+        '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": true}}'
+    )
+    file = tmp_path / "launch.yaml"
+    file.write_text(
+        "distributed_type: DEEPSPEED\nnum_processes: 4\n"
+        f"deepspeed_config: {{deepspeed_config_file: {tmp_path}/ds.json}}"
+    )
+    launch = read_launch_file(file)
+    assert (launch.zero_stage, launch.offload, launch.precision, launch.whole_checkpoints) == (3, True, "bf16", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "No such file"),
+        ("distributed_type: MEGATRON_LM", "not one that this project knows"),
+        ("just words", "not one that this project knows"),
+        ("a: b: c", "not one that this project knows"),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: nowhere.json}",
+            "nowhere.json cannot be read",
+        ),
+    ],
+)
+def test_what_is_no_launch_file_is_refused(tmp_path, text, words):
+    file = tmp_path / "launch.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_launch_file(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "speed"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H200", 989),
+        ("Tesla T4", 65),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_known_by_its_driver_name_or_not_told(name, speed):
+    assert teraflops(name) == speed
+
+
+def test_an_unknown_gpu_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="A100-80GB"):
+        named("A1000", 1)
+    assert named("T4", 2).count == 2
+    assert all(named(gpu, 1).memory > 10 for gpu in GPUS)
