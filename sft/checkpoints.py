@@ -237,6 +237,10 @@ def command_line() -> str:
     return shlex.join(map(str, [*launcher, *ours]))
 
 
+class AlreadyTrained(Exception):
+    """The checkpoint is from the last step, so nothing is left to train."""
+
+
 class Survive(TrainerCallback):
     """Seals every checkpoint; on SIGTERM or SIGUSR1 saves one after the step at hand and ends the training.
 
@@ -251,8 +255,24 @@ class Survive(TrainerCallback):
         self.stopped = False
         self.command = command_line()  # now: by the time of the signal the launcher may be gone
 
+    def train(self) -> None:
+        """Train, from the checkpoint if there is one, to the end or to a signal."""
+        try:
+            self.trainer.train(resume_from_checkpoint=self.continued)
+        except AlreadyTrained:
+            trainer = self.trainer
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Listen, on every process."""
+        """Listen, on every process.
+
+        Raises:
+            AlreadyTrained: the run was killed after its last step; transformers 5.23 would take one more.
+        """
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrained
 
         def listen(number: int, _: Any) -> None:
             self.received = number

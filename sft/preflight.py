@@ -94,9 +94,10 @@ def check_selection(settings: Settings) -> None:
         raise UserError(f"mcq_eval_samples {settings.mcq_eval_samples}: give a number of dev questions, or 0")
     if settings.mcq_eval_samples and not evaluating:
         raise UserError("mcq_eval_samples asks dev questions at every evaluation, and eval_strategy is no: set it")
-    if metric == "eval_mcq_accuracy" and not settings.mcq_eval_samples:
+    choosing = settings.load_best_model_at_end or settings.save_strategy == "best"
+    if choosing and metric == "eval_mcq_accuracy" and not settings.mcq_eval_samples:
         raise UserError("metric_for_best_model eval_mcq_accuracy: set mcq_eval_samples, the dev questions to ask")
-    if metric and metric.endswith("accuracy") and settings.greater_is_better is False:
+    if choosing and metric and metric.endswith("accuracy") and settings.greater_is_better is False:
         raise UserError(f"metric_for_best_model {metric} with greater_is_better: false keeps the worst checkpoint")
     if not settings.load_best_model_at_end or settings.save_strategy == "best":
         return

@@ -119,7 +119,7 @@ def main() -> None:
     if run_args.mcq_eval_samples:
         trainer.add_callback(DevQuestions(trainer, dev, run_args.mcq_eval_samples))
     trainer.add_callback(History())
-    trainer.train(resume_from_checkpoint=survive.continued)
+    survive.train()
     if survive.stopped:
         survive.say_goodbye()
         return

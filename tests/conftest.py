@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -17,6 +18,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The user's own cache is neither read nor filled.
 _cache = tempfile.TemporaryDirectory()
 os.environ["HF_HOME"] = _cache.name
+os.environ["TRACKIO_DIR"] = f"{_cache.name}/trackio"
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared/data"
@@ -85,7 +87,6 @@ def refused(here):
 def launched_as():
     """The `Launch` that a recipe's first lines name."""
     import dataclasses
-    import re
 
     from sft.launch import Launch, read_launch_file
 
@@ -99,6 +100,55 @@ def launched_as():
         return dataclasses.replace(launch, processes=int(named[2] or launch.processes))
 
     return read
+
+
+# What makes an 8B recipe a toy: four steps of small packs. Everything else stays as shipped.
+TOY = ("--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--max_length", "256", "--logging_steps", "1")
+# A CPU has no fp16 and, under DeepSpeed, no bf16 either.
+ON_CPU = {
+    "none": ("--use_cpu", "yes", "--fp16", "no", "--bf16", "yes", "--dtype", "bfloat16"),
+    "ddp": ("--use_cpu", "yes"),
+    "deepspeed": ("--ddp_backend", "gloo", "--bf16", "no", "--dtype", "float32"),
+}
+
+
+@pytest.fixture(scope="session")
+def toy_options(launched_as, tiny_deepseek, prepared):
+    """The options that run a recipe on a tiny random Llama on this CPU, four steps long."""
+
+    def options(recipe: str, data: Path = prepared) -> tuple:
+        return (
+            *(f"recipes/{recipe}.yaml", *TOY, *ON_CPU[launched_as(ROOT / f"recipes/{recipe}.yaml").kind]),
+            *("--mcq_eval_samples", "8", "--global_batch_size", "4", "--per_device_train_batch_size", "1"),
+            *("--model_name_or_path", tiny_deepseek, "--dataset_name", data),
+            *("--chat_template_path", "recipes/templates/deepseek_r1.jinja"),
+        )
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def recipe_run(command, launched_as, toy_options, tmp_path_factory):
+    """Run a recipe once as its first lines say, with two processes where it wants several.
+
+    Returns (output folder, completed process); later calls get the same run.
+    """
+    runs = {}
+
+    def run(recipe: str, **data: Path) -> tuple[Path, subprocess.CompletedProcess]:
+        if recipe not in runs:
+            file = ROOT / f"recipes/{recipe}.yaml"
+            out = tmp_path_factory.mktemp(recipe) / "out"
+            launch_file = re.search(r"--config_file (\S+)", file.read_text(encoding="utf-8"))[1]
+            processes = min(2, launched_as(file).processes)
+            done = command(
+                *("accelerate", "launch", "--config_file", launch_file, "--num_processes", processes, "sft/run.py"),
+                *(*toy_options(recipe, **data), "--output_dir", out),
+            )
+            runs[recipe] = out, done
+        return runs[recipe]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,12 @@
 """Training as a user starts it: `accelerate launch sft/run.py RECIPE`, at toy size."""
 
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-
-LAUNCH = ("accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml", "sft/run.py")
-# What makes the 8B recipe a toy: a CPU, four steps, small packs. Everything else stays as shipped.
-TOY = ("--use_cpu", "yes", "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--max_length", "256")
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -19,22 +17,26 @@ def succeed(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def pmcvqa_run(command, tiny_deepseek, prepared, tmp_path_factory) -> Path:
+def pmcvqa_run(recipe_run) -> Path:
     """Output folder of the main recipe, run with the DeepSeek template on a tiny random Llama, 8-bit."""
-    out = tmp_path_factory.mktemp("pmcvqa") / "PMC-VQA-SFT-Output"
-    succeed(
-        command(
-            *(*LAUNCH, "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek),
-            *("--dataset_name", prepared, "--output_dir", out),
-        )
-    )
+    out, done = recipe_run("pmcvqa")
+    succeed(done)
     return out
+
+
+@pytest.fixture
+def train(here, toy_options, tmp_path):
+    """Run the main recipe as a toy inside this process; returns the completed command. Output: tmp_path/out."""
+
+    def run(*options: object, **data: Path) -> subprocess.CompletedProcess:
+        return succeed(here("sft/run.py", *toy_options("pmcvqa", **data), "--output_dir", tmp_path / "out", *options))
+
+    return run
 
 
 def test_main_recipe_leaves_checkpoints_a_final_model_and_results(pmcvqa_run):
     assert {path.name for path in pmcvqa_run.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     results = json.loads((pmcvqa_run / "eval_results.json").read_text())
-    assert 0 < results["eval_loss"] < 20
     assert results["best_checkpoint"] in ("checkpoint-2", "checkpoint-4")
     final = {path.name for path in (pmcvqa_run / "final_model").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= final
@@ -50,52 +52,123 @@ def test_final_model_brings_the_template_and_the_prompt_it_was_trained_with(pmcv
     assert json.loads((final / "prompt_format.json").read_text())["answer_format"] == "letter_text"
 
 
-def test_tokens_made_beforehand_train_the_same_model(command, pmcvqa_run, prepare, tiny_deepseek, tmp_path):
+def test_tokens_made_beforehand_train_the_same_model(train, pmcvqa_run, prepare, tiny_deepseek, tmp_path):
     template = "recipes/templates/deepseek_r1.jinja"
-    tokens = prepare("--pretokenize", tiny_deepseek, "--chat_template", template)
-    done = succeed(
-        command(
-            *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek),
-            *("--dataset_name", tokens, "--output_dir", tmp_path / "out"),
-        )
-    )
+    done = train(data=prepare("--pretokenize", tiny_deepseek, "--chat_template", template))
     assert "Tokenizing" not in done.stderr
     adapters = [run / "final_model/adapter_model.safetensors" for run in (pmcvqa_run, tmp_path / "out")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
-def test_a_recipe_mixes_data_sets(command, prepared, tiny_deepseek, tmp_path):
-    done = succeed(
-        command(
-            *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek, "--max_steps", "2"),
-            *("--dataset_name", prepared, "--output_dir", tmp_path / "out"),
-            *("--dataset_mixture", json.dumps({str(prepared): 0.5})),
-        )
-    )
+def test_same_seed_trains_the_same_adapter_and_draws_the_same_curve(train, pmcvqa_run, tmp_path):
+    train()
+    for name in ("final_model/adapter_model.safetensors", "checkpoint-2/adapter_model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (pmcvqa_run / name).read_bytes()
+    curves = [json.loads((run / "history.json").read_text()) for run in (pmcvqa_run, tmp_path / "out")]
+    losses = [[row["loss"] for row in curve if "loss" in row] for curve in curves]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+
+
+def test_a_recipe_mixes_data_sets(train, prepared):
+    done = train("--max_steps", "2", "--dataset_mixture", json.dumps({str(prepared): 0.5}))
     questions = json.loads((prepared / "report.json").read_text())["splits"]["train"]
-    assert f"Data: {round(questions / 2)} questions" in done.stdout
+    assert f"Data: {round(questions / 2)} rows" in done.stdout
 
 
-def test_an_earlier_run_is_not_overwritten(refused, pmcvqa_run, tiny_deepseek, prepared):
-    line = refused(
-        *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek),
-        *("--dataset_name", prepared, "--output_dir", pmcvqa_run),
-    )
+def test_results_hold_loss_and_accuracy_of_base_and_best_on_dev(pmcvqa_run):
+    results = json.loads((pmcvqa_run / "eval_results.json").read_text())
+    history = json.loads((pmcvqa_run / "history.json").read_text())
+    at_start = {key: value for row in history if row["step"] == 0 for key, value in row.items()}
+    best = int(results["best_checkpoint"].rsplit("-", 1)[1])
+    at_best = {key: value for row in history if row["step"] == best for key, value in row.items()}
+    for key in ("eval_loss", "eval_mcq_accuracy", "eval_mcq_accuracy_low", "eval_mcq_accuracy_high"):
+        assert results["base"][key] == at_start[key]
+        # The kept model was loaded and evaluated anew: it is the one that won.
+        assert results["best"][key] == pytest.approx(at_best[key], rel=1e-5)
+    accuracies = [row["eval_mcq_accuracy"] for row in history if row["step"] > 0 and "eval_mcq_accuracy" in row]
+    assert at_best["eval_mcq_accuracy"] == max(accuracies)
+    assert results["best"]["eval_mcq_questions"] == 8
+
+
+def test_dev_answers_are_shown_while_training(recipe_run, pmcvqa_run):
+    _, done = recipe_run("pmcvqa")
+    shown = [line for line in (done.stdout + done.stderr).splitlines() if "  dev: " in line]
+    assert len(shown) >= 3 * 3
+    assert all("(right)" in line or "(wrong, gold " in line for line in shown)
+
+
+def test_an_earlier_run_is_not_overwritten(refused, pmcvqa_run, toy_options):
+    line = refused("sft/run.py", *toy_options("pmcvqa"), "--output_dir", pmcvqa_run)
     assert "holds an earlier run" in line
     assert "--resume_from_checkpoint auto" in line
 
 
-def test_a_run_continues_from_its_last_checkpoint(command, pmcvqa_run, tiny_deepseek, prepared):
-    done = succeed(
-        command(
-            *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek),
-            *("--dataset_name", prepared, "--output_dir", pmcvqa_run),
-            *("--resume_from_checkpoint", "auto", "--max_steps", "6"),
-        )
-    )
-    assert (pmcvqa_run / "checkpoint-6/trainer_state.json").exists(), done.stdout
-    history = json.loads((pmcvqa_run / "checkpoint-6/trainer_state.json").read_text())["log_history"]
-    assert [row["step"] for row in history if "eval_loss" in row] == [2, 4, 6]
+def test_dry_run_shows_three_rows_and_takes_one_step_on_the_longest(train, tmp_path):
+    done = train("--dry_run", "yes")
+    shown = done.stdout.split("--- ")[1:]
+    assert len(shown) == 3
+    for row in shown:
+        prompt, _, completion = row.partition("[[")
+        assert row.startswith("82 tokens")  # the longest that there are
+        assert "<｜Assistant｜><think>\n" in prompt
+        assert completion.startswith("</think>")
+        assert completion.strip().split("]]")[0].endswith("<｜end▁of▁sentence｜>")
+    assert "Dry run: one step on the longest rows" in done.stdout
+    assert "estimated for a GPU" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_probe_tells_speed_memory_time_and_cost_of_the_whole_run(train, tmp_path):
+    done = train("--probe_steps", "2", "--price_per_hour", "3600", "--max_steps", "1000")
+    found = re.search(r"([\d.]+) s a step, ([\d,]+) tokens/s", done.stdout)
+    seconds, tokens = float(found[1]), int(found[2].replace(",", ""))
+    assert tokens * seconds == pytest.approx(4 * 256, rel=0.2)  # four packs, nearly full
+    cost = float(re.search(r"Whole run: 1,000 steps, .* hours without evaluations, ([\d.]+) at", done.stdout)[1])
+    assert cost == pytest.approx(1000 * seconds, rel=0.05)  # a unit of money a second
+    assert "Model FLOPs utilisation: not told" in done.stdout
+    assert "Peak memory:" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_resolved_configuration_is_printed_with_its_sources(here):
+    done = succeed(here("sft/run.py", "recipes/pmcvqa.yaml", "--print_config", "yes", "--learning_rate", "1e-4"))
+    lines = {line.split(":")[0]: line for line in done.stdout.splitlines()}
+    assert re.search(r"0\.0001\s+# command line", lines["learning_rate"])
+    assert re.search(r"16\s+# recipes/pmcvqa.yaml", lines["lora_r"])
+    assert re.search(r"8\s+# global_batch_size", lines["gradient_accumulation_steps"])
+    assert re.search(r"# default", lines["adam_beta1"])
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
+def test_report_to_writes_locally_and_offline(train, tmp_path, monkeypatch, tracker):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
+    train("--report_to", tracker, "--max_steps", "2", "--run_name", "toy", "--project", "toys")
+    if tracker == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        assert {"train/loss", "eval/loss", "eval/mcq_accuracy"} <= set(events.Tags()["scalars"])
+    else:
+        import sqlite3
+
+        (file,) = Path(os.environ["TRACKIO_DIR"]).glob("toys*.db")
+        with sqlite3.connect(file) as database:
+            logged = "".join(str(row) for row in database.execute("select * from metrics"))
+        for name in ("train/loss", "eval/loss", "eval/mcq_accuracy"):
+            assert name in logged
+
+
+def test_telemetry_is_off_unless_the_user_turns_it_on(here, monkeypatch):
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
+    here("sft/run.py", "recipes/pmcvqa.yaml", "--print_config", "yes")
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "0"
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    here("sft/run.py", "recipes/pmcvqa.yaml", "--print_config", "yes")
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -134,15 +207,15 @@ def test_the_stock_template_is_refused_for_deepseek(refused, tiny_deepseek, prep
     assert "breaks parity" in line
 
 
-def test_8bit_lora_trains_the_embedded_model(command, embedded_model, prepare, tmp_path):
+def test_8bit_lora_trains_the_embedded_model(here, embedded_model, prepare, tmp_path):
     """With bitsandbytes int8 weights under it, every adapter of the seven projections moves and the loss falls."""
     out = tmp_path / "out"
     done = succeed(
-        command(
+        here(
             *("sft/run.py", "recipes/quickstart.yaml", "--dataset_name", prepare("--answer_format", "text")),
             *("--model_name_or_path", embedded_model, "--output_dir", out, "--load_in_8bit", "yes"),
             *("--max_steps", "8", "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
-            *("--load_best_model_at_end", "no", "--lora_target_modules", *PROJECTIONS),
+            *("--load_best_model_at_end", "no", "--mcq_eval_samples", "0", "--lora_target_modules", *PROJECTIONS),
         )
     )
     assert "int8 106.2M" in done.stdout
@@ -158,15 +231,3 @@ def test_8bit_lora_trains_the_embedded_model(command, embedded_model, prepare, t
     moved = [tensor for name, tensor in weights.items() if "lora_B" in name]
     assert len(moved) == 7 * 30
     assert all(torch.isfinite(tensor).all() and tensor.abs().max() > 0 for tensor in moved)
-
-
-def test_same_seed_trains_the_same_adapter(command, tiny_deepseek, prepared, tmp_path):
-    for name in ("one", "two"):
-        succeed(
-            command(
-                *("sft/run.py", "recipes/pmcvqa.yaml", *TOY, "--model_name_or_path", tiny_deepseek),
-                *("--dataset_name", prepared, "--output_dir", tmp_path / name),
-            )
-        )
-    one, two = (tmp_path / name / "final_model/adapter_model.safetensors" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()

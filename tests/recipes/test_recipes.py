@@ -1,0 +1,147 @@
+"""Every shipped recipe runs, launched as its first lines say, and the pmcvqa family differs only where it says so.
+
+The model is a tiny random Llama with DeepSeek's vocabulary. Quantisation, DDP and DeepSpeed are real on this CPU;
+what a CPU cannot show is said in the name of its test.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.yaml"))
+FAMILY = [name for name in RECIPES if name.startswith("pmcvqa")]
+# FSDP falls back to DDP on a CPU, so preflight is as far as it goes.
+RUNNABLE = [name for name in RECIPES if name != "pmcvqa_fsdp2"]
+
+
+@pytest.fixture(scope="session")
+def reasoned(prepare, prepared, tmp_path_factory) -> Path:
+    """The sample with a rationale for every training question."""
+    from datasets import load_dataset
+
+    file = tmp_path_factory.mktemp("rationales") / "why.jsonl"
+    rows = load_dataset(str(prepared))["train"]
+    why = "The stain binds the pigment, and no other option does. " * 3
+    file.write_text("".join(json.dumps({"id": id, "reasoning": why}) + "\n" for id in rows["id"]))
+    return prepare("--add_reasoning", file, "--require_reasoning")
+
+
+def says(recipe: str) -> str:
+    """What the first lines of a recipe say, as one line."""
+    return " ".join(
+        line.lstrip("# ") for line in (ROOT / f"recipes/{recipe}.yaml").read_text().split("\n\n")[0].split("\n")
+    )
+
+
+@pytest.mark.parametrize("recipe", RUNNABLE)
+def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float32(recipe, recipe_run, reasoned):
+    out, done = recipe_run(recipe, **({"data": reasoned} if "reasoning" in recipe else {}))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    settings = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())
+    # The launcher that the recipe names was not replaced by another one in silence.
+    stage = re.search(r"zero(\d)", settings["output_dir"] + says(recipe))
+    manifest = json.loads((out / "run_manifest.json").read_text())
+    assert manifest["zero_stage"] == (int(stage[1]) if stage else 0)
+    assert (out / "checkpoint-4/global_step4").is_dir() == bool(stage)
+    # Quantised weights were quantised, trained weights trained.
+    frozen = re.search(r"Frozen parameters: (.*)", done.stdout)[1]
+    assert (re.search(r"\bint8", frozen) is not None) == bool(settings.get("load_in_8bit"))
+    assert ("uint8" in frozen) == bool(settings.get("load_in_4bit"))
+    assert ("100.00% of all" in done.stdout) == (settings["use_peft"] is False)
+    results = json.loads((out / "eval_results.json").read_text())
+    assert 0 < results["best"]["eval_loss"] < 20
+    assert 0 <= results["best"]["eval_mcq_accuracy"] <= 1
+    weights = {file.name for file in (out / "final_model").glob("*.safetensors")}
+    assert weights == {"adapter_model.safetensors" if settings["use_peft"] else "model.safetensors"}
+    for name in ("history.json", "loss.png"):
+        assert (out / name).stat().st_size > 100
+
+
+def test_fsdp2_recipe_goes_as_far_as_preflight_because_sharding_needs_gpus(launched_as):
+    from sft.config import resolve
+    from sft.hardware import named
+    from sft.preflight import refuse
+
+    launch = launched_as(ROOT / "recipes/pmcvqa_fsdp2.yaml")
+    assert (launch.kind, launch.fsdp_version) == ("fsdp", 2)
+    refuse(resolve(["recipes/pmcvqa_fsdp2.yaml"]).on(2), launch, named("A100-40GB", 2))
+
+
+def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float32(tiny_deepseek):
+    """The loss scaler of fp16 exists on GPUs alone; what can be seen here is that it would find no bf16 gradient."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from sft.config import resolve
+    from sft.hardware import named
+    from sft.launch import Launch
+    from sft.memory import lora_config
+    from sft.models import trained_in_float32
+    from sft.preflight import refuse
+
+    settings = resolve(["recipes/pmcvqa_16gb.yaml"]).on(1)
+    refuse(settings, Launch(), named("T4", 1))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_deepseek), lora_config(settings))
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # as TRL leaves the adapters of a quantised model
+            parameter.data = parameter.data.to(torch.bfloat16)
+    assert trained_in_float32(model) == 2 * 7 * 2
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+# What a GPU set-up decides; every other key must be the same in the whole family.
+SET_UP = {
+    *("dtype", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bf16", "fp16"),
+    *("per_device_train_batch_size", "activation_checkpointing", "activation_checkpointing_kwargs"),
+    *("ddp_find_unused_parameters", "output_dir"),
+}
+LORA = {"use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
+
+
+@pytest.mark.parametrize("recipe", FAMILY)
+def test_the_family_differs_in_its_gpu_setup_alone_unless_the_recipe_says_why(recipe):
+    main, other = (yaml.safe_load((ROOT / f"recipes/{name}.yaml").read_text()) for name in ("pmcvqa", recipe))
+    different = {key for key in main.keys() | other.keys() if main.get(key) != other.get(key)} - SET_UP
+    excused = says(recipe).partition("Differs from the family:")[2]
+    if "no adapter" in excused:
+        different -= LORA
+    assert [key for key in sorted(different) if key not in excused] == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_first_lines_name_model_hardware_memory_time_and_launch(recipe, launched_as):
+    text = says(recipe)
+    for word in ("Hardware:", "Memory:", "Time:", "accelerate launch --config_file"):
+        assert word in text
+    assert re.match(r"DeepSeek-R1-Distill-Llama-8B|SmolLM2-135M-Instruct", text)
+    assert launched_as(ROOT / f"recipes/{recipe}.yaml").processes >= 1
+
+
+@pytest.mark.parametrize("recipe", FAMILY)
+def test_the_memory_in_the_first_lines_is_the_estimate(recipe, launched_as):
+    from sft.config import resolve
+    from sft.memory import count_parameters, estimate, meta_model
+    from tests.benchmarks.memory import LLAMA_8B
+
+    launch = launched_as(ROOT / f"recipes/{recipe}.yaml")
+    settings = resolve([str(ROOT / f"recipes/{recipe}.yaml")]).on(launch.processes)
+    parameters = count_parameters(meta_model(LLAMA_8B, settings), settings)
+    tokens = settings.per_device_train_batch_size * settings.max_length
+    peak = sum(estimate(LLAMA_8B, settings, launch, parameters, tokens).values())
+    assert f"Memory:   {peak:.0f} GiB at the peak, estimated" in says(recipe)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_value_that_is_not_plain_has_a_short_why(recipe):
+    """Settings that a newcomer would stumble over carry a comment."""
+    lines = (ROOT / f"recipes/{recipe}.yaml").read_text().split("\n")
+    for key in ("dtype", "max_length", "learning_rate", "activation_checkpointing", "per_device_train_batch_size"):
+        (line,) = [line for line in lines if line.startswith(f"{key}:")]
+        if recipe != "quickstart" or key != "per_device_train_batch_size":
+            assert "  # " in line, line

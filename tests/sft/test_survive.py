@@ -1,0 +1,266 @@
+"""A run that is killed goes on as if it had not been; one that is stopped in good time says how; nothing is half."""
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.command import UserError
+from sft.checkpoints import compare, read_seal, remove_incomplete, resume_point, seal
+from sft.config import resolve
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def started():
+    """Start a command of the project; whatever is left of it ends with the test."""
+    running = []
+
+    def start(*words: object, log: Path) -> subprocess.Popen:
+        words = [str(word) for word in words]
+        if words[0] == "accelerate":
+            words[:1] = ["-m", "accelerate.commands.accelerate_cli"]
+        with log.open("w") as file:
+            # SIGUSR1 is for the training processes; a launcher that ignores it lives on (docs/slurm.sh).
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
+            )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            send(process, signal.SIGKILL)
+            process.wait()
+
+
+def send(process: subprocess.Popen, number: int) -> None:
+    """To the launcher and all that it started, as a scheduler signals a job: torchrun's workers lead own groups."""
+    family = psutil.Process(process.pid)
+    for member in [*family.children(recursive=True), family]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(number)
+
+
+def wait_for(file: Path, process: subprocess.Popen, log: Path) -> None:
+    """Until `file` exists, while `process` runs."""
+    for _ in range(2400):
+        if file.exists():
+            return
+        assert process.poll() is None, log.read_text()[-4000:]
+        time.sleep(0.05)
+    raise AssertionError(f"{file} did not come: {log.read_text()[-2000:]}")
+
+
+def curve(out: Path) -> list[dict]:
+    """What a run logged, without speeds; TRL's token counter and the average of the whole run count from a restart."""
+    rows = json.loads((out / "history.json").read_text())
+    speeds = re.compile("runtime|per_second|num_tokens|total_flos|train_loss")
+    rows = [{key: value for key, value in row.items() if not speeds.search(key)} for row in rows]
+    return [row for row in rows if row.keys() - {"epoch", "step"}]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "launch", "kill_at"),
+    [
+        ("pmcvqa", (), "checkpoint-2/run_manifest.json"),
+        ("pmcvqa", (), "checkpoint-4/optimizer.pt"),
+        (
+            "pmcvqa_zero2",
+            ("accelerate", "launch", "--config_file", "accelerate_configs/zero2.yaml", "--num_processes", "2"),
+            "checkpoint-2/run_manifest.json",
+        ),
+    ],
+    ids=["8-bit LoRA, between steps", "8-bit LoRA, while a checkpoint is written", "ZeRO-2 with two processes"],
+)
+def test_killed_and_continued_the_loss_curve_is_that_of_the_unbroken_run(
+    recipe, launch, kill_at, recipe_run, started, command, here, toy_options, tmp_path
+):
+    unbroken, done = recipe_run(recipe)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out, log = tmp_path / "out", tmp_path / "log"
+    words = (*launch, "sft/run.py", *toy_options(recipe), "--output_dir", out)
+    process = started(*words, log=log)
+    wait_for(out / kill_at, process, log)
+    send(process, signal.SIGKILL)
+    process.wait()
+    left = {folder.name: read_seal(folder) is not None for folder in out.glob("checkpoint-*")}
+    assert left["checkpoint-2"]
+    assert not (out / "final_model").exists()
+
+    if launch:
+        again = command(*words, "--resume_from_checkpoint", "auto")
+    else:
+        again = here(*words, "--resume_from_checkpoint", "auto")
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-3000:]
+    last = "checkpoint-4" if left.get("checkpoint-4") else "checkpoint-2"
+    assert f"continuing from {out / last}" in again.stdout
+    assert curve(out) == curve(unbroken)
+    adapters = [run / "final_model/adapter_model.safetensors" for run in (unbroken, out)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(started, toy_options, tmp_path):
+    """As SLURM does before the time limit: the signal goes to the launcher and to two training processes."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    launch = ("accelerate", "launch", "--config_file", "accelerate_configs/ddp.yaml", "--num_processes", "2")
+    words = (*toy_options("pmcvqa_ddp"), "--output_dir", out, "--max_steps", "500", "--eval_on_start", "no")
+    process = started(*launch, "sft/run.py", *words, log=log)
+    wait_for(out / "checkpoint-2/run_manifest.json", process, log)
+    send(process, signal.SIGUSR1)
+    assert process.wait(timeout=120) == 0, log.read_text()[-4000:]
+    text = log.read_text()
+    step = int(re.search(r"Stopped by a signal after step (\d+); the checkpoint is saved", text)[1])
+    assert step < 500
+    assert read_seal(out / f"checkpoint-{step}")
+    assert text.count("Stopped by a signal") == 1
+    (way_on,) = re.findall(r"Continue with: (.*)", text)
+    launched = "accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2"
+    assert way_on.startswith(f"{launched} sft/run.py recipes/pmcvqa_ddp.yaml --max_steps 4")
+    assert way_on.endswith("--resume_from_checkpoint auto")
+    assert not (out / "final_model").exists()
+
+
+def test_sigterm_to_a_single_process_saves_and_exits_0(started, toy_options, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    words = (*toy_options("pmcvqa"), "--output_dir", out, "--max_steps", "500", "--eval_on_start", "no")
+    process = started("sft/run.py", *words, log=log)
+    wait_for(out / "checkpoint-2/run_manifest.json", process, log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0, log.read_text()[-4000:]
+    text = log.read_text()
+    step = int(re.search(r"Stopped by a signal after step (\d+)", text)[1])
+    assert read_seal(out / f"checkpoint-{step}")
+    assert "Continue with: python sft/run.py recipes/pmcvqa.yaml" in text
+
+
+def test_auto_in_an_empty_folder_starts_anew(tmp_path):
+    words = ["recipes/pmcvqa.yaml", "--output_dir", str(tmp_path), "--resume_from_checkpoint"]
+    assert resume_point(resolve([*words, "auto"])) is None
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """An output folder with checkpoints 2, 4 and 10, sealed; returns it and the settings that continue it."""
+    description = {
+        "settings": {"learning_rate": 1e-4, "max_steps": 20, "logging_steps": 10},
+        **{"data": "d", "tokens": "t", "launcher": "ddp", "zero_stage": 0, "world_size": 2},
+        **{"git_revision": "abc", "versions": {"torch": "2.13.0"}},
+    }
+    (tmp_path / "run_manifest.json").write_text(json.dumps(description))
+    for step in (2, 4, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_text("weights")
+        seal(folder, description)
+    return tmp_path, description
+
+
+def test_the_latest_complete_checkpoint_is_taken_and_what_is_half_is_removed(checkpoints):
+    out, _ = checkpoints
+    settings = resolve(["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint", "auto"])
+    assert resume_point(settings).name == "checkpoint-10"
+    (out / "checkpoint-10/adapter_model.safetensors").write_text("wei")  # cut
+    assert resume_point(settings).name == "checkpoint-4"
+    (out / "checkpoint-4/trainer_state.json").unlink()  # half deleted
+    assert resume_point(settings).name == "checkpoint-2"
+    assert sorted(remove_incomplete(out)) == ["checkpoint-10", "checkpoint-4"]
+    assert [folder.name for folder in out.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_folders_of_other_programs_are_not_removed(checkpoints):
+    out, _ = checkpoints
+    (out / "run_manifest.json").unlink()
+    (out / "checkpoint-10/run_manifest.json").unlink()
+    assert remove_incomplete(out) == []
+    assert (out / "checkpoint-10").is_dir()
+
+
+def test_a_named_checkpoint_that_is_not_complete_is_refused(checkpoints):
+    out, _ = checkpoints
+    (out / "checkpoint-10/adapter_model.safetensors").unlink()
+    words = ["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint", f"{out}/checkpoint-10"]
+    with pytest.raises(UserError, match=r"is not complete.*pass auto"):
+        resume_point(resolve(words))
+
+
+def test_a_half_written_checkpoint_is_refused_by_every_command(checkpoints, refused):
+    out, _ = checkpoints
+    (out / "checkpoint-10/run_manifest.json").unlink()
+    line = refused("sft/infer.py", "--model_path", out / "checkpoint-10", "--question", "Why?")
+    assert "is not complete: the run was stopped while writing it" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"world_size": 4}, r"process\(es\) 2, now 4"),
+        ({"launcher": "deepspeed", "zero_stage": 2}, "launch ddp, now deepspeed; ZeRO stage 0, now 2"),
+        ({"data": "other"}, "fingerprint of the training rows d, now other"),
+        ({"tokens": "other"}, "fingerprint of tokenizer and chat template t, now other"),
+        ({"settings": {"learning_rate": 2e-4, "max_steps": 20}}, "learning_rate 0.0001, now 0.0002"),
+        ({"settings": {"max_steps": 20}}, "learning_rate 0.0001, now None"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_every_difference_and_the_way_out(checkpoints, change, words):
+    out, description = checkpoints
+    with pytest.raises(UserError, match=words) as refusal:
+        compare(out / "checkpoint-10", {**description, **change})
+    assert "--resume_weights_only yes --output_dir NEW" in str(refusal.value)
+
+
+def test_harmless_differences_are_told_and_a_longer_run_is_explained(checkpoints):
+    out, description = checkpoints
+    assert compare(out / "checkpoint-10", description) == []
+    now = {
+        **description,
+        "settings": {"learning_rate": 1e-4, "max_steps": 40, "logging_steps": 1},
+        **{"versions": {"torch": "2.14.0"}, "git_revision": "def"},
+    }
+    assert compare(out / "checkpoint-10", now) == [
+        "max_steps 20, now 40: the learning rate follows the new length from here on",
+        "torch 2.13.0, now 2.14.0",
+        "code abc, now def",
+    ]
+
+
+def test_another_launcher_is_refused_by_command_and_weights_only_is_the_way_on(
+    recipe_run, refused, here, toy_options, tmp_path
+):
+    """From two processes under ZeRO-2 to one process without."""
+    before, done = recipe_run("pmcvqa_zero2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = (*toy_options("pmcvqa_bf16_lora"), "--bf16", "no", "--dtype", "float32")
+    line = refused("sft/run.py", *alone, "--output_dir", before, "--resume_from_checkpoint", "auto")
+    assert "process(es) 2, now 1; launch deepspeed, now none; ZeRO stage 2, now 0" in line
+
+    weights = ("--resume_from_checkpoint", before / "checkpoint-4", "--resume_weights_only", "yes")
+    done = here("sft/run.py", *alone, *weights, "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the data start anew" in done.stdout
+    # Its step 0 is where the other run was at step 4.
+    first = next(row for row in curve(tmp_path / "out") if "eval_loss" in row)
+    (last,) = [row for row in curve(before) if "eval_loss" in row and row["step"] == 4]
+    assert first["step"] == 0
+    assert first["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-5)
+
+
+def test_an_adapter_of_another_shape_is_refused(recipe_run, refused, toy_options, tmp_path):
+    before, _ = recipe_run("pmcvqa")
+    weights = ("--resume_from_checkpoint", before / "checkpoint-4", "--resume_weights_only", "yes", "--lora_r", "8")
+    line = refused("sft/run.py", *toy_options("pmcvqa"), *weights, "--output_dir", tmp_path / "out")
+    assert "does not fit this recipe's lora_" in line
