@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -230,8 +231,10 @@ def command_line() -> str:
     try:
         parent = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
         script = next(i for i, word in enumerate(parent) if word.endswith("run.py"))
-        first = next(i for i, word in enumerate(parent[:script]) if Path(word).stem in ("accelerate", "torchrun"))
-        launcher = [Path(parent[first]).stem, *parent[first + 1 : script]]
+        ends = {"accelerate": "accelerate", "accelerate_cli": "accelerate", "torchrun": "torchrun"}
+        names = [ends.get(re.split(r"[/.]", word)[-1]) for word in parent[:script]]
+        first = next(i for i, name in enumerate(names) if name)
+        launcher = [names[first], *parent[first + 1 : script]]
     except (OSError, StopIteration):
         launcher = ["python"]
     return shlex.join(map(str, [*launcher, *ours]))

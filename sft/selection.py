@@ -117,7 +117,8 @@ def plot(history: list[dict], file: Path) -> None:
         if curve(key)[0]:
             top.plot(*curve(key), style, label=label, markersize=4)
     top.set_ylabel("loss (nats a token)")
-    top.legend()
+    if top.lines:
+        top.legend()
     if accuracy[0]:
         below = axes[1][0]
         below.plot(*accuracy, "o-", color="tab:green", markersize=4)

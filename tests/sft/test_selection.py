@@ -1,0 +1,68 @@
+"""Dev accuracy during training is the accuracy that sft/evaluate.py measures, and the curve can be looked at."""
+
+import json
+
+import pytest
+
+
+def test_accuracy_during_training_is_that_of_evaluate_on_the_same_questions(here, toy_options, tmp_path):
+    """In float32, so that no tie is decided by rounding; all 96 dev questions."""
+    options = ("--bf16", "no", "--dtype", "float32", "--max_steps", "2", "--mcq_eval_samples", "1000")
+    words = toy_options("pmcvqa_bf16_lora")
+    done = here("sft/run.py", *words, *options, "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out/eval_results.json").read_text())
+    assert results["best"]["eval_mcq_questions"] == 96
+    for model, which in (
+        (words[words.index("--model_name_or_path") + 1], "base"),
+        (tmp_path / "out/final_model", "best"),
+    ):
+        done = here(
+            *("sft/evaluate.py", "--model_path", model, "--split", "dev", "--dtype", "float32", "--name", which),
+            *("--dataset_path", words[words.index("--dataset_name") + 1], "--output_dir", tmp_path),
+            *("--chat_template", "recipes/templates/deepseek_r1.jinja"),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        measured = json.loads((tmp_path / f"{which}.json").read_text())
+        assert results[which]["eval_mcq_accuracy"] == measured["accuracy"]
+        assert [results[which][f"eval_mcq_accuracy_{end}"] for end in ("low", "high")] == measured["ci95"]
+
+
+def test_every_question_is_scored_once_however_they_are_spread(recipe_run):
+    """Eight questions over two processes, under DDP, ZeRO-2 and ZeRO-3: the base model's answers are the same."""
+    found = []
+    for name in ("pmcvqa_zero2", "pmcvqa_zero3"):
+        out, done = recipe_run(name)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = json.loads((out / "eval_results.json").read_text())["base"]
+        assert results["eval_mcq_questions"] == 8
+        found.append(results["eval_mcq_accuracy"])
+    assert found[0] == found[1]
+
+
+HISTORY = [
+    {"step": 0, "eval_loss": 3.0},
+    {"step": 0, "eval_mcq_accuracy": 0.25, "eval_mcq_accuracy_low": 0.2, "eval_mcq_accuracy_high": 0.3},
+    {"step": 10, "loss": 2.0},
+    {"step": 20, "loss": 1.5},
+    {"step": 20, "eval_loss": 1.6},
+    {"step": 20, "eval_mcq_accuracy": 0.5, "eval_mcq_accuracy_low": 0.4, "eval_mcq_accuracy_high": 0.6},
+]
+
+
+def test_the_plot_is_whole_and_the_same_history_gives_the_same_bytes(tmp_path):
+    from sft.selection import plot
+
+    for name in ("one.png", "two.png"):
+        plot(HISTORY, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in tmp_path.iterdir()} == {"one.png", "two.png"}
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0}], HISTORY], ids=["empty", "loss only", "all"])
+def test_a_plot_needs_nothing_but_what_was_logged(history, tmp_path):
+    from sft.selection import plot
+
+    plot(history, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 1000
