@@ -8,6 +8,7 @@ COMMANDS = [
     "data_prep/sample.py",
     "data_prep/prepare.py",
     "sft/embedded_model.py",
+    "sft/preflight.py",
     "sft/run.py",
     "sft/evaluate.py",
     "sft/infer.py",

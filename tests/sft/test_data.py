@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from data_prep.command import UserError
-from sft.config import DataArguments
-from sft.data import load_mixture
+from sft.config import RunArguments
+from sft.data import load_mixture, load_split
 
 
 def test_a_weight_is_how_often_each_row_is_taken(prepared, prepare):
@@ -41,11 +41,11 @@ def test_a_weight_that_takes_nothing_is_refused(prepared):
 @pytest.mark.parametrize("mixture", ["A", "[1]", "{}", '{"A": 0}', '{"A": "much"}', '{"A": -1}', "3"])
 def test_what_is_no_mixture_is_refused(mixture):
     with pytest.raises(UserError, match="write data sets and positive weights"):
-        DataArguments(mixture).weights("A")
+        RunArguments(mixture).weights("A")
 
 
 def test_without_a_mixture_the_data_set_is_taken_once():
-    assert DataArguments().weights("A") == {"A": 1.0}
+    assert RunArguments().weights("A") == {"A": 1.0}
 
 
 def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
@@ -55,3 +55,14 @@ def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
         "output_dir: out\nuse_cpu: true\ndataset_name: A\ndataset_mixture: {A: 1, B: 0.5}\n"
     )
     assert parse([str(tmp_path / "r.yaml")])[3].weights("A") == {"A": 1.0, "B": 0.5}
+
+
+def test_the_fingerprint_of_the_data_knows_every_row_and_their_order_and_not_the_place(prepared, prepare):
+    from sft.data import data_fingerprint
+
+    rows = load_split(str(prepared), "train")
+    columns = ["prompt", "completion"]
+    found = data_fingerprint(rows, columns)
+    assert data_fingerprint(load_split(str(prepare()), "train"), columns) == found  # another folder
+    others = [rows.select(range(1, len(rows))), rows.select([1, 0, *range(2, len(rows))]), rows.select(range(10, 20))]
+    assert len({found, *(data_fingerprint(some, columns) for some in others)}) == 4
