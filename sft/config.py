@@ -271,8 +271,13 @@ def resolve(argv: Sequence[str]) -> Settings:
     if left:
         raise UserError(f"command line: {left[0]!r} belongs to no option: write --key value")
     values = {key: value for key, value in vars(namespace).items() if key in defaults}
-    if values["bf16"] is None:  # as SFTConfig decides
+    # As SFTConfig decides, told here because preflight wants to know.
+    if values["bf16"] is None:
         values["bf16"] = not values["fp16"]
+    if values["activation_checkpointing"] is None:
+        values["activation_checkpointing"] = True
+    if values["eval_packing"] is None:
+        values["eval_packing"] = False  # TRL would pack dev rows too, and eval_loss would depend on how
     sources = dict.fromkeys(recipe, str(recipe_path))
     sources |= dict.fromkeys(
         (key.removeprefix("no_") if key not in defaults else key for key in given), "command line"

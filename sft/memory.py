@@ -194,7 +194,7 @@ def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parame
 
     layer = layer_activations(config, settings, tokens)
     width = 2 if settings.precision != "no" else element
-    if settings.activation_checkpointing or settings.activation_checkpointing is None:
+    if settings.activation_checkpointing:
         activations = layer + config.num_hidden_layers * tokens * config.hidden_size * width
     else:
         activations = layer * config.num_hidden_layers

@@ -25,7 +25,7 @@ def reasoned(prepare, prepared, tmp_path_factory) -> Path:
 
     file = tmp_path_factory.mktemp("rationales") / "why.jsonl"
     rows = load_dataset(str(prepared))["train"]
-    why = "The stain binds the pigment, and no other option does. " * 3
+    why = "The stain binds the pigment."
     file.write_text("".join(json.dumps({"id": id, "reasoning": why}) + "\n" for id in rows["id"]))
     return prepare("--add_reasoning", file, "--require_reasoning")
 

@@ -49,12 +49,12 @@ def test_without_a_mixture_the_data_set_is_taken_once():
 
 
 def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
-    from sft.config import parse
+    from sft.config import resolve
 
     (tmp_path / "r.yaml").write_text(
         "output_dir: out\nuse_cpu: true\ndataset_name: A\ndataset_mixture: {A: 1, B: 0.5}\n"
     )
-    assert parse([str(tmp_path / "r.yaml")])[3].weights("A") == {"A": 1.0, "B": 0.5}
+    assert resolve([str(tmp_path / "r.yaml")]).build()[3].weights("A") == {"A": 1.0, "B": 0.5}
 
 
 def test_the_fingerprint_of_the_data_knows_every_row_and_their_order_and_not_the_place(prepared, prepare):
