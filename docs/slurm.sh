@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SLURM: train on two machines with eight GPUs each, stop in good time, and go on where it stopped.
 #
-#   sbatch docs/slurm.sh recipes/pmcvqa_ddp.yaml --output_dir /scratch/me/run1
+#   sbatch docs/slurm.sh recipes/pmcvqa_ddp.yaml --global_batch_size 16 --output_dir /scratch/me/run1
 #
-# Submit it again with the same words, or let SLURM requeue it: `auto` continues from the latest complete checkpoint.
+# At the time limit it saves and ends with status 0. Submit it again with the same words until final_model/ is there:
+# `auto` continues from the latest complete checkpoint.
 #SBATCH --job-name=pmcvqa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -174,7 +174,12 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
 
 def tokenized_for(tokenizer: Any) -> str:
     """Fingerprint of everything that decides a row's tokens: the vocabulary, its rules and the chat template."""
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab().items()))
+    if tokenizer.is_fast:  # how it cuts and pads is no part of it, and depends on what it did last
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        backend = tokenizer.backend_tokenizer.to_str()
+    else:
+        backend = str(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(f"{backend}\n{tokenizer.chat_template}".encode()).hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 # learned. Paths are free because the data, the tokenizer and the template are compared by content.
 FREE = {
     *("output_dir", "dataset_name", "dataset_mixture", "chat_template_path", "run_name", "project", "report_to"),
-    *("resume_from_checkpoint", "eval_on_start", "eval_delay", "mcq_eval_samples", "per_device_eval_batch_size"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "log_level"),
-    *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "global_batch_size"),
-    *("save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "attn_implementation"),
-    *("dataloader_num_workers", "dataset_num_proc", "ddp_timeout", "ddp_backend", "price_per_hour", "print_config"),
+    *("resume_from_checkpoint", "resume_weights_only", "dry_run", "probe_steps", "price_per_hour", "print_config"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "mcq_eval_samples"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
+    *("attn_implementation", "global_batch_size", "per_device_eval_batch_size", "dataset_num_proc"),
+    *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps"),
 }
+FREE_KINDS = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
+# A second signal within so many seconds is an echo of the first; later it ends the process at once.
+ECHO = 5.0
 # Settings whose change is meant, but bends the learning-rate schedule.
 LENGTH = {"num_train_epochs", "max_steps"}
 
@@ -61,7 +65,7 @@ def manifest(settings: Settings, launch: Launch, data: str, tokens: str) -> dict
             continue
     return {
         "recipe": settings.recipe.name,
-        "settings": {key: value for key, value in settings.values.items() if key in settings.sources},
+        "settings": settings.values,
         "data": data,
         "tokens": tokens,
         "launcher": launch.kind,
@@ -101,7 +105,7 @@ def resume_point(settings: Settings) -> Path | None:
         UserError: the checkpoint does not exist or is not complete, or a fresh start would overwrite an earlier run.
     """
     out, resume = Path(settings.output_dir), settings.resume_from_checkpoint
-    found = sorted(out.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
+    found = checkpoints_in(out)
     if resume is None or settings.resume_weights_only:
         if found or (out / "final_model").exists():
             advice = "choose another --output_dir"
@@ -111,41 +115,73 @@ def resume_point(settings: Settings) -> Path | None:
         if resume is None:
             return None
     if str(resume).lower() in ("auto", "yes", "true"):
-        return next((folder for folder in reversed(found) if read_seal(folder)), None)
-    checkpoint = Path(resume)
+        last = next((folder for folder in reversed(found) if read_seal(folder)), None)
+        if last is None and ((out / "final_model").exists() or (found and not (out / MANIFEST).is_file())):
+            raise UserError(f"output_dir {out} holds an earlier run and no complete checkpoint: choose another folder")
+        checkpoint = last
+    else:
+        checkpoint = Path(resume)
+    if checkpoint is None:
+        return None
+    if settings.resume_weights_only:
+        if not (checkpoint / "trainer_state.json").is_file():
+            raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder")
+        return checkpoint
     if not (checkpoint / "trainer_state.json").is_file():
         raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder, or auto")
-    if not settings.resume_weights_only and not read_seal(checkpoint):
+    if not read_seal(checkpoint):
         raise UserError(
             f"resume_from_checkpoint {resume} is not complete (the run was stopped while writing it, or files are "
             "missing): pass auto, which takes the latest complete one"
         )
+    if not (any(checkpoint.glob("optimizer.*")) or any(checkpoint.glob("global_step*"))):
+        raise UserError(
+            f"{checkpoint} holds no optimizer state (save_only_model), so the run cannot go on as it was: begin a new "
+            "one with --resume_weights_only yes --output_dir NEW"
+        )
+    later = [folder.name for folder in found if step_of(folder) > step_of(checkpoint) and read_seal(folder)]
+    if later:
+        raise UserError(
+            f"output_dir {out} holds {', '.join(later)}, which a run from {checkpoint.name} would overwrite: pass "
+            "auto to go on from the latest, or choose another --output_dir"
+        )
     return checkpoint
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a ``checkpoint-N`` folder was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The ``checkpoint-N`` folders in `folder`, by step; copies under other names are not ours to touch."""
+    return sorted((path for path in folder.glob("checkpoint-*") if re.fullmatch(r".*-\d+", path.name)), key=step_of)
 
 
 def remove_incomplete(output_dir: Path) -> list[str]:
     """Delete what a killed run left half-written in its own folder; returns the names."""
     removed = []
     if (output_dir / MANIFEST).is_file():  # else these are not ours to judge
-        for folder in [*output_dir.glob("checkpoint-*"), *output_dir.glob(".final_model.tmp")]:
+        for folder in [*checkpoints_in(output_dir), *output_dir.glob(".final_model.tmp")]:
             if not read_seal(folder):
                 shutil.rmtree(folder)
                 removed.append(folder.name)
     return removed
 
 
-def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path | None) -> "Survive":
-    """Make a run ready to be stopped and continued: compare, clean up, note what it is, and listen for signals.
+def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path | None, notes: list[str]) -> "Survive":
+    """Make a run ready to be stopped and continued: clean up, note what it is, and listen for signals.
+
+    `notes` are what `compare` had to say of `checkpoint`.
 
     Raises:
-        UserError: `checkpoint` belongs to another run, or its weights do not fit.
+        UserError: the weights of `checkpoint` do not fit.
     """
-    notes = []
     if checkpoint and settings.resume_weights_only:
         load_weights(trainer.model, checkpoint)
         notes = [f"weights of {checkpoint}; optimizer, schedule and place in the data start anew"]
     elif checkpoint:
-        notes = [f"continuing from {checkpoint}", *compare(checkpoint, description)]
+        notes = [f"continuing from {checkpoint}", *notes]
         trainer.args.eval_on_start = False  # it was asked at the start of the run
     if trainer.is_world_process_zero():
         out = Path(settings.output_dir)
@@ -182,10 +218,11 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
         if before.get(key) != now[key]:
             faults.append(f"{words} {before.get(key)}, now {now[key]}")
     settings, current = before.get("settings", {}), now["settings"]
-    for key in sorted((settings.keys() | current.keys()) - FREE):
-        if settings.get(key) == current.get(key):
+    # A key that only one side knows came or went with a version of the libraries, which is told below.
+    for key in sorted((settings.keys() & current.keys()) - FREE):
+        if settings[key] == current[key] or key.startswith(FREE_KINDS):
             continue
-        change = f"{key} {settings.get(key)}, now {current.get(key)}"
+        change = f"{key} {settings[key]}, now {current[key]}"
         if key in LENGTH:
             notes.append(f"{change}: the learning rate follows the new length from here on")
         elif key != "gradient_accumulation_steps" or before.get("world_size") == now["world_size"]:
@@ -255,6 +292,7 @@ class Survive(TrainerCallback):
         self.description = description
         self.continued = continued  # the checkpoint that the run goes on from
         self.received: int | None = None
+        self.heard = 0.0
         self.stopped = False
         self.command = command_line()  # now: by the time of the signal the launcher may be gone
 
@@ -278,9 +316,15 @@ class Survive(TrainerCallback):
             raise AlreadyTrained
 
         def listen(number: int, _: Any) -> None:
+            # torchrun passes on a SIGTERM that the scheduler has sent already: the same signal, told twice.
+            if self.received is not None and time.monotonic() - self.heard > ECHO:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self.heard = time.monotonic() if self.received is None else self.heard
             self.received = number
-            signal.signal(number, signal.SIG_DFL)
 
+        if state.is_world_process_zero:
+            print(f"To stop with a checkpoint: kill -USR1 {os.getpid()}", flush=True)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, listen)
 
@@ -297,6 +341,11 @@ class Survive(TrainerCallback):
             self.stopped = True
             args.load_best_model_at_end = False  # the time is better spent on saving
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """transformers comes by here after a stop too: nothing more is evaluated or saved."""
+        if self.stopped:
+            control.should_evaluate = control.should_save = False
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Seal the checkpoint when every process has written its part."""
         self.trainer.accelerator.wait_for_everyone()
@@ -306,9 +355,9 @@ class Survive(TrainerCallback):
     def say_goodbye(self) -> None:
         """Tell where the run stopped and how it goes on."""
         if self.trainer.is_world_process_zero():
-            words = self.command
-            if "--resume_from_checkpoint" not in words:
-                words += " --resume_from_checkpoint auto"
+            # From wherever this run began, the next one goes on from the checkpoint just saved.
+            words = re.sub(r" --(resume_from_checkpoint|resume_weights_only)[= ]\S+", "", self.command)
+            words += " --resume_from_checkpoint auto"
             print(f"Stopped by a signal after step {self.trainer.state.global_step}; the checkpoint is saved.")
             print(f"Continue with: {words}", flush=True)
         self.trainer.end()

@@ -191,7 +191,8 @@ class Settings:
         if rest or steps < 1:
             raise UserError(
                 f"global_batch_size {self.global_batch_size} cannot be divided among {processes} process(es) with "
-                f"per_device_train_batch_size {self.per_device_train_batch_size}: change one of the three"
+                f"per_device_train_batch_size {self.per_device_train_batch_size}: pass --global_batch_size "
+                f"{together * max(1, steps)}, or another number of processes"
             )
         if "gradient_accumulation_steps" in self.sources and self.gradient_accumulation_steps != steps:
             raise UserError(

@@ -13,7 +13,6 @@ class Hardware:
     count: int = 0
     memory: float = 0.0
     capability: tuple[int, int] = (0, 0)
-    teraflops: float | None = None  # dense 16-bit matrix products, as the maker states them
 
     @property
     def name(self) -> str:
@@ -21,33 +20,22 @@ class Hardware:
         return f"{self.count} x {self.gpu}, {self.memory:.0f} GiB each" if self.gpu else "no GPU"
 
 
-# Name as the driver reports it: (GiB, compute capability, dense bf16 TFLOPS, fp16 where there is no bf16).
-# From NVIDIA's data sheets; the memory is what PyTorch reports, a little less than what is printed on the box.
+# GiB that PyTorch reports (a little less than is printed on the box) and CUDA compute capability, from data sheets.
 GPUS = {
-    "T4": (14.6, (7, 5), 65),
-    "V100-16GB": (15.8, (7, 0), 125),
-    "V100-32GB": (31.7, (7, 0), 125),
-    "RTX 3090": (23.7, (8, 6), 71),
-    "RTX 4080": (15.7, (8, 9), 97),
-    "RTX 4090": (23.5, (8, 9), 165),
-    "A10G": (22.1, (8, 6), 70),
-    "L4": (22.0, (8, 9), 121),
-    "L40S": (44.4, (8, 9), 362),
-    "A100-40GB": (39.4, (8, 0), 312),
-    "A100-80GB": (79.2, (8, 0), 312),
-    "H100-80GB": (79.2, (9, 0), 989),
-    "H200": (139.8, (9, 0), 989),
+    "T4": (14.6, (7, 5)),
+    "V100-16GB": (15.8, (7, 0)),
+    "V100-32GB": (31.7, (7, 0)),
+    "RTX 3090": (23.7, (8, 6)),
+    "RTX 4080": (15.7, (8, 9)),
+    "RTX 4090": (23.5, (8, 9)),
+    "A10G": (22.1, (8, 6)),
+    "L4": (22.0, (8, 9)),
+    "L40S": (44.4, (8, 9)),
+    "A100-40GB": (39.4, (8, 0)),
+    "A100-80GB": (79.2, (8, 0)),
+    "H100-80GB": (79.2, (9, 0)),
+    "H200": (139.8, (9, 0)),
 }
-
-
-def teraflops(device_name: str) -> float | None:
-    """Dense 16-bit TFLOPS of a GPU by the name its driver reports, or None where it is not in the table."""
-    words = device_name.upper().replace("-", " ").split()
-    for known, (_, _, speed) in GPUS.items():
-        model = known.upper().removesuffix("GB").rsplit("-", 1)[0] if "GB" in known else known.upper()
-        if set(model.split()) <= set(words) and "PCIE" not in words:
-            return speed
-    return None
 
 
 def this_machine() -> Hardware:
@@ -62,7 +50,6 @@ def this_machine() -> Hardware:
         torch.cuda.device_count(),
         properties.total_memory / 2**30,
         torch.cuda.get_device_capability(0),
-        teraflops(properties.name),
     )
 
 

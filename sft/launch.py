@@ -30,6 +30,8 @@ class Launch:
     zero_stage: int = 0
     offload: bool = False
     whole_checkpoints: bool = True  # False: ZeRO-3 that saves only its shards
+    accumulation: int | None = None  # gradient accumulation, where the launch file fixes it
+    clipping: float | None = None  # of gradients, likewise
     fsdp_version: int = 0
     launched: bool = True  # False: plain `python sft/run.py`
 
@@ -46,23 +48,33 @@ class Launch:
         return self.kind == "fsdp" or self.zero_stage == 3
 
 
-def _deepspeed(stage: Any, offloads: list[Any], whole: bool, file: str | None) -> dict[str, Any]:
+def _number(value: Any) -> float | None:
+    """A setting that a launch file fixes, or None where it says nothing or ``auto``."""
+    return None if str(value).lower() in ("none", "auto") else float(value)
+
+
+def _deepspeed(
+    stage: Any, offloads: list[Any], whole: bool, accumulation: Any, clipping: Any, file: str | None
+) -> dict[str, Any]:
     """The DeepSpeed part of a `Launch`; a DeepSpeed JSON file, where one is named, is what counts."""
     found = {"zero_stage": int(stage), "offload": any(str(o) not in ("none", "None") for o in offloads)}
     found |= {"whole_checkpoints": whole or found["zero_stage"] < 3}
+    found |= {"accumulation": _number(accumulation), "clipping": _number(clipping)}
     if not file:
         return found
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"))
-        zero = config.get("zero_optimization", {})
+        zero = config.get("zero_optimization") or {}
         stage = int(zero.get("stage", 0))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"DeepSpeed configuration {file} cannot be read ({type(error).__name__})") from error
-    precision = {name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled") is True}
+    precision = {name for name in ("bf16", "fp16") if (config.get(name) or {}).get("enabled") is True}
     return {
         "zero_stage": stage,
-        "offload": any(zero.get(key, {}).get("device", "none") != "none" for key in zero if key.startswith("offload")),
+        "offload": any((zero[key] or {}).get("device", "none") != "none" for key in zero if key.startswith("offload")),
         "whole_checkpoints": stage < 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save")),
+        "accumulation": _number(config.get("gradient_accumulation_steps")),
+        "clipping": _number(config.get("gradient_clipping")),
         **({"precision": precision.pop()} if precision else {}),
     }
 
@@ -87,13 +99,23 @@ def read_launch_file(path: Path) -> Launch:
         raise UserError(f"launch file {path}: {error.strerror}: {ADVICE}") from error
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"launch file {path} is not one that this project knows ({error}): {ADVICE}") from error
-    deepspeed, fsdp = config.get("deepspeed_config", {}), config.get("fsdp_config", {})
+    try:
+        return _from_config(config, kind, processes)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"launch file {path} is not one that this project knows ({error}): {ADVICE}") from error
+
+
+def _from_config(config: dict[str, Any], kind: str, processes: int) -> Launch:
+    """The `Launch` of a parsed launch file."""
+    deepspeed, fsdp = config.get("deepspeed_config") or {}, config.get("fsdp_config") or {}
     extra = {}
     if kind == "deepspeed":
         extra = _deepspeed(
             deepspeed.get("zero_stage", 2),
             [deepspeed.get(f"offload_{what}_device", "none") for what in ("optimizer", "param")],
             bool(deepspeed.get("zero3_save_16bit_model")),
+            deepspeed.get("gradient_accumulation_steps"),
+            deepspeed.get("gradient_clipping"),
             deepspeed.get("deepspeed_config_file"),
         )
     if kind == "fsdp":
@@ -136,6 +158,8 @@ def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
                 for what in ("OPTIMIZER", "PARAM")
             ],
             flag("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"),
+            environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
+            environment.get("ACCELERATE_GRADIENT_CLIPPING"),
             environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"),
         )
     elif flag("ACCELERATE_USE_FSDP"):

@@ -44,10 +44,10 @@ def meta_model(config: Any, settings: Settings) -> Any:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = copy.deepcopy(config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "eager" if settings.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
         # The class itself: AutoModelForCausalLM.from_config would divide the model among processes under ZeRO-3.
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(dtype_of(config, settings))
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(dtype_of(settings))
         if settings.use_peft:
             model = get_peft_model(model, lora_config(settings), autocast_adapter_dtype=False)
             for parameter in model.parameters():
@@ -56,12 +56,10 @@ def meta_model(config: Any, settings: Settings) -> Any:
     return model
 
 
-def dtype_of(config: Any, settings: Settings) -> Any:
+def dtype_of(settings: Settings) -> Any:
     """The type that unquantised weights are loaded in."""
     import torch
 
-    if settings.dtype == "auto":
-        return getattr(config, "dtype", None) or torch.float32
     return getattr(torch, settings.dtype)
 
 
@@ -144,17 +142,17 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
     return sizes[1] - sizes[0]
 
 
-def trained_bytes(config: Any, settings: Settings, launch: Launch) -> int:
+def trained_bytes(settings: Settings, launch: Launch) -> int:
     """Bytes of one trained parameter: TRL keeps adapters of quantised models in bf16, PEFT others in fp32."""
     if settings.fp16 and settings.quantised:
         return 4  # recast by sft/models.py: fp16 training scales gradients, which bf16 adapters cannot take
     if settings.quantised:
         return 2
     if launch.kind == "deepspeed" and (launch.zero_stage == 3 or not settings.use_peft):
-        return dtype_of(config, settings).itemsize
+        return dtype_of(settings).itemsize
     if launch.kind == "fsdp" or settings.use_peft:
         return 4
-    return dtype_of(config, settings).itemsize
+    return dtype_of(settings).itemsize
 
 
 def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parameters, tokens: int) -> dict[str, float]:
@@ -165,10 +163,11 @@ def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parame
     processes (float32 copy and states). Gradients: as the trained parameter, twice under DDP (its buckets).
     Activations: one layer's, counted, and with checkpointing the input of every layer, else all layers'.
     """
-    element = dtype_of(config, settings).itemsize
+    config = config.get_text_config()
+    element = dtype_of(settings).itemsize
     shards = launch.processes if launch.shards_weights else 1
     frozen = parameters.total - parameters.trained
-    each = trained_bytes(config, settings, launch)
+    each = trained_bytes(settings, launch)
 
     plain = (frozen - parameters.quantised) * element
     if settings.load_in_8bit:

@@ -70,12 +70,14 @@ def describe_model(model: Any) -> list[str]:
     return [f"Frozen parameters: {listed(sizes)}", f"Trained parameters: {listed(trainable)} ({share:.2%} of all)"]
 
 
-def attention_implementation() -> str:
-    """The fastest attention that is installed and that this GPU can run; all of them keep packed rows apart."""
+def attention_implementation(use_cpu: bool, precision: str) -> str:
+    """The fastest attention that is installed and that the device can run; all of them keep packed rows apart."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    if use_cpu or precision == "no" or not torch.cuda.is_available():
+        return "sdpa"
+    capability = torch.cuda.get_device_capability()
     if capability[0] == 9 and is_flash_attn_3_available():
         return "flash_attention_3"
     return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else "sdpa"

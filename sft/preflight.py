@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, run
+from data_prep.command import UserError, first_line, run
 from sft import hardware as machines
 from sft.config import RunArguments, Settings, resolve
 from sft.hardware import Hardware
@@ -64,6 +64,8 @@ def check_recipe(settings: Settings) -> None:
             f"{settings.precision}: true with dtype {settings.dtype} mixes two 16-bit types: set dtype "
             f"{'bfloat16' if settings.bf16 else 'float16'}"
         )
+    if settings.dtype == "auto":
+        raise UserError("dtype auto is whatever the model's files say: write bfloat16, float16 or float32")
     check_selection(settings)
     if settings.resume_weights_only and not settings.resume_from_checkpoint:
         raise UserError("resume_weights_only needs the checkpoint: pass --resume_from_checkpoint OLD/checkpoint-500")
@@ -135,6 +137,12 @@ def check_launch(settings: Settings, launch: Launch) -> None:
             f"the launch file says mixed_precision {launch.precision}, the recipe {settings.precision}: leave "
             "mixed_precision out of the launch file, as accelerate_configs/*.yaml do; the recipe decides"
         )
+    for key, fixed in (("gradient_accumulation_steps", launch.accumulation), ("max_grad_norm", launch.clipping)):
+        if fixed is not None and fixed != settings.values[key]:
+            raise UserError(
+                f"the launch file fixes {key} at {fixed:g}, the recipe at {settings.values[key]:g}: write auto in the "
+                "launch file, as accelerate_configs/zero2.yaml does"
+            )
     if settings.fp16 and settings.quantised and launch.kind == "deepspeed":
         raise UserError(
             f"fp16 with {settings.quantised} weights needs adapters in float32, and DeepSpeed would hold them in "
@@ -242,30 +250,40 @@ def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]
     return epoch, whole
 
 
-def peak_parts(settings: Settings, launch: Launch, lengths: list[int]) -> dict[str, float]:
-    """The estimate of peak memory (GiB on each GPU, by part) for rows of these lengths."""
+def peak_parts(settings: Settings, launch: Launch, lengths: list[int]) -> tuple[Parameters | None, dict[str, float]]:
+    """(parameters, estimate of peak memory in GiB on each GPU by part) for rows of these lengths.
+
+    Nothing, with a line that says why, for an architecture that cannot be counted so: an estimate refuses no run.
+    """
     config = load_config(settings)
-    parameters = count_parameters(meta_model(config, settings), settings)
     sequence = settings.max_length if settings.packing else max(lengths)
-    return estimate(config, settings, launch, parameters, settings.per_device_train_batch_size * sequence)
+    try:
+        parameters = count_parameters(meta_model(config, settings), settings)
+        return parameters, estimate(
+            config, settings, launch, parameters, settings.per_device_train_batch_size * sequence
+        )
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        print(f"Memory is not estimated for this architecture ({first_line(error)})", file=sys.stderr)
+        return None, {}
 
 
-def checkpoint_bytes(config: Any, settings: Settings, parameters: Parameters) -> int:
-    """Bytes on disk of one checkpoint: trained weights and, twice or, in 16-bit training, thrice as float32, AdamW."""
+def checkpoint_bytes(settings: Settings, parameters: Parameters) -> int:
+    """Bytes on disk of one checkpoint, at most: trained weights, AdamW's states and a float32 copy beside them."""
     weights = parameters.trained * (4 if settings.use_peft else 2)
-    return weights + parameters.trained * 12
+    return weights if settings.save_only_model else weights + parameters.trained * 12
 
 
 def check_disk(settings: Settings, needed: int) -> None:
-    """Refuse a run whose checkpoints would not fit.
+    """Refuse a run whose checkpoints would not fit. What an earlier part of the run has written counts as free.
 
     Raises:
         UserError: less space than the checkpoints that are kept, one more while it is written, and the final model.
     """
     folder = Path(settings.output_dir).resolve()
+    written = sum(file.stat().st_size for file in folder.glob("*/**/*") if file.is_file())
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + written
     kept = (settings.save_total_limit + 1 if settings.save_strategy != "no" else 0) + 1
     if needed * kept > free:
         raise UserError(
@@ -312,16 +330,15 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
     Raises:
         UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
     """
-    config = load_config(settings)
-    parameters = count_parameters(meta_model(config, settings), settings)
-    check_disk(settings, checkpoint_bytes(config, settings, parameters))
+    parameters, parts = peak_parts(settings, launch, lengths)
+    if parameters and not (settings.dry_run or settings.probe_steps):
+        check_disk(settings, checkpoint_bytes(settings, parameters))
     # Packs are taken as full: bfd leaves few gaps.
     sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
     epoch, whole = steps(settings, launch.processes, sequences)
     packs = "packs" if settings.packing else "rows"
     batch = settings.per_device_train_batch_size * launch.processes * settings.gradient_accumulation_steps
     weights = settings.quantised or str(settings.dtype)
-    parts = peak_parts(settings, launch, lengths)
     peak = sum(parts.values())
     lines = [
         f"Launch: {launch.name}; {'CPU' if settings.use_cpu or launch.use_cpu else hardware.name}",
@@ -331,11 +348,13 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
         f"Data: {len(lengths):,} rows, {sum(lengths):,} tokens an epoch, longest row {max(lengths)} tokens"
         + (f", packs of {settings.max_length}" if settings.packing else ""),
         f"Steps: about {epoch:,} an epoch, {whole:,} in all",
-        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
-        f"Peak memory, estimated: {peak:.1f} GiB on each GPU ("
-        + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-        + "), and about 1 GiB for CUDA itself",
     ]
+    if parameters:
+        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        lines += [
+            f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
+            f"Peak memory, estimated: {peak:.1f} GiB on each GPU ({listed}), and about 1 GiB for CUDA itself",
+        ]
     if hardware.count and not settings.use_cpu and peak + 1 > hardware.memory:
         lines.append(
             f"WARNING: that is more than the {hardware.memory:.0f} GiB of {hardware.gpu}: use "

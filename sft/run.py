@@ -62,8 +62,8 @@ def main() -> None:
     from sft.selection import DevQuestions, History
 
     models.check_model_folder(settings.model_name_or_path)
-    checkpoint = checkpoints.resume_point(settings)
     trying = settings.dry_run or settings.probe_steps
+    checkpoint = None if trying else checkpoints.resume_point(settings)
     scratch = tempfile.TemporaryDirectory() if trying else None
     wanted, settings = settings, trial.shortened(settings, scratch.name) if trying else settings
     _, training_args, model_args, run_args = settings.build()
@@ -76,6 +76,9 @@ def main() -> None:
         print("\n".join(preflight.plan(wanted, launch, hardware, lengths)), flush=True)
     if settings.dry_run:
         train = trial.longest_rows(train, lengths, settings, launch.processes)
+    fingerprints = data_fingerprint(train, trained_columns(train)), tokenized_for(tokenizer)
+    description = checkpoints.manifest(settings, launch, *fingerprints)
+    notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
     if not training_args.packing:
         training_args.max_length = None  # no row exceeds it; TRL would look at every row again
 
@@ -83,13 +86,14 @@ def main() -> None:
     # Model #
     #########
     # SFTTrainer loads it, so that it can choose the device map that the launcher needs.
-    attention = model_args.attn_implementation or models.attention_implementation()
+    attention = model_args.attn_implementation or models.attention_implementation(
+        training_args.device.type == "cpu", settings.precision
+    )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
         "attn_implementation": attention,
         "use_safetensors": True,
-        **({"device_map": None} if launch.kind == "fsdp" else {}),
         **(training_args.model_init_kwargs or {}),
     }
     score_labelled_positions_only()
@@ -114,8 +118,7 @@ def main() -> None:
     if trying:
         trial.run(trainer, wanted, launch, hardware, lengths)
         return
-    fingerprints = data_fingerprint(train, trained_columns(train)), tokenized_for(tokenizer)
-    survive = checkpoints.begin(trainer, settings, checkpoints.manifest(settings, launch, *fingerprints), checkpoint)
+    survive = checkpoints.begin(trainer, settings, description, checkpoint, notes)
     if run_args.mcq_eval_samples:
         trainer.add_callback(DevQuestions(trainer, dev, run_args.mcq_eval_samples))
     trainer.add_callback(History())

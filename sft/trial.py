@@ -71,11 +71,11 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def peak_memory() -> tuple[float, str]:
+def peak_memory(device: Any) -> tuple[float, str]:
     """(GiB at the peak so far, of what): the GPU's allocations, or on a CPU the whole process."""
     import torch
 
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / GIB, "allocated on the first GPU"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "of the first process on the CPU"
 
@@ -113,8 +113,8 @@ def run(trainer: Any, settings: Settings, launch: Launch, hardware: Hardware, le
     result = trainer.train()
     if not is_main:
         return
-    parts = preflight.peak_parts(settings, launch, lengths)
-    peak, of_what = peak_memory()
+    _, parts = preflight.peak_parts(settings, launch, lengths)
+    peak, of_what = peak_memory(trainer.args.device)
     memory = f"Peak memory: {peak:.1f} GiB {of_what}; estimated for a GPU {sum(parts.values()):.1f} GiB"
     if settings.dry_run:
         print(
@@ -123,7 +123,7 @@ def run(trainer: Any, settings: Settings, launch: Launch, hardware: Hardware, le
         print(memory)
         print("Nothing was kept. The run can start.")
         return
-    print("\n".join(report(trainer, clock, settings, hardware.teraflops)))
+    print("\n".join(report(trainer, clock, settings, hardware)))
     print(memory)
     print("Nothing was kept.")
 
@@ -146,8 +146,10 @@ def preview(trainer: Any, count: int) -> list[str]:
     return lines
 
 
-def report(trainer: Any, clock: Clock, settings: Settings, teraflops: float | None) -> list[str]:
+def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -> list[str]:
     """Lines about a probe: speed, utilisation of the device, time and cost of the whole run."""
+    from trl.trainer.utils import get_peak_flops
+
     processes = trainer.accelerator.num_processes
     logged = [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row]
     seconds = clock.ends[-1] - clock.ends[WARM_UP - 1]
@@ -157,9 +159,11 @@ def report(trainer: Any, clock: Clock, settings: Settings, teraflops: float | No
     hours = whole * step / 3600
     price = settings.price_per_hour
     used = "not told, because this device's peak is not known"
-    if teraflops:
-        share = flops_per_token(trainer.model) * rate / (processes * teraflops * 1e12)
-        used = f"{share:.1%} of {teraflops:g} TFLOPS a GPU"
+    kind = "float16" if settings.fp16 else "bfloat16"
+    flops = get_peak_flops(hardware.gpu, kind) if trainer.args.device.type == "cuda" and hardware.gpu else None
+    if flops:
+        share = flops_per_token(trainer.model) * rate / (processes * flops)
+        used = f"{share:.1%} of {flops / 1e12:g} TFLOPS a GPU"
     return [
         f"Probe: {settings.probe_steps} steps after {WARM_UP} to warm up, {step:.2f} s a step, {rate:,.0f} tokens/s",
         f"Model FLOPs utilisation: {used}",

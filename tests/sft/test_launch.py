@@ -1,11 +1,11 @@
-"""A launch file means to preflight what it means to accelerate, and a machine's GPUs are known by their names."""
+"""A launch file means to preflight what it means to accelerate."""
 
 from pathlib import Path
 
 import pytest
 
 from data_prep.command import UserError
-from sft.hardware import GPUS, named, teraflops
+from sft.hardware import GPUS, named
 from sft.launch import Launch, current_launch, read_launch_file
 
 FILES = sorted(Path(__file__).parents[2].glob("accelerate_configs/*.yaml"))
@@ -73,6 +73,7 @@ def test_a_deepspeed_file_of_the_user_decides_the_stage(tmp_path):
         ("distributed_type: MEGATRON_LM", "not one that this project knows"),
         ("just words", "not one that this project knows"),
         ("a: b: c", "not one that this project knows"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: many}", "not one that this project knows"),
         (
             "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: nowhere.json}",
             "nowhere.json cannot be read",
@@ -87,29 +88,22 @@ def test_what_is_no_launch_file_is_refused(tmp_path, text, words):
         read_launch_file(file)
 
 
-@pytest.mark.parametrize(
-    ("name", "speed"),
-    [
-        ("NVIDIA A100-SXM4-40GB", 312),
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H200", 989),
-        ("Tesla T4", 65),
-        ("Tesla V100-SXM2-16GB", 125),
-        ("NVIDIA GeForce RTX 4090", 165),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA A10G", 70),
-        ("NVIDIA H100 PCIe", None),
-        ("NVIDIA GeForce GTX 1080", None),
-    ],
-)
-def test_the_peak_of_a_gpu_is_known_by_its_driver_name_or_not_told(name, speed):
-    assert teraflops(name) == speed
-
-
 def test_an_unknown_gpu_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="A100-80GB"):
         named("A1000", 1)
     assert named("T4", 2).count == 2
     assert all(named(gpu, 1).memory > 10 for gpu in GPUS)
+
+
+def test_empty_parts_of_a_launch_file_are_defaults(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2, "offload_param": null}, "bf16": null}')
+    for text, expected in (
+        ("distributed_type: FSDP\nfsdp_config:\n", Launch("fsdp", fsdp_version=1)),
+        (
+            f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {tmp_path}/ds.json}}",
+            Launch("deepspeed", zero_stage=2),
+        ),
+    ):
+        file = tmp_path / "launch.yaml"
+        file.write_text(text)
+        assert read_launch_file(file) == expected

@@ -75,6 +75,8 @@ REFUSALS = {
     ),
     "the worst checkpoint": ("pmcvqa", None, "A100-80GB", "--greater_is_better no", "keeps the worst checkpoint"),
     "LoRA on lm_head": ("pmcvqa", None, "A100-80GB", "--lora_target_modules q_proj lm_head", "leave it out"),
+    "a dtype left to the model": ("pmcvqa", None, "A100-80GB", "--dtype auto", "write bfloat16, float16 or float32"),
+    "sixteen GPUs for eight packs": ("pmcvqa_ddp", "multi_node", "A100-80GB", "", "pass --global_batch_size 16"),
     "leaking packs": ("pmcvqa", None, "A100-80GB", "--packing_strategy wrapped", "use bfd"),
     "no model": ("pmcvqa", None, "A100-80GB", "--model_name_or_path=", "model_name_or_path is not set"),
     "tracker not installed": ("pmcvqa", None, "A100-80GB", "--report_to mlflow", "pip install mlflow"),
@@ -114,6 +116,22 @@ def test_zero3_that_saves_only_its_parts_is_refused(refused, launch_file):
     file = launch_file("own", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}")
     line = refused("sft/preflight.py", "recipes/pmcvqa_zero3.yaml", "--config_file", file, "--gpu", "A100-80GB")
     assert "zero3_save_16bit_model: true" in line
+
+
+def test_a_launch_file_that_fixes_another_accumulation_is_refused(refused, launch_file):
+    text = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 3}"
+    file = launch_file("own", text)
+    line = refused("sft/preflight.py", "recipes/pmcvqa_zero2.yaml", "--config_file", file, "--gpu", "A100-80GB")
+    assert "fixes gradient_accumulation_steps at 3, the recipe at 8: write auto" in line
+
+
+def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refused, tmp_path):
+    """TRL recomputes activations unless told not to."""
+    lines = Path("recipes/pmcvqa_zero3.yaml").read_text(encoding="utf-8").splitlines()
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("\n".join(line for line in lines if not line.startswith("activation_checkpointing")))
+    line = refused("sft/preflight.py", recipe, "--config_file", LAUNCH.format("zero3"), "--gpu", "A100-80GB")
+    assert "{use_reentrant: true}" in line
 
 
 def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypatch, refused):

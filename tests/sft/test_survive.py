@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -118,6 +119,7 @@ def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(st
     out, log = tmp_path / "out", tmp_path / "log"
     launch = ("accelerate", "launch", "--config_file", "accelerate_configs/ddp.yaml", "--num_processes", "2")
     words = (*toy_options("pmcvqa_ddp"), "--output_dir", out, "--max_steps", "500", "--eval_on_start", "no")
+    words = (*words, "--resume_from_checkpoint", "auto")  # as a job script that is submitted again and again
     process = started(*launch, "sft/run.py", *words, log=log)
     wait_for(out / "checkpoint-2/run_manifest.json", process, log)
     send(process, signal.SIGUSR1)
@@ -130,7 +132,7 @@ def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(st
     (way_on,) = re.findall(r"Continue with: (.*)", text)
     launched = "accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2"
     assert way_on.startswith(f"{launched} sft/run.py recipes/pmcvqa_ddp.yaml --max_steps 4")
-    assert way_on.endswith("--resume_from_checkpoint auto")
+    assert way_on.endswith("--eval_on_start no --resume_from_checkpoint auto")
     assert not (out / "final_model").exists()
 
 
@@ -139,7 +141,8 @@ def test_sigterm_to_a_single_process_saves_and_exits_0(started, toy_options, tmp
     words = (*toy_options("pmcvqa"), "--output_dir", out, "--max_steps", "500", "--eval_on_start", "no")
     process = started("sft/run.py", *words, log=log)
     wait_for(out / "checkpoint-2/run_manifest.json", process, log)
-    process.send_signal(signal.SIGTERM)
+    os.kill(int(re.search(r"To stop with a checkpoint: kill -USR1 (\d+)", log.read_text())[1]), signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # the echo of a launcher
     assert process.wait(timeout=120) == 0, log.read_text()[-4000:]
     text = log.read_text()
     step = int(re.search(r"Stopped by a signal after step (\d+)", text)[1])
@@ -166,6 +169,7 @@ def checkpoints(tmp_path):
         folder.mkdir()
         (folder / "trainer_state.json").write_text("{}")
         (folder / "adapter_model.safetensors").write_text("weights")
+        (folder / "optimizer.pt").write_text("states")
         seal(folder, description)
     return tmp_path, description
 
@@ -180,6 +184,38 @@ def test_the_latest_complete_checkpoint_is_taken_and_what_is_half_is_removed(che
     assert resume_point(settings).name == "checkpoint-2"
     assert sorted(remove_incomplete(out)) == ["checkpoint-10", "checkpoint-4"]
     assert [folder.name for folder in out.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_run_is_never_overwritten_from_one_of_its_own_checkpoints(checkpoints):
+    out, _ = checkpoints
+    words = ["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint"]
+    with pytest.raises(UserError, match=r"holds checkpoint-10, which a run from checkpoint-4 would overwrite"):
+        resume_point(resolve([*words, f"{out}/checkpoint-4"]))
+    assert resume_point(resolve([*words, f"{out}/checkpoint-10"])).name == "checkpoint-10"
+    for folder in out.glob("checkpoint-*"):
+        (folder / "run_manifest.json").unlink()
+    (out / "final_model").mkdir()
+    with pytest.raises(UserError, match="holds an earlier run and no complete checkpoint"):
+        resume_point(resolve([*words, "auto"]))
+
+
+def test_a_checkpoint_without_optimizer_state_is_refused_but_for_its_weights(checkpoints):
+    out, description = checkpoints
+    (out / "checkpoint-10/optimizer.pt").unlink()
+    seal(out / "checkpoint-10", description)
+    words = ["recipes/pmcvqa.yaml", "--resume_from_checkpoint", f"{out}/checkpoint-10", "--output_dir"]
+    with pytest.raises(UserError, match=r"no optimizer state.*--resume_weights_only yes"):
+        resume_point(resolve([*words, str(out)]))
+    new = resolve([*words, str(out / "new"), "--resume_weights_only", "yes"])
+    assert resume_point(new) == out / "checkpoint-10"
+
+
+def test_copies_under_other_names_are_left_alone(checkpoints):
+    out, _ = checkpoints
+    (out / "checkpoint-5-kept").mkdir()
+    settings = resolve(["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint", "auto"])
+    assert resume_point(settings).name == "checkpoint-10"
+    assert remove_incomplete(out) == []
 
 
 def test_folders_of_other_programs_are_not_removed(checkpoints):
@@ -213,7 +249,6 @@ def test_a_half_written_checkpoint_is_refused_by_every_command(checkpoints, refu
         ({"data": "other"}, "fingerprint of the training rows d, now other"),
         ({"tokens": "other"}, "fingerprint of tokenizer and chat template t, now other"),
         ({"settings": {"learning_rate": 2e-4, "max_steps": 20}}, "learning_rate 0.0001, now 0.0002"),
-        ({"settings": {"max_steps": 20}}, "learning_rate 0.0001, now None"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_with_every_difference_and_the_way_out(checkpoints, change, words):
@@ -231,6 +266,7 @@ def test_harmless_differences_are_told_and_a_longer_run_is_explained(checkpoints
         "settings": {"learning_rate": 1e-4, "max_steps": 40, "logging_steps": 1},
         **{"versions": {"torch": "2.14.0"}, "git_revision": "def"},
     }
+    now["settings"] |= {"resume_weights_only": True, "a_key_of_the_new_version": 1}
     assert compare(out / "checkpoint-10", now) == [
         "max_steps 20, now 40: the learning rate follows the new length from here on",
         "torch 2.13.0, now 2.14.0",
