@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,3 +301,18 @@ def test_an_adapter_of_another_shape_is_refused(recipe_run, refused, toy_options
     weights = ("--resume_from_checkpoint", before / "checkpoint-4", "--resume_weights_only", "yes", "--lora_r", "8")
     line = refused("sft/run.py", *toy_options("pmcvqa"), *weights, "--output_dir", tmp_path / "out")
     assert "does not fit this recipe's lora_" in line
+
+
+def test_killed_after_the_last_step_the_run_is_finished_without_another_step(recipe_run, here, toy_options, tmp_path):
+    """transformers would take a fifth step of four."""
+    before, done = recipe_run("pmcvqa")
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "out"
+    shutil.copytree(before, out)
+    shutil.rmtree(out / "final_model")
+    done = here("sft/run.py", *toy_options("pmcvqa"), "--output_dir", out, "--resume_from_checkpoint", "auto")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert curve(out) == curve(before)
+    adapters = [run / "final_model/adapter_model.safetensors" for run in (before, out)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert (out / "eval_results.json").is_file()
