@@ -25,6 +25,10 @@ def load_split(path: str, split: str) -> Any:
     # A prepared folder starts with its card; load_dataset would search any other folder, or the Hub, for something.
     if Path(path).exists() and not (Path(path) / "report.json").is_file():
         raise UserError(f"data set {path} is not a prepared data set: {advice}")
+    # load_dataset would take a folder of the same name that it has seen elsewhere from its cache, in place of one that
+    # is not here. On the Hub a data set has an owner.
+    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise UserError(f"data set {path} does not exist: {advice}")
     try:
         dataset = load_dataset(path)
     except (OSError, ValueError, DatasetsError) as error:

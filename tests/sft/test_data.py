@@ -66,3 +66,10 @@ def test_the_fingerprint_of_the_data_knows_every_row_and_their_order_and_not_the
     assert data_fingerprint(load_split(str(prepare()), "train"), columns) == found  # another folder
     others = [rows.select(range(1, len(rows))), rows.select([1, 0, *range(2, len(rows))]), rows.select(range(10, 20))]
     assert len({found, *(data_fingerprint(some, columns) for some in others)}) == 4
+
+
+def test_a_folder_that_is_not_here_is_not_replaced_by_one_of_its_name_from_the_cache(prepared, tmp_path, monkeypatch):
+    load_split(str(prepared), "train")  # now in the cache, as PMC-VQA-Processed
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="data set PMC-VQA-Processed does not exist: prepare one with"):
+        load_split("PMC-VQA-Processed", "train")

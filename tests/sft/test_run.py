@@ -174,7 +174,7 @@ def test_telemetry_is_off_unless_the_user_turns_it_on(here, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--dataset_name", "nowhere"], "data set nowhere cannot be opened"),
+        (["--dataset_name", "nowhere"], "data set nowhere does not exist"),
         (["--dataset_name", "recipes"], "not a prepared data set"),
         (["--dataset_test_split", "test"], "use dev"),
         (["--dataset_test_split", "validation"], "no split validation: it has train, dev, test"),
