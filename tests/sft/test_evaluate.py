@@ -120,7 +120,7 @@ def test_a_model_is_asked_as_it_was_trained(refused, adapter, prepare, tmp_path)
     [
         (["--model_path", "nowhere/at/all"], "does not exist"),
         (["--model_path", "recipes"], "is no model"),
-        (["--dataset_path", "./nowhere"], "cannot be opened"),
+        (["--dataset_path", "./nowhere"], "does not exist"),
         (["--split", "test_clean"], "it has train, dev, test"),
         (["--baseline", "LICENSE"], "not the results of an earlier"),
         (["--num_samples", "0"], "give a positive number"),
