@@ -381,14 +381,15 @@ def results(trainer: Any) -> dict[str, Any]:
     kept = trainer.evaluate() if evaluating else {}
     base: dict[str, Any] = {}
     for row in trainer.state.log_history:
-        if row["step"] == 0:
-            base |= {key: value for key, value in row.items() if key.startswith("eval_")}
+        base |= row if row["step"] == 0 else {}
     best = trainer.state.best_model_checkpoint
-    return {
-        "best_checkpoint": Path(best).name if best else None,
-        "base": {key: base[key] for key in kept if key in base},
-        "best": {key: value for key, value in kept.items() if key.startswith("eval_")},
-    }
+
+    def measured(metrics: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in metrics.items() if key == "eval_loss" or key.startswith("eval_mcq")}
+
+    # Without eval_on_start nothing is known of the base model.
+    found = {"base": measured(base), "best": measured(kept)}
+    return {"best_checkpoint": Path(best).name if best else None, **{key: row for key, row in found.items() if row}}
 
 
 def save_final_model(trainer: Any, answer_format: str) -> Path:

@@ -33,7 +33,6 @@ class Launch:
     accumulation: int | None = None  # gradient accumulation, where the launch file fixes it
     clipping: float | None = None  # of gradients, likewise
     fsdp_version: int = 0
-    launched: bool = True  # False: plain `python sft/run.py`
 
     @property
     def name(self) -> str:
@@ -146,7 +145,6 @@ def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
         "machines": max(1, processes // int(environment.get("LOCAL_WORLD_SIZE", processes))),
         "precision": environment.get("ACCELERATE_MIXED_PRECISION", "no"),
         "use_cpu": flag("ACCELERATE_USE_CPU"),
-        "launched": "LOCAL_RANK" in environment or "ACCELERATE_MIXED_PRECISION" in environment,
         "kind": "ddp" if processes > 1 else "none",
     }
     if flag("ACCELERATE_USE_DEEPSPEED"):

@@ -49,7 +49,8 @@ def main() -> None:
     settings = settings.on(launch.processes)
     is_main = int(os.environ.get("RANK", "0")) == 0
     if settings.print_config:
-        print(settings.describe() if is_main else "", end="\n" if is_main else "")
+        if is_main:
+            print(settings.describe())
         return
     preflight.refuse(settings, launch, hardware)
 

@@ -49,8 +49,8 @@ def test_shipped_launch_files_leave_the_precision_to_the_recipe_and_keep_checkpo
     assert launch.whole_checkpoints
 
 
-def test_python_alone_is_told_from_a_launcher():
-    assert current_launch({}) == Launch(launched=False)
+def test_python_alone_is_one_process():
+    assert current_launch({}) == Launch()
 
 
 def test_a_deepspeed_file_of_the_user_decides_the_stage(tmp_path):
