@@ -405,6 +405,7 @@ def save_final_model(trainer: Any, answer_format: str) -> Path:
         # A pickle, and PEFT's empty card: neither belongs into a folder that others will load.
         for name in ("training_args.bin", "README.md"):
             (temporary / name).unlink(missing_ok=True)
+        (final.parent / "README.md").unlink(missing_ok=True)  # TRL's, of a model named None
         save_prompt_format(temporary, answer_format)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)

@@ -113,7 +113,7 @@ def plot(history: list[dict], file: Path) -> None:
         layout="constrained",
     )
     top = axes[0][0]
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "dev", "o-")):
+    for key, label, style in (("loss", "training", ".-"), ("eval_loss", "dev", "o-")):
         if curve(key)[0]:
             top.plot(*curve(key), style, label=label, markersize=4)
     top.set_ylabel("loss (nats a token)")
