@@ -113,10 +113,16 @@ ON_CPU = {
 
 
 @pytest.fixture(scope="session")
-def toy_options(launched_as, tiny_deepseek, prepared):
+def few_dev(prepare) -> Path:
+    """The sample, prepared with a small dev split, which is evaluated four times in each toy run."""
+    return prepare("--dev_size", 16)
+
+
+@pytest.fixture(scope="session")
+def toy_options(launched_as, tiny_deepseek, few_dev):
     """The options that run a recipe on a tiny random Llama on this CPU, four steps long."""
 
-    def options(recipe: str, data: Path = prepared) -> tuple:
+    def options(recipe: str, data: Path = few_dev) -> tuple:
         return (
             *(f"recipes/{recipe}.yaml", *TOY, *ON_CPU[launched_as(ROOT / f"recipes/{recipe}.yaml").kind]),
             *("--mcq_eval_samples", "8", "--global_batch_size", "4", "--per_device_train_batch_size", "1"),

@@ -6,13 +6,14 @@ import pytest
 
 
 def test_accuracy_during_training_is_that_of_evaluate_on_the_same_questions(here, toy_options, tmp_path):
-    """In float32, so that no tie is decided by rounding; all 96 dev questions."""
+    """In float32, so that no tie is decided by rounding; all dev questions."""
     options = ("--bf16", "no", "--dtype", "float32", "--max_steps", "2", "--mcq_eval_samples", "1000")
     words = toy_options("pmcvqa_bf16_lora")
     done = here("sft/run.py", *words, *options, "--output_dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "out/eval_results.json").read_text())
-    assert results["best"]["eval_mcq_questions"] == 96
+    report = json.loads((words[words.index("--dataset_name") + 1] / "report.json").read_text())
+    assert results["best"]["eval_mcq_questions"] == report["splits"]["dev"] >= 12
     for model, which in (
         (words[words.index("--model_name_or_path") + 1], "base"),
         (tmp_path / "out/final_model", "best"),
