@@ -17,6 +17,11 @@ from data_prep.prompts import LETTERS
 GREEN, DIM, RESET = "\033[1;32m", "\033[2m", "\033[0m"
 
 
+def shows_colour() -> bool:
+    """Whether the output is a terminal whose user has not asked for plain text."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
 def marked(tokenizer: Any, input_ids: Sequence[int], loss_mask: Sequence[int], colour: bool) -> str:
     """The decoded row, each run of trained tokens (mask 1) in colour or between brackets."""
     before, after = (GREEN, RESET) if colour else ("[[", "]]")
@@ -50,7 +55,7 @@ def main() -> None:
 
     rows = load_split(args.folder, args.split)
     tokenizer = load_tokenizer(args.tokenizer, args.chat_template)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colour = shows_colour()
     pretokenized = "input_ids" in trained_columns(rows)
     for row in rows.select(range(min(args.n, len(rows)))):
         shown = explain(tokenizer, row["prompt"], row["completion"])

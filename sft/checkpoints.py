@@ -22,7 +22,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from data_prep.command import UserError, write_json
-from sft.config import Settings
+from sft.config import AUTO, Settings
 from sft.launch import Launch
 from sft.models import MANIFEST, save_prompt_format
 
@@ -114,21 +114,19 @@ def resume_point(settings: Settings) -> Path | None:
             raise UserError(f"output_dir {out} holds an earlier run: {advice}")
         if resume is None:
             return None
-    if str(resume).lower() in ("auto", "yes", "true"):
-        last = next((folder for folder in reversed(found) if read_seal(folder)), None)
-        if last is None and ((out / "final_model").exists() or (found and not (out / MANIFEST).is_file())):
-            raise UserError(f"output_dir {out} holds an earlier run and no complete checkpoint: choose another folder")
-        checkpoint = last
-    else:
-        checkpoint = Path(resume)
-    if checkpoint is None:
-        return None
-    if settings.resume_weights_only:
-        if not (checkpoint / "trainer_state.json").is_file():
-            raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder")
-        return checkpoint
+    checkpoint = Path(resume)
+    if resume.lower() in AUTO:
+        checkpoint = next((folder for folder in reversed(found) if read_seal(folder)), None)
+        if checkpoint is None:
+            if (out / "final_model").exists() or (found and not (out / MANIFEST).is_file()):
+                raise UserError(
+                    f"output_dir {out} holds an earlier run and no complete checkpoint: choose another one"
+                )
+            return None
     if not (checkpoint / "trainer_state.json").is_file():
         raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder, or auto")
+    if settings.resume_weights_only:
+        return checkpoint
     if not read_seal(checkpoint):
         raise UserError(
             f"resume_from_checkpoint {resume} is not complete (the run was stopped while writing it, or files are "

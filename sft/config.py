@@ -43,6 +43,10 @@ OTHER_NAMES = {
 }
 
 
+# Words in resume_from_checkpoint that mean the latest checkpoint in output_dir.
+AUTO = ("auto", "yes", "true")
+
+
 @dataclasses.dataclass
 class RunArguments:
     """The keys of a recipe that TRL does not know."""

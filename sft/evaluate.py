@@ -10,7 +10,6 @@ Out: OUTPUT_DIR/NAME.json (accuracy, n, ci95, floors, paired comparison) and OUT
 """
 
 import argparse
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -103,17 +102,15 @@ def main() -> None:
         if value is not None and value < 1:
             raise UserError(f"--{option} {value}: give a positive number")
 
-    from sft.data import load_split
+    from sft.data import draw, load_split
     from sft.models import check_model_folder, load_model, prompt_format
-    from sft.scoring import floors, option_log_likelihoods, wilson_interval
+    from sft.scoring import floors, most_likely, option_log_likelihoods, wilson_interval
 
     # What can be refused is refused before the model loads.
     check_model_folder(args.model_path)
     baseline = read_results(args.baseline) if args.baseline else None
-    questions = load_split(args.dataset_path, args.split).to_list()
-    if args.num_samples and args.num_samples < len(questions):
-        drawn = random.Random(args.seed).sample(range(len(questions)), args.num_samples)  # noqa: S311
-        questions = [questions[index] for index in sorted(drawn)]
+    rows = load_split(args.dataset_path, args.split)
+    questions = draw(rows, args.num_samples or len(rows), args.seed)
     asked, trained = questions[0]["answer_format"], prompt_format(args.model_path)
     if trained not in (None, asked):
         raise UserError(
@@ -133,7 +130,7 @@ def main() -> None:
         scores[index] = values
     seconds = time.perf_counter() - start
 
-    predicted = [max(range(len(values)), key=values.__getitem__) for values in scores]
+    predicted = most_likely(scores)
     right = {q["id"]: index == q["gold"] for q, index in zip(questions, predicted, strict=True)}
     name = args.name or Path(args.model_path).name
     results = {

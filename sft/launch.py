@@ -14,7 +14,6 @@ import yaml
 
 from data_prep.command import UserError
 
-# Where accelerate looks when no --config_file is given.
 ADVICE = "choose one of accelerate_configs/*.yaml"
 
 

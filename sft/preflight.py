@@ -10,6 +10,7 @@ Exit status: 0 the run can start, 2 it is refused (one line says what, where and
 
 import argparse
 import importlib.util
+import json
 import math
 import shutil
 import sys
@@ -18,13 +19,13 @@ from typing import Any
 
 from data_prep.command import UserError, first_line, run
 from sft import hardware as machines
-from sft.config import RunArguments, Settings, resolve
+from sft.config import AUTO, RunArguments, Settings, resolve
 from sft.hardware import Hardware
 from sft.launch import Launch, current_launch, read_launch_file
 from sft.memory import GIB, Parameters, count_parameters, estimate, meta_model
 
-# Names of `report_to` and the package that each needs.
-TRACKERS = {"trackio": "trackio", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+# Values of `report_to` that are names of packages.
+TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
 
 
 def check_recipe(settings: Settings) -> None:
@@ -56,10 +57,7 @@ def check_recipe(settings: Settings) -> None:
         raise UserError("packing_strategy wrapped lets questions read one another: use bfd")
     if settings.bf16 and settings.fp16:
         raise UserError("bf16 and fp16 are both on: choose one (bf16 where the GPU has it)")
-    if (
-        settings.precision != "no"
-        and settings.dtype in {"bf16": ["float16"], "fp16": ["bfloat16"]}[settings.precision]
-    ):
+    if (settings.precision, settings.dtype) in (("bf16", "float16"), ("fp16", "bfloat16")):
         raise UserError(
             f"{settings.precision}: true with dtype {settings.dtype} mixes two 16-bit types: set dtype "
             f"{'bfloat16' if settings.bf16 else 'float16'}"
@@ -67,14 +65,15 @@ def check_recipe(settings: Settings) -> None:
     if settings.dtype == "auto":
         raise UserError("dtype auto is whatever the model's files say: write bfloat16, float16 or float32")
     check_selection(settings)
-    if settings.resume_weights_only and not settings.resume_from_checkpoint:
+    if settings.probe_steps < 0 or (settings.dry_run and settings.probe_steps):
+        raise UserError(f"probe_steps {settings.probe_steps}: give a positive number, without dry_run")
+    if settings.resume_weights_only and settings.resume_from_checkpoint in (None, *AUTO):
         raise UserError("resume_weights_only needs the checkpoint: pass --resume_from_checkpoint OLD/checkpoint-500")
     if settings.price_per_hour is not None and not settings.probe_steps:
         raise UserError("price_per_hour is used by the probe's report: pass --probe_steps 20 as well")
     for tracker in settings.report_to if isinstance(settings.report_to, list) else [settings.report_to or "none"]:
-        package = TRACKERS.get(tracker)
-        if package and importlib.util.find_spec(package) is None:
-            raise UserError(f"report_to {tracker}: the package is not installed: pip install {package}")
+        if tracker in TRACKERS and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"report_to {tracker}: the package is not installed: pip install {tracker}")
 
 
 def check_selection(settings: Settings) -> None:
@@ -116,6 +115,11 @@ def check_selection(settings: Settings) -> None:
                 f"load_best_model_at_end: save_steps {settings.save_steps:g} is not a multiple of eval_steps "
                 f"{every:g}, so checkpoints would be chosen by another step's score: make them equal"
             )
+
+
+def on_cpu(settings: Settings, launch: Launch) -> bool:
+    """Whether recipe or launch file ask for the CPU."""
+    return settings.use_cpu or launch.use_cpu
 
 
 def check_launch(settings: Settings, launch: Launch) -> None:
@@ -163,7 +167,7 @@ def check_launch(settings: Settings, launch: Launch) -> None:
         )
     if not launch.whole_checkpoints:
         raise UserError("ZeRO-3 would save only its parts: set zero3_save_16bit_model: true in the launch file")
-    if (settings.use_cpu or launch.use_cpu) and launch.kind in ("deepspeed", "fsdp"):
+    if on_cpu(settings, launch) and launch.kind in ("deepspeed", "fsdp"):
         raise UserError(
             f"use_cpu turns {launch.name} into plain DDP in silence: leave use_cpu out, or launch with ddp"
         )
@@ -171,8 +175,6 @@ def check_launch(settings: Settings, launch: Launch) -> None:
 
 def as_dict(value: Any) -> dict:
     """A mapping that the recipe gave, which its parser carries as JSON text."""
-    import json
-
     return json.loads(value) if isinstance(value, str) else value or {}
 
 
@@ -182,7 +184,7 @@ def check_hardware(settings: Settings, launch: Launch, hardware: Hardware) -> No
     Raises:
         UserError: the first fault found.
     """
-    if settings.use_cpu or launch.use_cpu:
+    if on_cpu(settings, launch):
         if settings.fp16:
             raise UserError("fp16 needs a GPU: on a CPU use --bf16 yes --fp16 no --dtype bfloat16")
         return
@@ -250,23 +252,6 @@ def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]
     return epoch, whole
 
 
-def peak_parts(settings: Settings, launch: Launch, lengths: list[int]) -> tuple[Parameters | None, dict[str, float]]:
-    """(parameters, estimate of peak memory in GiB on each GPU by part) for rows of these lengths.
-
-    Nothing, with a line that says why, for an architecture that cannot be counted so: an estimate refuses no run.
-    """
-    config = load_config(settings)
-    sequence = settings.max_length if settings.packing else max(lengths)
-    try:
-        parameters = count_parameters(meta_model(config, settings), settings)
-        return parameters, estimate(
-            config, settings, launch, parameters, settings.per_device_train_batch_size * sequence
-        )
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        print(f"Memory is not estimated for this architecture ({first_line(error)})", file=sys.stderr)
-        return None, {}
-
-
 def checkpoint_bytes(settings: Settings, parameters: Parameters) -> int:
     """Bytes on disk of one checkpoint, at most: trained weights, AdamW's states and a float32 copy beside them."""
     weights = parameters.trained * (4 if settings.use_peft else 2)
@@ -324,24 +309,22 @@ def look_at_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
     return train, dev, tokenizer, found[0]
 
 
-def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> list[str]:
-    """Lines that say what the run will be; `lengths` are the tokens of each training row.
+def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> tuple[list[str], float | None]:
+    """(lines that say what the run will be, estimated peak in GiB on each GPU) for training rows of these lengths.
+
+    The peak is None, and a line says why, for an architecture that cannot be counted: an estimate refuses no run.
 
     Raises:
         UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
     """
-    parameters, parts = peak_parts(settings, launch, lengths)
-    if parameters and not (settings.dry_run or settings.probe_steps):
-        check_disk(settings, checkpoint_bytes(settings, parameters))
     # Packs are taken as full: bfd leaves few gaps.
     sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
     epoch, whole = steps(settings, launch.processes, sequences)
     packs = "packs" if settings.packing else "rows"
     batch = settings.per_device_train_batch_size * launch.processes * settings.gradient_accumulation_steps
     weights = settings.quantised or str(settings.dtype)
-    peak = sum(parts.values())
     lines = [
-        f"Launch: {launch.name}; {'CPU' if settings.use_cpu or launch.use_cpu else hardware.name}",
+        f"Launch: {launch.name}; {'CPU' if on_cpu(settings, launch) else hardware.name}",
         f"Precision: {settings.precision} (launch file: {launch.precision}), frozen weights {weights}",
         f"Batch: {settings.per_device_train_batch_size} {packs} x {launch.processes} process(es) x "
         f"{settings.gradient_accumulation_steps} accumulated = {batch} {packs} a step",
@@ -349,18 +332,27 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
         + (f", packs of {settings.max_length}" if settings.packing else ""),
         f"Steps: about {epoch:,} an epoch, {whole:,} in all",
     ]
-    if parameters:
-        listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-        lines += [
-            f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
-            f"Peak memory, estimated: {peak:.1f} GiB on each GPU ({listed}), and about 1 GiB for CUDA itself",
-        ]
-    if hardware.count and not settings.use_cpu and peak + 1 > hardware.memory:
+    config = load_config(settings)
+    tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else max(lengths))
+    try:
+        parameters = count_parameters(meta_model(config, settings), settings)
+        parts = estimate(config, settings, launch, parameters, tokens)
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return [*lines, f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
+    if not (settings.dry_run or settings.probe_steps):
+        check_disk(settings, checkpoint_bytes(settings, parameters))
+    peak = sum(parts.values())
+    listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    lines += [
+        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
+        f"Peak memory, estimated: {peak:.1f} GiB on each GPU ({listed}), and about 1 GiB for CUDA itself",
+    ]
+    if hardware.count and not on_cpu(settings, launch) and peak + 1 > hardware.memory:
         lines.append(
             f"WARNING: that is more than the {hardware.memory:.0f} GiB of {hardware.gpu}: use "
             "recipes/pmcvqa_16gb.yaml, or turn on activation_checkpointing, or lower per_device_train_batch_size"
         )
-    return lines
+    return lines, peak
 
 
 def main() -> None:
@@ -386,7 +378,8 @@ def main() -> None:
 
     check_model_folder(settings.model_name_or_path)
     _, _, _, lengths = look_at_data(settings)
-    print("\n".join(plan(settings, launch, hardware, lengths)))
+    lines, _ = plan(settings, launch, hardware, lengths)
+    print("\n".join(lines))
     print("The run can start.", file=sys.stderr)
 
 

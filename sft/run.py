@@ -67,14 +67,15 @@ def main() -> None:
     checkpoint = None if trying else checkpoints.resume_point(settings)
     scratch = tempfile.TemporaryDirectory() if trying else None
     wanted, settings = settings, trial.shortened(settings, scratch.name) if trying else settings
-    _, training_args, model_args, run_args = settings.build()
+    _, training_args, model_args, _ = settings.build()
 
     ################################
     # Data: every row is looked at #
     ################################
     train, dev, tokenizer, lengths = preflight.look_at_data(settings)
+    lines, estimated = preflight.plan(wanted, launch, hardware, lengths)
     if is_main:
-        print("\n".join(preflight.plan(wanted, launch, hardware, lengths)), flush=True)
+        print("\n".join(lines), flush=True)
     if settings.dry_run:
         train = trial.longest_rows(train, lengths, settings, launch.processes)
     fingerprints = data_fingerprint(train, trained_columns(train)), tokenized_for(tokenizer)
@@ -117,11 +118,11 @@ def main() -> None:
     # Train #
     #########
     if trying:
-        trial.run(trainer, wanted, launch, hardware, lengths)
+        trial.run(trainer, wanted, hardware, estimated)
         return
     survive = checkpoints.begin(trainer, settings, description, checkpoint, notes)
-    if run_args.mcq_eval_samples:
-        trainer.add_callback(DevQuestions(trainer, dev, run_args.mcq_eval_samples))
+    if settings.mcq_eval_samples:
+        trainer.add_callback(DevQuestions(trainer, dev, settings.mcq_eval_samples))
     trainer.add_callback(History())
     survive.train()
     if survive.stopped:

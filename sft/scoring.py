@@ -105,6 +105,11 @@ def option_log_likelihoods(
         yield from zip(indices, scores, strict=True)
 
 
+def most_likely(scores: Sequence[Sequence[float]]) -> list[int]:
+    """The option that each question's log-likelihoods answer it with."""
+    return [max(range(len(values)), key=values.__getitem__) for values in scores]
+
+
 def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % confidence interval of a proportion (Wilson 1927), which holds near 0 and 1 where the normal one fails."""
     p = correct / n

@@ -5,7 +5,6 @@
 history.json and loss.png into the output folder while the run goes on.
 """
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from transformers import TrainerCallback
 
 from data_prep.command import write_json
 from data_prep.prompts import LETTERS
-from sft.scoring import option_log_likelihoods, wilson_interval
+from sft.data import draw
+from sft.scoring import most_likely, option_log_likelihoods, wilson_interval
 
 # Dev answers that each evaluation prints.
 SHOWN = 3
@@ -24,8 +24,7 @@ class DevQuestions(TrainerCallback):
     """Answers `samples` dev questions by option likelihood at every evaluation; the draw depends on the seed alone."""
 
     def __init__(self, trainer: Any, dev: Any, samples: int):
-        drawn = random.Random(trainer.args.seed).sample(range(len(dev)), min(samples, len(dev)))  # noqa: S311
-        self.questions = dev.select(sorted(drawn)).to_list()
+        self.questions = draw(dev, samples, trainer.args.seed)
         self.trainer = trainer
 
     def scores(self) -> list[list[float]]:
@@ -52,8 +51,7 @@ class DevQuestions(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict | None = None, **_: Any) -> None:
         """Add accuracy and interval to `metrics` and to the log, and print some answers."""
-        scores = self.scores()
-        answers = [max(range(len(values)), key=values.__getitem__) for values in scores]
+        answers = most_likely(self.scores())
         right = sum(answer == question["gold"] for answer, question in zip(answers, self.questions, strict=True))
         low, high = wilson_interval(right, len(answers))
         found = {

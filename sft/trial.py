@@ -4,19 +4,16 @@ Both train for real, in a temporary folder, with the recipe's own model, launche
 """
 
 import dataclasses
-import os
 import resource
-import sys
 import time
 from typing import Any
 
 from transformers import TrainerCallback
 
-from data_prep.preview import marked
+from data_prep.preview import marked, shows_colour
 from sft import preflight
 from sft.config import Settings
 from sft.hardware import Hardware
-from sft.launch import Launch
 from sft.memory import GIB
 
 # The first steps of a run warm up kernels and allocators.
@@ -102,8 +99,11 @@ def flops_per_token(model: Any) -> float:
     return 4 * weights + 2 * trained
 
 
-def run(trainer: Any, settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> None:
-    """Train the shortened run of `trainer` and print what it showed; `settings` are those of the whole run."""
+def run(trainer: Any, settings: Settings, hardware: Hardware, estimated: float | None) -> None:
+    """Train the shortened run of `trainer` and print what it showed.
+
+    `settings` are those of the whole run, `estimated` is its peak memory in GiB on each GPU.
+    """
     is_main = trainer.is_world_process_zero()
     if settings.dry_run and is_main:
         print("\n".join(preview(trainer, PREVIEWED)), flush=True)
@@ -113,9 +113,9 @@ def run(trainer: Any, settings: Settings, launch: Launch, hardware: Hardware, le
     result = trainer.train()
     if not is_main:
         return
-    _, parts = preflight.peak_parts(settings, launch, lengths)
     peak, of_what = peak_memory(trainer.args.device)
-    memory = f"Peak memory: {peak:.1f} GiB {of_what}; estimated for a GPU {sum(parts.values()):.1f} GiB"
+    against = "not estimated" if estimated is None else f"estimated for a GPU {estimated:.1f} GiB"
+    memory = f"Peak memory: {peak:.1f} GiB {of_what}; {against}"
     if settings.dry_run:
         print(
             f"Dry run: one step on the longest rows in {clock.ends[-1] - start:.1f} s, loss {result.training_loss:.3f}"
@@ -130,8 +130,7 @@ def run(trainer: Any, settings: Settings, launch: Launch, hardware: Hardware, le
 
 def preview(trainer: Any, count: int) -> list[str]:
     """The first rows of SFTTrainer's own training set, taken out of their packs, the trained tokens marked."""
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    lines, shown = [], 0
+    colour, lines, shown = shows_colour(), [], 0
     for pack in trainer.train_dataset:
         start = 0
         for length in pack.get("seq_lengths") or [len(pack["input_ids"])]:

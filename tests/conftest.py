@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -86,20 +85,9 @@ def refused(here):
 @pytest.fixture(scope="session")
 def launched_as():
     """The `Launch` that a recipe's first lines name."""
-    import dataclasses
+    from tests.benchmarks.memory import named_launch
 
-    from sft.launch import Launch, read_launch_file
-
-    def read(recipe: Path) -> Launch:
-        named = re.search(
-            r"accelerate launch --config_file (\S+)(?: --num_processes (\d+))? sft/run.py (\S+)",
-            recipe.read_text(encoding="utf-8"),
-        )
-        assert named[3] == f"recipes/{recipe.name}"
-        launch = read_launch_file(ROOT / named[1])
-        return dataclasses.replace(launch, processes=int(named[2] or launch.processes))
-
-    return read
+    return lambda recipe: named_launch(recipe)[1]
 
 
 # What makes an 8B recipe a toy: four steps of small packs. Everything else stays as shipped.
@@ -134,21 +122,22 @@ def toy_options(launched_as, tiny_deepseek, few_dev):
 
 
 @pytest.fixture(scope="session")
-def recipe_run(command, launched_as, toy_options, tmp_path_factory):
+def recipe_run(command, toy_options, tmp_path_factory):
     """Run a recipe once as its first lines say, with two processes where it wants several.
 
     Returns (output folder, completed process); later calls get the same run.
     """
+    from tests.benchmarks.memory import named_launch
+
     runs = {}
 
     def run(recipe: str, **data: Path) -> tuple[Path, subprocess.CompletedProcess]:
         if recipe not in runs:
-            file = ROOT / f"recipes/{recipe}.yaml"
+            launch_file, launch = named_launch(ROOT / f"recipes/{recipe}.yaml")
             out = tmp_path_factory.mktemp(recipe) / "out"
-            launch_file = re.search(r"--config_file (\S+)", file.read_text(encoding="utf-8"))[1]
-            processes = min(2, launched_as(file).processes)
             done = command(
-                *("accelerate", "launch", "--config_file", launch_file, "--num_processes", processes, "sft/run.py"),
+                *("accelerate", "launch", "--config_file", launch_file, "--num_processes", min(2, launch.processes)),
+                "sft/run.py",
                 *(*toy_options(recipe, **data), "--output_dir", out),
             )
             runs[recipe] = out, done

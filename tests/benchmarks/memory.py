@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import LlamaConfig
 
 from sft.config import resolve
-from sft.launch import read_launch_file
+from sft.launch import Launch, read_launch_file
 from sft.memory import count_parameters, estimate, meta_model
 
 # DeepSeek-R1-Distill-Llama-8B's own configuration, as far as it decides sizes.
@@ -27,18 +27,30 @@ LLAMA_8B = LlamaConfig(
 )
 
 
+def named_launch(recipe: Path) -> tuple[Path, Launch]:
+    """(launch file, what it makes with the recipe's --num_processes), as the first lines of `recipe` say."""
+    text = recipe.read_text(encoding="utf-8")
+    pattern = rf"accelerate launch --config_file (\S+)(?: --num_processes (\d+))? sft/run.py recipes/{recipe.name}"
+    named = re.search(pattern, text)
+    launch = read_launch_file(recipe.parents[1] / named[1])
+    return Path(named[1]), dataclasses.replace(launch, processes=int(named[2] or launch.processes))
+
+
+def peak(recipe: Path) -> tuple[Launch, int, dict[str, float]]:
+    """(launch, trained parameters, GiB on each GPU by part) of the 8B model."""
+    _, launch = named_launch(recipe)
+    settings = resolve([str(recipe)]).on(launch.processes)
+    parameters = count_parameters(meta_model(LLAMA_8B, settings), settings)
+    tokens = settings.per_device_train_batch_size * settings.max_length
+    return launch, parameters.trained, estimate(LLAMA_8B, settings, launch, parameters, tokens)
+
+
 def main() -> None:
     print(f"{'recipe':<20} {'launch':<32} {'trained':>14}   GiB a GPU: total = parts")
-    for recipe in sorted(Path("recipes").glob("pmcvqa*.yaml")):
-        named = re.search(r"--config_file (\S+)(?: --num_processes (\d+))?", recipe.read_text(encoding="utf-8"))
-        launch = read_launch_file(Path(named[1]))
-        launch = dataclasses.replace(launch, processes=int(named[2] or launch.processes))
-        settings = resolve([str(recipe)]).on(launch.processes)
-        parameters = count_parameters(meta_model(LLAMA_8B, settings), settings)
-        tokens = settings.per_device_train_batch_size * settings.max_length
-        parts = estimate(LLAMA_8B, settings, launch, parameters, tokens)
+    for recipe in sorted(Path(__file__).parents[2].glob("recipes/pmcvqa*.yaml")):
+        launch, trained, parts = peak(recipe)
         listed = " + ".join(f"{name} {size:.2f}" for name, size in parts.items())
-        print(f"{recipe.stem:<20} {launch.name:<32} {parameters.trained:>14,}   {sum(parts.values()):.1f} = {listed}")
+        print(f"{recipe.stem:<20} {launch.name:<32} {trained:>14,}   {sum(parts.values()):.1f} = {listed}")
 
 
 if __name__ == "__main__":

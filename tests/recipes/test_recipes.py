@@ -124,17 +124,11 @@ def test_first_lines_name_model_hardware_memory_time_and_launch(recipe, launched
 
 
 @pytest.mark.parametrize("recipe", FAMILY)
-def test_the_memory_in_the_first_lines_is_the_estimate(recipe, launched_as):
-    from sft.config import resolve
-    from sft.memory import count_parameters, estimate, meta_model
-    from tests.benchmarks.memory import LLAMA_8B
+def test_the_memory_in_the_first_lines_is_the_estimate(recipe):
+    from tests.benchmarks.memory import peak
 
-    launch = launched_as(ROOT / f"recipes/{recipe}.yaml")
-    settings = resolve([str(ROOT / f"recipes/{recipe}.yaml")]).on(launch.processes)
-    parameters = count_parameters(meta_model(LLAMA_8B, settings), settings)
-    tokens = settings.per_device_train_batch_size * settings.max_length
-    peak = sum(estimate(LLAMA_8B, settings, launch, parameters, tokens).values())
-    assert f"Memory:   {peak:.0f} GiB at the peak, estimated" in says(recipe)
+    _, _, parts = peak(ROOT / f"recipes/{recipe}.yaml")
+    assert f"Memory:   {sum(parts.values()):.0f} GiB at the peak, estimated" in says(recipe)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
