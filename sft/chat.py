@@ -6,6 +6,7 @@ A template that breaks it trains a model that was never asked in the way it will
 
 import hashlib
 import re
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,29 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             )
         rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
     return rows
+
+
+def answer_opening(tokenizer: Any) -> list[int]:
+    """Token ids that stand between a prompt and the first word of an answer given without thinking.
+
+    For a family that thinks, they close the think block at once; for others there are none.
+    """
+    prompt = [{"role": "user", "content": "Which?"}]
+    answers = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
+    one, other = (row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers))
+    return one[: common_prefix([one, other])]
+
+
+def thinking_opening(tokenizer: Any) -> str:
+    """What of a think block the prompt has opened already: ``<think>`` and a newline, or nothing."""
+    (asked,) = render(tokenizer, [[{"role": "user", "content": "Which?"}]], add_generation_prompt=True)
+    opened = asked.rfind("<think>")
+    return asked[opened:] if opened >= 0 and "</think>" not in asked[opened:] else ""
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Number of leading items that all sequences share."""
+    return next((i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), 0)
 
 
 def tokenized_for(tokenizer: Any) -> str:

@@ -1,30 +1,44 @@
-"""From a model and questions to the log-likelihood of every option, and from answers to numbers with intervals."""
+"""From a model to its answer, in two ways: the log-likelihood of every option, or a text that is parsed.
 
-import math
+Both are strict. An option is scored by the very completion that training would have used; a text that does not state
+one option is no answer. sft/metrics.py makes numbers of the answers.
+"""
+
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
-from data_prep.prompts import answer_text, completion_messages, prompt_messages
-from data_prep.questions import longest_option
-from sft.chat import split_completions
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Number of leading items that all sequences share."""
-    return next((i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), 0)
+from data_prep.prompts import LETTERS, answer_text, completion_messages, prompt_messages
+from data_prep.questions import comparable
+from sft.chat import common_prefix, split_completions
 
 
-def option_tokens(tokenizer: Any, question: str, choices: Sequence[str], answer_format: str) -> dict:
-    """``{"shared": ids, "options": [ids, ...]}``: what is asked, up to where the options differ, and what differs.
+def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
+    """``{"shared": ids, "options": [ids, ...], "first_token_only"}`` of each row of a prepared data set.
 
-    Each option is the very completion that training would have used for it, end-of-text token included.
+    What is asked, up to where the options differ, and what differs. Each option is the very completion that training
+    would have used for it, end-of-text token included.
     """
-    prompt = prompt_messages(question, choices, answer_format)
-    completions = [completion_messages(answer_text(choices, i, answer_format)) for i in range(len(choices))]
-    rows = split_completions(tokenizer, [prompt] * len(choices), completions)
-    options = [row["completion_ids"] for row in rows]
-    cut = common_prefix(options)
-    return {"shared": rows[0]["prompt_ids"] + options[0][:cut], "options": [option[cut:] for option in options]}
+    prompts, completions = [], []
+    for q in questions:
+        prompts += [prompt_messages(q["question"], q["choices"], q["answer_format"])] * len(q["choices"])
+        answers = [answer_text(q["choices"], index, q["answer_format"]) for index in range(len(q["choices"]))]
+        completions += [completion_messages(answer) for answer in answers]
+    rows = iter(split_completions(tokenizer, prompts, completions))
+    found = []
+    for q in questions:
+        own = list(islice(rows, len(q["choices"])))
+        options = [row["completion_ids"] for row in own]
+        cut = common_prefix(options)
+        found.append(
+            {
+                "shared": own[0]["prompt_ids"] + options[0][:cut],
+                "options": [option[cut:] for option in options],
+                "first_token_only": q["answer_format"].startswith("letter"),
+            }
+        )
+    return found
 
 
 def pad(sequences: Sequence[Sequence[int]], token: int, left: bool) -> tuple[Any, Any]:
@@ -41,30 +55,28 @@ def pad(sequences: Sequence[Sequence[int]], token: int, left: bool) -> tuple[Any
     return ids, mask
 
 
-def batch_log_likelihoods(
-    model: Any, pad_token: int, batch: Sequence[dict], first_token_only: bool
-) -> list[list[float]]:
+def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> list[list[float]]:
     """log p(option | question) in nats, one list a question, for a batch of `option_tokens`.
 
     The shared part of each question is computed once; its key/value cache is then continued by each of its options.
-    With `first_token_only` (letter formats, where the options differ in their first token) the first pass suffices.
+    In letter formats, where the options differ in their first token, the first pass suffices.
     """
     import torch
 
+    pad_token = padding(tokenizer)
+    first_token_only = all(question["first_token_only"] for question in batch)
+
     options = [option for question in batch for option in question["options"]]
     owners = [index for index, question in enumerate(batch) for _ in question["options"]]
-    shared, mask = (t.to(model.device) for t in pad([q["shared"] for q in batch], pad_token, left=True))
+    # Padded on the right, where causal attention never looks: no mask is needed, and padding changes no score.
+    shared, mask = (t.to(model.device) for t in pad([q["shared"] for q in batch], pad_token, left=False))
     owner = torch.tensor(owners, device=model.device)
+    last, place = (mask.sum(-1) - 1).unique(return_inverse=True)
     with torch.no_grad():  # not inference_mode: under ZeRO-3 the gathered weights would stay unusable for training
-        start = model(
-            input_ids=shared,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=not first_token_only,
-            logits_to_keep=1,
-        )
+        start = model(input_ids=shared, use_cache=not first_token_only, logits_to_keep=last)
+        logits = start.logits[torch.arange(len(batch), device=model.device), place]
         first = torch.tensor([option[0] for option in options], device=model.device)
-        scores = start.logits[:, -1].float().log_softmax(-1)[owner, first]
+        scores = logits.float().log_softmax(-1)[owner, first]
         if not first_token_only and max(map(len, options)) > 1:
             cache = start.past_key_values
             cache.batch_select_indices(owner)
@@ -86,23 +98,28 @@ def batch_log_likelihoods(
     return result
 
 
+def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of indices, longest first: each holds like lengths, and one that does not fit fails at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def padding(tokenizer: Any) -> int:
+    """The token to pad with; what stands there is masked."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
 def option_log_likelihoods(
     model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int
 ) -> Iterator[tuple[int, list[float]]]:
     """Yield (index of the question, log-likelihood of each of its options in nats), longest questions first.
 
-    `questions` are rows of a prepared data set. Longest first, so that a batch that does not fit fails at once.
+    `questions` are rows of a prepared data set.
     """
-    tokens = [option_tokens(tokenizer, q["question"], q["choices"], q["answer_format"]) for q in questions]
-    order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]["shared"]))
-    pad_token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    # Rows of one file share their answer format; were they mixed, the whole completion is right for all.
-    letters = all(q["answer_format"].startswith("letter") for q in questions)
+    tokens = option_tokens(tokenizer, questions)
     model.eval()
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        scores = batch_log_likelihoods(model, pad_token, [tokens[i] for i in indices], first_token_only=letters)
-        yield from zip(indices, scores, strict=True)
+    for indices in longest_first([len(t["shared"]) for t in tokens], batch_size):
+        yield from zip(indices, batch_log_likelihoods(model, tokenizer, [tokens[i] for i in indices]), strict=True)
 
 
 def most_likely(scores: Sequence[Sequence[float]]) -> list[int]:
@@ -110,30 +127,152 @@ def most_likely(scores: Sequence[Sequence[float]]) -> list[int]:
     return [max(range(len(values)), key=values.__getitem__) for values in scores]
 
 
-def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927), which holds near 0 and 1 where the normal one fails."""
-    p = correct / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+class ParsedAnswer(NamedTuple):
+    """What a generated text answers: the index of the option if one is stated, else why there is none."""
+
+    index: int | None
+    outcome: Literal["answered", "unparsed", "truncated"]
 
 
-def mcnemar_p(only_first: int, only_second: int) -> float:
-    """Two-sided exact McNemar p-value, from the questions that one run alone answered rightly.
+UNPARSED = ParsedAnswer(None, "unparsed")
+TRUNCATED = ParsedAnswer(None, "truncated")
 
-    Under the null hypothesis each such question is a fair coin. Integers throughout, so exact for any number.
+_MARKDOWN = re.compile(r"[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b", re.MULTILINE)
+_BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
+# Words before an answer that say nothing of it.
+_LEAD = re.compile(
+    r"(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say|choose)"
+    r"|i['’]d (?:say|choose|go with)|it is|it['’]s|this is|that is|most likely|probably|the|correct|option|choice"
+    r"|letter|answer)\b[\s,:!.]*)+",
+    re.IGNORECASE,
+)
+# "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
+_LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?![\w'’-])|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
+# What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
+_FOLLOWS = re.compile(
+    r"\W*$|\s*[,;!?—–(]|\s*[-/&]\s|\s*/|\s+(?:because|since|as|is|was|and|or|for|due|which|with|but|not|rather)\b",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"\s*(?:,\s*(?:and|or)?|/|&|\band\b|\bor\b)\s*(?:option\s+)?(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"\s*(?:not|never|neither|n['’]t)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE
+)
+_DECLARED = re.compile(
+    r"(?P<final>\bfinal\s+)?\b(?:answer|choice|option|response)\b(?:\s+[a-z]+){0,4}?\s*"
+    r"(?:\b(?:is|was|would be|should be|must be)(?P<not>\s+not\b|n['’]t\b)?|:|=|→)\s*:?",
+    re.IGNORECASE,
+)
+_CALLED_RIGHT = re.compile(
+    r"(?:^|[\s(\"'])([A-D])[)\].\"']*\s+(?:is|would be)\s+(?:clearly\s+|the\s+)*(?:correct|right|best|answer)\b"
+)
+# In `comparable` text, right before or behind a mention of an option.
+_NOT_BEFORE = re.compile(
+    r"\b(?:not|isn t|never|no|nor|neither|rather than|instead of|unlike|except|rules? out|ruled out|without)"
+    r"(?: (?:the|an?|be|option|choice|[a-d]))* $"
+)
+_NOT_BEHIND = re.compile(
+    r"^ (?:is|are|was|were|would be|seems?) (?:not|incorrect|wrong|unlikely|false|ruled out)\b|^ (?:isn|aren|wasn) t\b"
+)
+
+
+def _options_named(text: str, choices: Sequence[str], anywhere: bool) -> set[int]:
+    """Options whose text stands in `text`, or begins it, and is not denied; of one inside another, the longer."""
+    plain = f" {comparable(text)} "
+    found: list[tuple[int, int, int]] = []
+    wanted = [(f" {comparable(choice)} ", index) for index, choice in enumerate(choices)]
+    for choice, index in sorted(wanted, key=lambda pair: -len(pair[0])):
+        if len(choice) < 4 and choice[1:-1].isalpha():  # a single letter is no name
+            continue
+        start = plain.find(choice) if anywhere or plain.startswith(choice) else -1
+        while start >= 0:
+            end = start + len(choice)
+            inside = any(low <= start and end <= high for low, high, _ in found)
+            if not inside:
+                found.append((start, end, index))
+            start = plain.find(choice, end - 1) if anywhere else -1
+    return {
+        index
+        for start, end, index in found
+        if not (_NOT_BEFORE.search(plain[: start + 1]) or _NOT_BEHIND.search(plain[end - 1 :]))
+    }
+
+
+def _letters(text: str, choices: Sequence[str]) -> set[int]:
+    """Options that `text` begins with naming by letter: one, several ("B or C"), or none.
+
+    Where the text of another option follows the letter, both are named: the answer contradicts itself.
     """
-    n, k = only_first + only_second, min(only_first, only_second)
-    term, tail = 1, 0
-    for i in range(k + 1):
-        tail += term
-        term = term * (n - i) // (i + 1)
-    return min(1.0, 2 * tail / 2**n) if n else 1.0
+    found: set[int] = set()
+    while letter := _LETTER.match(text):
+        rest = text[letter.end() :]
+        index = LETTERS.index((letter.group(1) or letter.group(2)).upper())
+        named = _options_named(rest, choices, anywhere=False)
+        if index >= len(choices) or not (letter.group("mark").strip("\"'“‘") or named or _FOLLOWS.match(rest)):
+            break
+        found |= {index} | named
+        joined = _JOINED.match(rest)
+        if not joined:
+            break
+        text = rest[joined.end() :]
+    return found
 
 
-def floors(questions: Sequence[dict]) -> dict[str, float]:
-    """Accuracy without reading the question: always the commonest gold letter; always the longest option."""
-    n = len(questions)
-    golds = [q["gold"] for q in questions]
-    longest = sum(longest_option(q["choices"]) == q["gold"] for q in questions)
-    return {"majority_letter": max(map(golds.count, set(golds))) / n, "longest_option": longest / n}
+def _statement(text: str, choices: Sequence[str]) -> set[int]:
+    """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
+    text = _NEGATED.sub("", text, count=1).strip()
+    lead = _LEAD.match(text)
+    return (
+        _letters(text, choices)
+        or (_letters(text[lead.end() :], choices) if lead else set())
+        or _options_named(text, choices, anywhere=True)
+    )
+
+
+def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> ParsedAnswer:
+    """The option that a generated text answers with, without kindness: no nearest string, no last character.
+
+    Only what stands behind the last ``</think>`` is read, in this order; the first that names an option decides, and
+    naming two is no answer: boxed (``\\boxed{B}``), declared ("the answer is ...", "B is correct"; a final answer
+    before others), marked by a letter at the start of a line ("B. ..."), and last the text of one option alone that
+    stands there and is not denied.
+
+    Args:
+        text: the assistant's whole turn, its opening think tag included if there is one.
+        choices: the options, in the order of their letters.
+        hit_limit: whether generation ended at its token limit. Then the answer is truncated, whatever stands there.
+    """
+    if hit_limit or "<think>" in text.split("</think>")[-1]:
+        return TRUNCATED
+    answer = _MARKDOWN.sub("", text.split("</think>")[-1]).strip()
+
+    def boxed() -> set[int]:
+        return set().union(*(_statement(content, choices) for content in _BOXED.findall(answer)))
+
+    def declared() -> set[int]:
+        every = list(_DECLARED.finditer(answer))
+        ends = [match.start() for match in every[1:]] + [len(answer)]
+        found = set()
+        for match, end in zip(every, ends, strict=False):
+            if match["final"] or not any(other["final"] for other in every):
+                stated = answer[match.end() : end].split("\n")[0]
+                found |= _statement(f"not {stated}" if match["not"] else stated, choices)
+        if not any(match["final"] for match in every):
+            found |= {LETTERS.index(letter) for letter in _CALLED_RIGHT.findall(answer)} & set(range(len(choices)))
+        return found
+
+    def marked() -> set[int]:
+        lines = [line.strip() for line in answer.splitlines() if line.strip()]
+        if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
+            del lines[0]
+        letters = [_letters(line, choices) or _letters(_LEAD.sub("", line, count=1), choices) for line in lines[:1]]
+        letters += [
+            _letters(line, choices) for line in lines[1:] if _LETTER.match(line) and _LETTER.match(line)["mark"]
+        ]
+        # An answer that is nothing but an option which looks like a letter could mean either.
+        same = {index for index, choice in enumerate(choices) if choice.strip() == answer}
+        return set().union(*letters, same if letters and letters[0] else set())
+
+    for rule in (boxed, declared, marked, lambda: _options_named(answer, choices, anywhere=True)):
+        if found := rule():
+            return ParsedAnswer(found.pop(), "answered") if len(found) == 1 else UNPARSED
+    return UNPARSED

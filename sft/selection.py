@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 from data_prep.command import write_json
 from data_prep.prompts import LETTERS
 from sft.data import draw
-from sft.scoring import most_likely, option_log_likelihoods, wilson_interval
+from sft.metrics import wilson_interval
+from sft.scoring import most_likely, option_log_likelihoods
 
 # Dev answers that each evaluation prints.
 SHOWN = 3

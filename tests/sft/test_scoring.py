@@ -1,12 +1,9 @@
-"""Scores are what their definition says, whatever the batching; statistics are those of the textbook."""
-
-import math
-from itertools import pairwise
+"""Scores are what their definition says, whatever the batching."""
 
 import pytest
 
 from sft.chat import split_completions
-from sft.scoring import floors, mcnemar_p, option_log_likelihoods, option_tokens, wilson_interval
+from sft.scoring import option_log_likelihoods, option_tokens
 
 QUESTIONS = [
     {"question": "Which stain shows iron?", "choices": ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]},
@@ -44,7 +41,7 @@ def test_text_scores_are_the_log_likelihoods_of_the_whole_completions(model, dee
     scores = dict(option_log_likelihoods(model, deepseek_tokenizer, questions, batch_size))
     assert sorted(scores) == list(range(len(questions)))
     for index, question in enumerate(questions):
-        tokens = option_tokens(deepseek_tokenizer, question["question"], question["choices"], "text")
+        (tokens,) = option_tokens(deepseek_tokenizer, [question])
         expected = [log_probability(model, tokens["shared"] + o, len(tokens["shared"])) for o in tokens["options"]]
         assert scores[index] == pytest.approx(expected, abs=1e-4)
 
@@ -54,7 +51,7 @@ def test_letter_scores_are_the_log_likelihoods_of_the_letters(model, deepseek_to
     questions = rows(answer_format)
     scores = dict(option_log_likelihoods(model, deepseek_tokenizer, questions, 3))
     for index, question in enumerate(questions):
-        tokens = option_tokens(deepseek_tokenizer, question["question"], question["choices"], answer_format)
+        (tokens,) = option_tokens(deepseek_tokenizer, [question])
         shared = tokens["shared"]
         expected = [log_probability(model, [*shared, o[0]], len(shared)) for o in tokens["options"]]
         assert scores[index] == pytest.approx(expected, abs=1e-4)
@@ -65,41 +62,9 @@ def test_options_are_the_completions_of_training(deepseek_tokenizer):
     from data_prep.prompts import completion_messages, prompt_messages
 
     question, choices = QUESTIONS[0]["question"], QUESTIONS[0]["choices"]
-    tokens = option_tokens(deepseek_tokenizer, question, choices, "text")
+    (tokens,) = option_tokens(deepseek_tokenizer, [QUESTIONS[0] | {"answer_format": "text"}])
     (row,) = split_completions(
         deepseek_tokenizer, [prompt_messages(question, choices, "text")], [completion_messages("Prussian blue")]
     )
     assert tokens["shared"] + tokens["options"][1] == row["prompt_ids"] + row["completion_ids"]
     assert tokens["options"][1][-1] == deepseek_tokenizer.eos_token_id
-
-
-def test_wilson_interval_of_the_literature():
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20.
-    for (correct, n), expected in {
-        (81, 263): (0.2553, 0.3662),
-        (15, 148): (0.0624, 0.1605),
-        (0, 20): (0.0, 0.1611),
-    }.items():
-        assert wilson_interval(correct, n) == pytest.approx(expected, abs=5e-5)
-    assert wilson_interval(20, 20)[1] == 1.0
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    for b in range(7):
-        for c in range(7):
-            n = b + c
-            tail = sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n
-            assert mcnemar_p(b, c) == pytest.approx(min(1.0, 2 * tail) if n else 1.0)
-    assert mcnemar_p(4000, 4500) == pytest.approx(mcnemar_p(4500, 4000))
-    values = [mcnemar_p(0, c) for c in range(1, 40)]
-    assert all(later <= earlier for earlier, later in pairwise(values))
-
-
-def test_floors_need_no_model():
-    questions = [
-        {"choices": ["a", "bb", "c"], "gold": 1},
-        {"choices": ["a", "bb", "c"], "gold": 1},
-        {"choices": ["aaa", "bb", "c"], "gold": 2},
-        {"choices": ["a", "bb", "ccc"], "gold": 0},
-    ]
-    assert floors(questions) == {"majority_letter": 0.5, "longest_option": 0.5}

@@ -1,0 +1,146 @@
+"""From right and wrong answers to numbers with intervals: what sft/evaluate.py reports, one function a number.
+
+`right` is always one value a question, 1.0 for a right answer and 0.0 for a wrong one, or the share of right answers
+where a question was answered several times. docs/evaluation.md explains each number to someone who will cite it.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from data_prep.prompts import LETTERS
+from data_prep.questions import longest_option
+
+Z95 = 1.959964
+# Equal-width bins of the reliability diagram.
+BINS = 10
+
+
+def wilson_interval(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927), which holds near 0 and 1 where the normal one fails."""
+    p = correct / n
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+
+
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Two-sided exact McNemar p-value, from the questions that one run alone answered rightly.
+
+    Under the null hypothesis each such question is a fair coin. Integers throughout, so exact for any number.
+    """
+    n, k = only_first + only_second, min(only_first, only_second)
+    term, tail = 1, 0
+    for i in range(k + 1):
+        tail += term
+        term = term * (n - i) // (i + 1)
+    return min(1.0, 2 * tail / 2**n) if n else 1.0
+
+
+def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -> float:
+    """Standard error of the mean of `values` where questions of one article are not independent (arXiv 2411.00640).
+
+    A question whose article is unknown ("") is a cluster of its own; if all are, this is the plain standard error of
+    the mean, with n in the place of n - 1.
+    """
+    mean = sum(values) / len(values)
+    of_article: dict[Any, float] = defaultdict(float)
+    for number, (value, article) in enumerate(zip(values, articles, strict=True)):
+        of_article[article or number] += value - mean
+    return math.sqrt(sum(total**2 for total in of_article.values())) / len(values)
+
+
+def recalls(golds: Sequence[int], right: Sequence[float]) -> dict[str, float]:
+    """Of the questions whose right option stands at a letter, the share answered rightly; letters that occur."""
+    found = {
+        LETTERS[letter]: [value for gold, value in zip(golds, right, strict=True) if gold == letter]
+        for letter in sorted(set(golds))
+    }
+    return {letter: sum(values) / len(values) for letter, values in found.items()}
+
+
+def standard_deviation(values: Sequence[float]) -> float:
+    """Population standard deviation. Of the recalls of the letters it is RStd (arXiv 2309.03882)."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def softmax(scores: Sequence[float]) -> list[float]:
+    """Probabilities of the options from their log-likelihoods."""
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [weight / sum(weights) for weight in weights]
+
+
+def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
+    """Expected calibration error over equal-width bins (arXiv 1706.04599), and the bins of the reliability diagram."""
+    bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
+    for confidence, value in zip(confidences, right, strict=True):
+        bins[min(int(confidence * BINS), BINS - 1)].append((confidence, value))
+    described = [
+        {
+            "from": number / BINS,
+            "to": (number + 1) / BINS,
+            "n": len(pairs),
+            "confidence": sum(confidence for confidence, _ in pairs) / len(pairs),
+            "accuracy": sum(value for _, value in pairs) / len(pairs),
+        }
+        for number, pairs in enumerate(bins)
+        if pairs
+    ]
+    gaps = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in described)
+    return {"ece": gaps / len(right), "bins": described}
+
+
+def accuracy(right: Sequence[float]) -> dict[str, Any]:
+    """``{"accuracy", "n", "ci95"}`` with Wilson's interval."""
+    return {
+        "accuracy": sum(right) / len(right),
+        "n": len(right),
+        "ci95": list(wilson_interval(sum(right), len(right))),
+    }
+
+
+def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
+    """The numbers that every score has: accuracy and its errors, letter bias, and accuracy by type of question."""
+    from sft.question_types import TYPES, question_type
+
+    golds = [question["gold"] for question in questions]
+    articles = [question.get("article") or "" for question in questions]
+    of_letter = recalls(golds, right)
+    of_type: dict[str, list[float]] = {kind: [] for kind in TYPES}
+    for question, value in zip(questions, right, strict=True):
+        of_type[question_type(question["question"])].append(value)
+    return {
+        **accuracy(right),
+        "standard_error_clustered": clustered_standard_error(right, articles),
+        "articles": len({article for article in articles if article}),
+        "balanced_accuracy": sum(of_letter.values()) / len(of_letter),
+        "recall_by_letter": of_letter,
+        "rstd": standard_deviation(list(of_letter.values())),
+        "by_question_type": {kind: accuracy(values) for kind, values in of_type.items() if values},
+    }
+
+
+def paired(right: Sequence[float], baseline: Sequence[float], articles: Sequence[str]) -> dict[str, Any]:
+    """Two runs over the same questions, in the same order (arXiv 2411.00640).
+
+    ``difference`` of the accuracies with its 95 % interval, clustered by article; and, where each question was
+    answered once, the questions that one run alone answered rightly, with the exact McNemar p-value.
+    """
+    differences = [a - b for a, b in zip(right, baseline, strict=True)]
+    difference = sum(differences) / len(differences)
+    half = Z95 * clustered_standard_error(differences, articles)
+    result = {"n": len(differences), "difference": difference, "ci95": [difference - half, difference + half]}
+    if {*right, *baseline} <= {0.0, 1.0}:
+        won, lost = differences.count(1.0), differences.count(-1.0)
+        result |= {"won": won, "lost": lost, "mcnemar_p": mcnemar_p(lost, won)}
+    return result
+
+
+def floors(questions: Sequence[dict]) -> dict[str, float]:
+    """Accuracy without reading the question: always the commonest gold letter; always the longest option."""
+    n = len(questions)
+    golds = [q["gold"] for q in questions]
+    longest = sum(longest_option(q["choices"]) == q["gold"] for q in questions)
+    return {"majority_letter": max(map(golds.count, set(golds))) / n, "longest_option": longest / n}

@@ -1,0 +1,105 @@
+"""The numbers of an evaluation are those of the textbook."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from sft import metrics
+from sft.metrics import floors, mcnemar_p, wilson_interval
+
+
+def test_wilson_interval_of_the_literature():
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20.
+    for (correct, n), expected in {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+    }.items():
+        assert wilson_interval(correct, n) == pytest.approx(expected, abs=5e-5)
+    assert wilson_interval(20, 20)[1] == 1.0
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    for b in range(7):
+        for c in range(7):
+            n = b + c
+            tail = sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n
+            assert mcnemar_p(b, c) == pytest.approx(min(1.0, 2 * tail) if n else 1.0)
+    assert mcnemar_p(4000, 4500) == pytest.approx(mcnemar_p(4500, 4000))
+    values = [mcnemar_p(0, c) for c in range(1, 40)]
+    assert all(later <= earlier for earlier, later in pairwise(values))
+
+
+def test_floors_need_no_model():
+    questions = [
+        {"choices": ["a", "bb", "c"], "gold": 1},
+        {"choices": ["a", "bb", "c"], "gold": 1},
+        {"choices": ["aaa", "bb", "c"], "gold": 2},
+        {"choices": ["a", "bb", "ccc"], "gold": 0},
+    ]
+    assert floors(questions) == {"majority_letter": 0.5, "longest_option": 0.5}
+
+
+def test_the_clustered_error_is_that_of_the_articles_sums():
+    # Two articles that are all right or all wrong: four questions tell as much as two.
+    assert metrics.clustered_standard_error([1, 1, 0, 0], ["a", "a", "b", "b"]) == pytest.approx(math.sqrt(2) / 4)
+    # One question an article, or articles unknown: the plain error of a proportion.
+    for articles in (["a", "b", "c", "d"], [""] * 4):
+        assert metrics.clustered_standard_error([1, 1, 0, 0], articles) == pytest.approx(math.sqrt(0.25 / 4))
+
+
+def test_letter_bias_shows_in_recalls_rstd_and_balanced_accuracy():
+    questions = [{"question": "?", "gold": gold} for gold in (0, 0, 0, 1)]
+    always_a = metrics.summary(questions, [1.0, 1.0, 1.0, 0.0])
+    assert always_a["accuracy"] == 0.75
+    assert always_a["recall_by_letter"] == {"A": 1.0, "B": 0.0}
+    assert always_a["balanced_accuracy"] == 0.5
+    assert always_a["rstd"] == 0.5
+
+
+def test_calibration_error_is_the_mean_gap_of_the_bins():
+    # 0.9 sure and right half the time; 0.55 sure and always right.
+    found = metrics.calibration([0.95, 0.95, 0.55, 0.55], [1.0, 0.0, 1.0, 1.0])
+    assert found["ece"] == pytest.approx((2 * 0.45 + 2 * 0.45) / 4)
+    assert [(b["from"], b["n"]) for b in found["bins"]] == [(0.5, 2), (0.9, 2)]
+    assert metrics.calibration([1.0], [1.0])["ece"] == 0
+
+
+def test_paired_difference_knows_that_the_questions_are_the_same():
+    this, baseline = [1.0, 1.0, 1.0, 0.0] * 25, [1.0, 1.0, 0.0, 0.0] * 25
+    found = metrics.paired(this, baseline, [""] * 100)
+    assert found["difference"] == 0.25
+    assert (found["won"], found["lost"]) == (25, 0)
+    assert found["mcnemar_p"] == mcnemar_p(0, 25)
+    low, high = found["ci95"]
+    assert high - low == pytest.approx(2 * 1.959964 * math.sqrt(0.25 * 0.75 / 100))
+    # Questions answered several times are not coins: no McNemar test.
+    assert "mcnemar_p" not in metrics.paired([0.5, 1.0], [0.0, 1.0], ["", ""])
+
+
+def test_softmax_of_far_apart_scores_does_not_overflow():
+    assert metrics.softmax([-1000.0, -1000.0]) == [0.5, 0.5]
+    assert metrics.softmax([0.0, -2000.0]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("What imaging modality was used?", "modality"),
+        ("What type of MRI sequence is shown?", "modality"),
+        ("Which stain was used in panel B?", "modality"),
+        ("Where is the hernia located?", "organ/structure"),
+        ("Which part of the spine is shown?", "organ/structure"),
+        ("What abnormality is seen in image C?", "finding"),
+        ("What does the CT scan reveal?", "finding"),
+        ("What does the white arrow indicate?", "colour/label"),
+        ("What color is the nucleus?", "colour/label"),
+        ("How many lesions are visible?", "count"),
+        ("What is the chief complaint of the patient?", "other"),
+    ],
+)
+def test_question_types(question, kind):
+    from sft.question_types import question_type
+
+    assert question_type(question) == kind
