@@ -1,167 +1,339 @@
-"""Measure how often a model picks the right option, with an interval and a comparison.
+"""Measure how often a model picks the right option: two scores, their errors, and what they must be compared with.
 
-Method: option likelihood. Each option is scored by log p(the completion that training would have used | question);
-the most likely option is the model's answer. No text is generated and nothing has to be parsed.
+    python sft/evaluate.py --model_path PMC-VQA-SFT-Output/final_model --dataset_path PMC-VQA-Processed \\
+        --method likelihood generation --baseline outputs/eval/base
 
-In:  --model_path, a base model, an adapter folder or a merged model (folder or Hub id); --dataset_path, a folder
-     written by data_prep/prepare.py.
-Out: OUTPUT_DIR/NAME.json (accuracy, n, ci95, floors, paired comparison) and OUTPUT_DIR/NAME.parquet (one row a
-     question: id, gold, predicted, log-likelihood of each option).
+Scores: option likelihood (the option whose completion, as training would have written it, is the likeliest) and
+generation (the model writes, the text is parsed). Floors stand beside them.
+
+In:  --model_path, a base model, an adapter folder or a merged model (folder or Hub id), or with --backend openai its
+     name on a server; --dataset_path, a folder written by data_prep/prepare.py.
+Out: OUTPUT_DIR/NAME/ with results.json, predictions.parquet (one row a question), report.html, and answers/, from
+     which a stopped evaluation continues when the same command is given again.
+
+`accelerate launch sft/evaluate.py ...` spreads the questions over several GPUs. docs/evaluation.md explains every
+number.
 """
 
 import argparse
-import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from data_prep.chat_rows import can_be_shuffled
 from data_prep.command import UserError, run, write_json
-from data_prep.prompts import OPEN
+from data_prep.prompts import LETTERS, OPEN, PROMPT_VERSION, prompt_messages
+
+LIKELIHOOD, GENERATION = "likelihood", "generation"
+# The names of --method, and of the scores in results.json.
+SCORE_OF = {LIKELIHOOD: "option_likelihood", GENERATION: "generation"}
+CHOICES_ONLY = "choices only"
 
 
-def read_results(file: Path) -> tuple[dict, dict[str, bool]]:
-    """(results, {question id: answered rightly}) of an earlier run.
+@dataclass(frozen=True)
+class Task:
+    """One pass over questions: option likelihood, or with `sampling` generation."""
+
+    name: str
+    questions: list[dict]
+    sampling: Any = None
+
+
+def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Any]) -> list[Task]:
+    """What has to be asked for the scores that are wanted."""
+    tasks = []
+    if LIKELIHOOD in args.method:
+        tasks.append(Task(LIKELIHOOD, questions))
+        if args.choices_only and questions[0]["answer_format"] != OPEN:
+            tasks.append(Task(CHOICES_ONLY, [q | {"question": ""} for q in questions]))
+        movable = [q for q in questions if can_be_shuffled(q["question"], q["choices"])]
+        for shift in range(1, args.permutations):
+            turned = [q | {"choices": q["choices"][shift:] + q["choices"][:shift]} for q in movable]
+            tasks.append(Task(f"shifted by {shift}", turned))
+    if GENERATION in args.method:
+        for sampling in samplings:
+            how = ", ".join(f"{key}={value}" for key, value in asdict(sampling).items() if key != "thinking")
+            tasks.append(Task(f"generation {how}", questions, sampling))
+    return tasks
+
+
+def answered_locally(args: argparse.Namespace, tasks: list[Task], found: dict, state: Any) -> Iterator[tuple]:
+    """Yield (task name, {id: answer}) a batch, for this process's share of the batches that are not answered yet.
+
+    Batches are the same however many processes there are and whatever was answered before, and so are the answers.
+    What can be refused is refused by the call, before the model loads.
+    """
+    from sft.chat import token_ids
+    from sft.generation import batch_seed, check_context, generate
+    from sft.models import context_length, load_model, load_tokenizer
+    from sft.scoring import batch_log_likelihoods, longest_first, option_tokens
+
+    tokenizer = load_tokenizer(args.model_path, args.chat_template)
+    context = context_length(args.model_path)
+    work = []
+    for task in tasks:
+        if task.sampling:
+            conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for q in task.questions]
+            tokens = token_ids(tokenizer, conversations, add_generation_prompt=True)
+            lengths = [(len(ids), task.sampling.max_new_tokens) for ids in tokens]
+        else:
+            tokens = option_tokens(tokenizer, task.questions)
+            lengths = [(len(t["shared"]), max(map(len, t["options"])) - 1) for t in tokens]
+        for question, (prompt, new) in zip(task.questions, lengths, strict=True):
+            check_context(context, prompt, new, f"question {question['id']}")
+        for number, batch in enumerate(longest_first([prompt for prompt, _ in lengths], args.batch_size)):
+            if not all((task.name, task.questions[i]["id"]) in found for i in batch):
+                work.append((number, task, batch, [tokens[i] for i in batch]))
+
+    def answers() -> Iterator[tuple]:
+        model, tokenizer = load_model(args.model_path, args.dtype, args.chat_template, args.quantization, state.device)
+        for number, task, batch, tokens in work[state.process_index :: state.num_processes]:
+            if task.sampling:
+                drawn = replace(task.sampling, seed=batch_seed(task.sampling.seed, number))
+                found = [answer._asdict() for answer in generate(model, tokenizer, tokens, drawn)]
+            else:
+                found = [{"log_likelihoods": scores} for scores in batch_log_likelihoods(model, tokenizer, tokens)]
+            yield task.name, {task.questions[i]["id"]: answer for i, answer in zip(batch, found, strict=True)}
+
+    return answers()
+
+
+def answered_by_server(args: argparse.Namespace, tasks: list[Task], found: dict, state: Any) -> Iterator[tuple]:
+    """Yield (task name, {id: answer}) a question, for this process's share of the questions.
+
+    A server that does not answer is refused by the call.
+    """
+    from sft.generation import batch_seed
+    from sft.server import Server
+
+    server = Server(args.base_url, args.model_path, args.concurrency, args.retries, args.request_timeout)
+
+    def answers() -> Iterator[tuple]:
+        for task in tasks:
+            todo = [(i, q) for i, q in enumerate(task.questions) if (task.name, q["id"]) not in found]
+            todo = todo[state.process_index :: state.num_processes]
+            conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for _, q in todo]
+            samplings = [replace(task.sampling, seed=batch_seed(task.sampling.seed, i)) for i, _ in todo]
+            for place, answer in server.ask_all(conversations, samplings):
+                yield task.name, {todo[place][1]["id"]: answer._asdict()}
+
+    return answers()
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other or make no sense.
 
     Raises:
-        UserError: not the JSON file of an evaluation, or its Parquet file is not beside it.
+        UserError: the first of them.
     """
-    import json
-
-    import pyarrow.parquet as pq
-
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        rows = pq.read_table(file.with_name(results["predictions"])).to_pylist()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    for option in ("num_samples", "batch_size", "concurrency", "request_timeout"):
+        value = getattr(args, option)
+        if value is not None and value <= 0:
+            raise UserError(f"--{option} {value}: give a positive number")
+    if args.retries < 0:
+        raise UserError(f"--retries {args.retries}: give 0 or more")
+    if not 1 <= args.permutations <= len(LETTERS):
+        raise UserError(f"--permutations {args.permutations}: give 1 (as the questions stand) to {len(LETTERS)}")
+    if len(set(args.generation_seeds)) < len(args.generation_seeds):
+        raise UserError("--generation_seeds: a seed stands twice, and would be counted twice")
+    if args.temperature == 0 and len(args.generation_seeds) > 1:
         raise UserError(
-            f"--baseline {file}: not the results of an earlier sft/evaluate.py run ({type(error).__name__}): give the "
-            ".json file, with the .parquet file beside it"
-        ) from error
-    return results, {row["id"]: row["predicted"] == row["gold"] for row in rows}
-
-
-def compare(right: dict[str, bool], baseline: dict, baseline_right: dict[str, bool]) -> dict[str, Any]:
-    """Paired comparison of two runs over the same questions: difference of accuracies and exact McNemar test.
-
-    Raises:
-        UserError: the two runs did not answer the same questions.
-    """
-    from sft.scoring import mcnemar_p
-
-    if right.keys() != baseline_right.keys():
-        raise UserError(
-            f"--baseline answered {len(baseline_right)} questions, this run {len(right)}, and not the same ones: use "
-            "the same --dataset_path, --split, --num_samples and --seed for both"
+            "--generation_seeds: greedy generation (--temperature 0) gives every seed the same text: name one"
         )
-    only_this = sum(right[id] and not baseline_right[id] for id in right)
-    only_baseline = sum(baseline_right[id] and not right[id] for id in right)
-    return {
-        "baseline": baseline["name"],
-        "baseline_accuracy": baseline["accuracy"],
-        "difference": (only_this - only_baseline) / len(right),
-        "only_this_right": only_this,
-        "only_baseline_right": only_baseline,
-        "mcnemar_p": mcnemar_p(only_baseline, only_this),
-    }
+    if args.name and (Path(args.name).name != args.name or args.name in (".", "..")):
+        raise UserError(f"--name {args.name} is a path: give a plain name, and the folder with --output_dir")
+    if args.backend == "openai":
+        if not args.base_url:
+            raise UserError("--backend openai: name the server with --base_url, as in http://127.0.0.1:8000/v1")
+        if LIKELIHOOD in args.method:
+            raise UserError(
+                "--backend openai: servers do not tell the log-likelihood of a given text alike: use --method "
+                "generation, or score the model itself without --backend"
+            )
+    elif args.base_url:
+        raise UserError("--base_url goes with --backend openai")
 
 
-def table(results: dict) -> str:
-    """The results as a few lines for the terminal."""
-    low, high = results["ci95"]
-    lines = [
-        f"{results['name']}: {results['n']} questions of {results['split']}, option likelihood",
-        f"  accuracy         {results['accuracy']:.3f}   95 % interval {low:.3f} to {high:.3f} (Wilson)",
-        *(f"  floor            {value:.3f}   {name.replace('_', ' ')}" for name, value in results["floors"].items()),
-    ]
-    if "paired" in results:
-        paired = results["paired"]
-        lines.append(
-            f"  against {paired['baseline']:<8} {paired['difference']:+.3f}   McNemar p = {paired['mcnemar_p']:.2g} "
-            f"({paired['only_this_right']} won, {paired['only_baseline_right']} lost)"
-        )
-    return "\n".join(lines)
-
-
-def main() -> None:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="base model, adapter or merged model: folder or Hub id")
     parser.add_argument("--dataset_path", required=True, help="prepared data set: folder or Hub id")
     parser.add_argument("--split", default="test")
     parser.add_argument("--num_samples", type=int, help="draw this many questions (seeded) instead of all")
-    parser.add_argument("--baseline", type=Path, help="results JSON of another run, to compare question by question")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/eval"))
-    parser.add_argument("--name", help="name of the output files (default: the model folder's name)")
-    parser.add_argument(
-        "--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one"
-    )
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
-    parser.add_argument("--batch_size", type=int, default=16, help="questions a forward pass")
     parser.add_argument("--seed", type=int, default=42, help="of the draw of --num_samples")
-    args = parser.parse_args()
-    for option in ("num_samples", "batch_size"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option} {value}: give a positive number")
+    parser.add_argument("--baseline", type=Path, help="folder of another evaluation, to compare question by question")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/eval"))
+    parser.add_argument("--name", help="name of the folder in --output_dir (default: the model folder's name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation of the same name")
 
-    from sft.data import draw, load_split
-    from sft.models import check_model_folder, load_model, prompt_format
-    from sft.scoring import floors, most_likely, option_log_likelihoods, wilson_interval
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--method", nargs="+", choices=[*SCORE_OF], help="default: likelihood (openai: generation)")
+    scores.add_argument(
+        "--permutations", type=int, default=1, help="average likelihood over so many cyclic orders of the options"
+    )
+    scores.add_argument(
+        "--choices_only",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the floor of the same model without the question (twice the time of likelihood)",
+    )
+    # DeepSeek's advice for its R1 models.
+    scores.add_argument("--max_new_tokens", type=int, default=2048, help="token budget of an answer")
+    scores.add_argument("--temperature", type=float, default=0.6, help="0 for greedy generation")
+    scores.add_argument("--top_p", type=float, default=0.95)
+    scores.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
+
+    local = parser.add_argument_group("a model of your own")
+    local.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one")
+    local.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    local.add_argument("--quantization", choices=["none", "8bit", "4bit"], default="none", help="with bitsandbytes")
+    local.add_argument("--batch_size", type=int, default=16, help="questions a forward pass")
+
+    server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
+    server.add_argument("--backend", choices=["local", "openai"], default="local")
+    server.add_argument("--base_url", help="where its API begins, as in http://127.0.0.1:8000/v1")
+    server.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
+    server.add_argument("--retries", type=int, default=5, help="of a failed request, with growing pauses")
+    server.add_argument("--request_timeout", type=float, default=600.0, help="seconds that a request may take")
+    args = parser.parse_args(argv)
+    args.method = args.method or [GENERATION if args.backend == "openai" else LIKELIHOOD]
+    check_arguments(args)
+    return args
+
+
+def shown(path: str) -> str:
+    """A path as it may be published: one from outside of here tells nobody anything, and may tell too much."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
+    """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
+    import importlib.metadata
+
+    from datasets import Dataset
+
+    from data_prep.sources import sha256
+    from sft.answers import model_fingerprint
+    from sft.data import data_fingerprint
+
+    columns = ["id", "question", "choices", "gold", "answer_format"]
+    local_model = args.backend == "local"
+    return {
+        "model": model_fingerprint(args.model_path) if local_model else [f"{args.model_path} at {args.base_url}"],
+        "questions": data_fingerprint(Dataset.from_list(questions), columns),
+        "prompt_version": PROMPT_VERSION,
+        "chat_template": sha256(Path(args.chat_template)) if args.chat_template else None,
+        "options": {key: getattr(args, key) for key in ("backend", "dtype", "quantization", "batch_size")},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "device": device,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
 
     # What can be refused is refused before the model loads.
-    check_model_folder(args.model_path)
-    baseline = read_results(args.baseline) if args.baseline else None
+    from sft.answers import Answers
+    from sft.compare import (
+        PREDICTIONS,
+        RESULTS,
+        SCHEMA_VERSION,
+        Evaluation,
+        check_comparable,
+        compare,
+        read_evaluation,
+    )
+    from sft.data import draw, load_split
+    from sft.generation import Sampling
+    from sft.models import check_model_folder, prompt_format
+
+    local_model = args.backend == "local"
+    if local_model:
+        check_model_folder(args.model_path)
+    samplings = [Sampling(args.max_new_tokens, args.temperature, args.top_p, seed) for seed in args.generation_seeds]
+    baseline = read_evaluation(args.baseline) if args.baseline else None
     rows = load_split(args.dataset_path, args.split)
     questions = draw(rows, args.num_samples or len(rows), args.seed)
-    asked, trained = questions[0]["answer_format"], prompt_format(args.model_path)
+    asked, trained = questions[0]["answer_format"], prompt_format(args.model_path) if local_model else None
     if trained not in (None, asked):
         raise UserError(
             f"{args.model_path} was trained to answer with {trained}, the questions of {args.dataset_path} ask for "
             f"{asked}: prepare them with {'--no_choices' if trained == OPEN else f'--answer_format {trained}'}"
         )
 
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    if args.chat_template and not Path(args.chat_template).is_file():
+        raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
+    folder = args.output_dir / (args.name or Path(args.model_path).name)
+
+    import torch
+    from accelerate import PartialState
     from tqdm import tqdm
 
-    model, tokenizer = load_model(args.model_path, args.dtype, args.chat_template)
-    start = time.perf_counter()
-    scores: list[list[float]] = [[] for _ in questions]
-    scored = option_log_likelihoods(model, tokenizer, questions, args.batch_size)
-    for index, values in tqdm(scored, total=len(questions), desc="Scoring", unit=" questions"):
-        scores[index] = values
-    seconds = time.perf_counter() - start
+    from sft.models import context_length
 
-    predicted = most_likely(scores)
-    right = {q["id"]: index == q["gold"] for q, index in zip(questions, predicted, strict=True)}
-    name = args.name or Path(args.model_path).name
+    if local_model:
+        context_length(args.model_path)  # an adapter's base is found, or it is said which one is missing
+    # Nobody gives up on a process that has longer answers to write.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
+    fingerprint = fingerprint_of(args, questions, state.device.type)
+    if baseline:
+        check_comparable(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
+    answers = Answers(folder / "answers", fingerprint, args.overwrite)
+    tasks = tasks_of(args, questions, samplings)
+    wanted = [(task.name, question["id"]) for task in tasks for question in task.questions]
+    missing = sum(key not in answers.found for key in wanted)
+    if not missing and state.is_main_process:
+        print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
+    if missing:
+        ask = answered_locally if local_model else answered_by_server
+        batches = ask(args, tasks, answers.found, state)
+        state.wait_for_everyone()  # every process has read what was there
+        if state.is_main_process:
+            print(f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}", flush=True)
+            answers.begin()
+        state.wait_for_everyone()
+        writer = answers.writer(state.process_index)
+        share = -(-missing // state.num_processes)
+        with tqdm(total=share, desc="Asking", unit=" answers", disable=not state.is_main_process) as progress:
+            for name, batch in batches:
+                writer.add(name, batch)
+                progress.update(len(batch))
+        state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+
+    from sft.report import write_report
+    from sft.results import results_of, table, write_predictions
+
+    answers.read()
+    if any(key not in answers.found for key in wanted):
+        raise UserError(
+            f"answers of other processes are missing in {answers.folder}: put --output_dir where all machines see it"
+        )
+    found, columns = results_of(questions, tasks, answers.found)
     results = {
-        "name": name,
-        "model": args.model_path,
+        "schema_version": SCHEMA_VERSION,
+        "name": folder.name,
+        "model": shown(args.model_path),
+        "dataset": shown(args.dataset_path),
         "split": args.split,
-        "method": "option_likelihood",
-        "answer_format": asked,
         "n": len(questions),
-        "accuracy": sum(right.values()) / len(right),
-        "ci95": wilson_interval(sum(right.values()), len(right)),
-        "floors": floors(questions),
-        "questions_per_second": len(questions) / seconds,
-        "predictions": f"{name}.parquet",
+        "answer_format": asked,
+        **found,
+        "fingerprint": fingerprint,
     }
     if baseline:
-        results["paired"] = compare(right, *baseline)
-
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    predictions = {
-        "id": [q["id"] for q in questions],
-        "gold": [q["gold"] for q in questions],
-        "predicted": predicted,
-        "log_likelihoods": scores,
-    }
-    temporary = args.output_dir / f".{name}.parquet.tmp"
-    pq.write_table(pa.table(predictions), temporary)
-    temporary.rename(args.output_dir / results["predictions"])
-    write_json(args.output_dir / f"{name}.json", results)
+        rows = zip(*columns.values(), strict=True)
+        by_id = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+        results["paired"] = compare(Evaluation(results, by_id), baseline)
+    write_predictions(columns, folder / PREDICTIONS)
+    write_report(results, columns, questions, folder / "report.html")
+    write_json(folder / RESULTS, results)
     print(table(results))
-    print(f"Wrote {args.output_dir / name}.json")
+    print(f"Wrote {folder / RESULTS}, {PREDICTIONS} and report.html")
 
 
 if __name__ == "__main__":

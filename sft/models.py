@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, write_json
+from data_prep.command import UserError, first_line, write_json
 from data_prep.prompts import PROMPT_VERSION
 from sft.chat import set_chat_template
 
@@ -116,31 +116,73 @@ def load_tokenizer(model_path: str, chat_template: str | None = None, revision: 
     return tokenizer
 
 
-def load_model(model_path: str, dtype: str = "auto", chat_template: str | None = None) -> tuple[Any, Any]:
+def base_of(model_path: str) -> str:
+    """The base model that a local adapter names in its adapter_config.json; of any other model the model itself."""
+    adapter = Path(model_path) / "adapter_config.json"
+    return (
+        json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else model_path
+    )
+
+
+def unloadable(model_path: str, error: Exception) -> UserError:
+    """Says which model could not be loaded: of an adapter, that it is its base."""
+    base = base_of(model_path)
+    where = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
+    return UserError(f"{where} cannot be loaded: {first_line(error)}")
+
+
+def context_length(model_path: str) -> int | None:
+    """Tokens that a model reads at most, or None if its configuration does not say.
+
+    Raises:
+        UserError: no configuration there, or an adapter whose base cannot be found.
+    """
+    from transformers import AutoConfig
+
+    try:
+        check_model_folder(base_of(model_path))
+        config = AutoConfig.from_pretrained(base_of(model_path))
+    except (OSError, ValueError, UserError) as error:
+        raise unloadable(model_path, error) from error
+    return getattr(config, "max_position_embeddings", None)
+
+
+def load_model(
+    model_path: str,
+    dtype: str = "auto",
+    chat_template: str | None = None,
+    quantization: str = "none",
+    device: Any = None,
+) -> tuple[Any, Any]:
     """(model in evaluation mode, tokenizer with a chat template) from a folder or a Hub id.
 
-    An adapter is put onto the base model that its adapter_config.json names.
+    An adapter is put onto the base model that its adapter_config.json names. `quantization` is "none", "8bit" or
+    "4bit" (NF4), as in training; `device` is that of this process, by default the first GPU or the CPU.
 
     Raises:
         UserError: no model there, an adapter whose base cannot be found, or a tokenizer without a chat template.
     """
     check_model_folder(model_path)
     import torch
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     # First, because it is refused faster than weights are read.
     tokenizer = load_tokenizer(model_path, chat_template)
-    is_adapter = (Path(model_path) / "adapter_config.json").is_file()
-    base = PeftConfig.from_pretrained(model_path).base_model_name_or_path if is_adapter else model_path
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = base_of(model_path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kinds = {
+        "8bit": {"load_in_8bit": True},
+        "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+    }
+    config = BitsAndBytesConfig(**kinds[quantization]) if quantization in kinds else None
     try:
-        if is_adapter:
-            check_model_folder(base)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device, use_safetensors=True)
-        if is_adapter:
+        check_model_folder(base)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, device_map={"": device}, use_safetensors=True, quantization_config=config
+        )
+        if base != model_path:
             model = PeftModel.from_pretrained(model, model_path)
     except (OSError, ValueError, UserError) as error:
-        where = f"{model_path} is an adapter for {base}, which" if is_adapter else model_path
-        raise UserError(f"{where} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise unloadable(model_path, error) from error
     return model.eval(), tokenizer

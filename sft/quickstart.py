@@ -34,7 +34,7 @@ class Step:
     inputs: tuple[str, ...] = ()
 
 
-EVALUATE = f"python sft/evaluate.py --dataset_path {PREPARED} --split test --output_dir {OUT}/eval"
+EVALUATE = f"python sft/evaluate.py --dataset_path {PREPARED} --split test --output_dir {OUT}/eval --overwrite"
 STEPS = [
     Step(
         "sample",
@@ -58,13 +58,13 @@ STEPS = [
     Step(
         "evaluate base",
         f"{EVALUATE} --model_path {MODEL} --chat_template {TEMPLATE} --name base",
-        OUT / "eval/base.json",
-        ("sft/evaluate.py", "sft/scoring.py"),
+        OUT / "eval/base/results.json",
+        ("sft/evaluate.py", "sft/scoring.py", "sft/metrics.py", "sft/results.py", "sft/report.py"),
     ),
     Step(
         "evaluate tuned",
-        f"{EVALUATE} --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base.json",
-        OUT / "eval/tuned.json",
+        f"{EVALUATE} --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
+        OUT / "eval/tuned/results.json",
     ),
     Step(
         "ask",
@@ -100,15 +100,18 @@ def run_step(step: Step) -> None:
 
 def table(seconds: dict[str, float], repeated: set[str]) -> str:
     """Accuracies, their comparison, and the seconds of each step."""
-    base, tuned = (json.loads((OUT / f"eval/{name}.json").read_text()) for name in ("base", "tuned"))
+    base, tuned = (json.loads((OUT / f"eval/{name}/results.json").read_text()) for name in ("base", "tuned"))
     lines = ["", f"Embedded test split, n = {tuned['n']}, option likelihood", ""]
     lines.append(f"  {'model':<16}{'accuracy':>8}   95 % interval")
     for results in (base, tuned):
-        low, high = results["ci95"]
-        lines.append(f"  {results['name']:<16}{results['accuracy']:>8.3f}   {low:.3f} to {high:.3f}")
-    lines.append(f"  {'floor':<16}{tuned['floors']['majority_letter']:>8.3f}   always the commonest letter")
-    paired = tuned["paired"]
+        found = results["scores"]["option_likelihood"]
+        low, high = found["ci95"]
+        lines.append(f"  {results['name']:<16}{found['accuracy']:>8.3f}   {low:.3f} to {high:.3f}")
+    floor = max(tuned["floors"], key=tuned["floors"].get)
+    lines.append(f"  {'highest floor':<16}{tuned['floors'][floor]:>8.3f}   {floor.replace('_', ' ')}")
+    paired = tuned["paired"]["option_likelihood"]
     lines.append(f"  {'tuned - base':<16}{paired['difference']:>+8.3f}   McNemar p = {paired['mcnemar_p']:.1e}")
+    lines.append(f"  to look at: {OUT}/eval/tuned/report.html")
     lines += ["", f"  {'step':<16}{'seconds':>8}"]
     for step in STEPS:
         reused = "" if step.name in repeated else "   (reused; measured when it ran)"

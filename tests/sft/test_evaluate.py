@@ -32,7 +32,7 @@ def adapter(tiny_deepseek, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluate(here, prepared, tmp_path_factory):
-    """Evaluate a model on N test questions in float32; returns the path of the results."""
+    """Evaluate a model on N test questions in float32; returns the folder of the evaluation."""
     out = tmp_path_factory.mktemp("eval")
 
     def run(model, name, *options):
@@ -41,20 +41,27 @@ def evaluate(here, prepared, tmp_path_factory):
             *("--output_dir", out, "--name", name, "--dtype", "float32", *options),
         )
         assert done.returncode == 0, done.stderr
-        return out / f"{name}.json"
+        return out / name
 
     return run
 
 
-def predictions(results):
+def predictions(folder):
     import pyarrow.parquet as pq
 
-    return pq.read_table(results.with_suffix(".parquet")).to_pylist()
+    return pq.read_table(folder / "predictions.parquet").to_pylist()
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+WRITTEN = ("--method", "likelihood", "generation", "--max_new_tokens", 12, "--generation_seeds", 1, 2)
 
 
 @pytest.fixture(scope="module")
 def base_results(evaluate, tiny_deepseek):
-    return evaluate(tiny_deepseek, "base")
+    return evaluate(tiny_deepseek, "base", *WRITTEN, "--permutations", 4)
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +69,101 @@ def adapter_results(evaluate, adapter, base_results):
     return evaluate(adapter, "tuned", "--baseline", base_results)
 
 
-def test_results_follow_from_the_predictions(base_results):
-    results, rows = json.loads(base_results.read_text()), predictions(base_results)
-    right = sum(row["predicted"] == row["gold"] for row in rows)
+def test_likelihood_numbers_follow_from_the_predictions(base_results):
+    results, rows = results_of(base_results), predictions(base_results)
+    score = results["scores"]["option_likelihood"]
+    right = [row["option_likelihood_answer"] == row["gold"] for row in rows]
     assert results["n"] == len(rows) == N
-    assert results["accuracy"] == right / N
-    low, high = results["ci95"]
-    assert low <= results["accuracy"] <= high
-    for row in rows:
-        assert row["log_likelihoods"][row["predicted"]] == max(row["log_likelihoods"])
+    assert score["accuracy"] == sum(right) / N
+    assert score["ci95"][0] <= score["accuracy"] <= score["ci95"][1]
+    for row, value in zip(rows, right, strict=True):
+        assert row["log_likelihoods"][row["option_likelihood_answer"]] == max(row["log_likelihoods"])
+        assert row["option_likelihood_right"] == value
+    floor = sum(row["choices_only_answer"] == row["gold"] for row in rows) / N
+    assert results["floors"]["choices_only"] == floor
+    assert sum(kind["n"] for kind in score["by_question_type"].values()) == N
+
+
+def test_permutations_score_each_option_at_every_letter(base_results):
+    found = results_of(base_results)["scores"]["option_likelihood"]["permutations"]
+    rows = predictions(base_results)
+    shares = [sum(a == row["gold"] for a in row["permutation_answers"]) / 4 for row in rows]
+    assert found["accuracy"] == pytest.approx(sum(shares) / N)
+    assert found["orders"] == 4
+    same = sum(len(set(row["permutation_answers"])) == 1 for row in rows) / N
+    assert found["same_option_in_all_orders"] == same
+    # A random model goes by the letter, so its choice moves with the options.
+    assert same < 0.5
+
+
+def test_permuted_answers_are_those_of_the_question_with_its_options_moved(base_results, tiny_deepseek, prepared):
+    import torch
+
+    from sft.data import draw, load_split
+    from sft.models import load_model
+    from sft.scoring import most_likely, option_log_likelihoods
+
+    questions = draw(load_split(str(prepared), "test"), N, 42)
+    moved = [q | {"choices": [q["choices"][(i + 1) % 4] for i in range(4)]} for q in questions]
+    model, tokenizer = load_model(str(tiny_deepseek), "float32")
+    scores = dict(option_log_likelihoods(model, tokenizer, moved, 16))
+    texts = [q["choices"][a] for q, a in zip(moved, most_likely([scores[i] for i in range(N)]), strict=True)]
+    rows = predictions(base_results)
+    assert texts == [q["choices"][r["permutation_answers"][1]] for q, r in zip(questions, rows, strict=True)]
+    assert model.dtype == torch.float32
+
+
+def test_generation_numbers_follow_from_the_texts(base_results, prepared):
+    from sft.data import draw, load_split
+    from sft.scoring import parse_answer
+
+    score, rows = results_of(base_results)["scores"]["generation"], predictions(base_results)
+    questions = draw(load_split(str(prepared), "test"), N, 42)
+    rights = []
+    for q, row in zip(questions, rows, strict=True):
+        assert row["id"] == q["id"]
+        answers = [
+            parse_answer(text, q["choices"], tokens == 12)
+            for text, tokens in zip(row["generation_texts"], row["generation_tokens"], strict=True)
+        ]
+        assert [a.index for a in answers] == row["generation_answers"]
+        assert [a.outcome for a in answers] == row["generation_outcomes"]
+        rights.append(sum(a.index == q["gold"] for a in answers) / 2)
+    assert score["accuracy"] == pytest.approx(sum(rights) / N)
+    assert sum(score["outcomes"].values()) == pytest.approx(1)
+    assert [seed["seed"] for seed in score["seeds"]] == [1, 2]
+    # Two passes are drawn differently.
+    assert any(len(set(row["generation_texts"])) == 2 for row in rows)
+    *_, whole = score["by_token_budget"]
+    assert (whole["tokens"], whole["accuracy"]) == (12, pytest.approx(score["accuracy"]))
+    assert whole["truncated"] == pytest.approx(score["outcomes"]["truncated"])
+
+
+def test_a_smaller_budget_cuts_what_would_have_been_cut():
+    """From hand-made answers: what a budget would have done is told without writing again."""
+    from types import SimpleNamespace
+
+    from sft.generation import Sampling
+    from sft.results import generation_score
+
+    questions = [
+        {"id": str(i), "question": "Q?", "choices": ["Lung", "Heart"], "gold": 0, "answer_format": "text"}
+        for i in range(3)
+    ]
+    task = SimpleNamespace(name="g", questions=questions, sampling=Sampling(max_new_tokens=8))
+    texts = [("Lung", 2, False), ("<think>Or?</think> Lung", 6, False), ("<think>Hm", 8, True)]
+    answers = {
+        ("g", str(i)): {"text": text, "tokens": tokens, "hit_limit": cut}
+        for i, (text, tokens, cut) in enumerate(texts)
+    }
+    found = generation_score([task], answers, {})
+    assert [(b["tokens"], round(3 * b["accuracy"]), round(3 * b["truncated"])) for b in found["by_token_budget"]] == [
+        (2, 1, 2),
+        (4, 1, 2),
+        (8, 2, 1),
+    ]
+    assert found["outcomes"] == {"answered": pytest.approx(2 / 3), "unparsed": 0, "truncated": pytest.approx(1 / 3)}
+    assert found["accuracy_where_answered"] == 1
 
 
 def test_a_merged_model_scores_as_its_adapter_does(evaluate, adapter, adapter_results, base_results):
@@ -82,29 +175,121 @@ def test_a_merged_model_scores_as_its_adapter_does(evaluate, adapter, adapter_re
     assert any(abs(a["log_likelihoods"][0] - b["log_likelihoods"][0]) > 1e-2 for a, b in zip(tuned, base, strict=True))
 
 
-def test_paired_comparison_counts_the_questions_that_changed(adapter_results, base_results):
-    paired = json.loads(adapter_results.read_text())["paired"]
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_quantised_model_answers_nearly_as_the_whole_one(evaluate, tiny_deepseek, base_results, kind):
+    rows = predictions(evaluate(tiny_deepseek, kind, "--quantization", kind, "--no-choices_only"))
+    whole = predictions(base_results)
+    gaps = [abs(a["log_likelihoods"][0] - b["log_likelihoods"][0]) for a, b in zip(rows, whole, strict=True)]
+    assert 0 < max(gaps) < 0.5
+
+
+def test_paired_comparison_counts_the_questions_that_changed(here, adapter_results, base_results):
+    paired = results_of(adapter_results)["paired"]["option_likelihood"]
     both = list(zip(predictions(adapter_results), predictions(base_results), strict=True))
-    won = sum(t["predicted"] == t["gold"] != b["predicted"] for t, b in both)
-    lost = sum(b["predicted"] == b["gold"] != t["predicted"] for t, b in both)
-    assert (paired["only_this_right"], paired["only_baseline_right"]) == (won, lost)
+    won = sum(t["option_likelihood_right"] > b["option_likelihood_right"] for t, b in both)
+    lost = sum(t["option_likelihood_right"] < b["option_likelihood_right"] for t, b in both)
+    assert (paired["won"], paired["lost"]) == (won, lost)
     assert paired["difference"] == pytest.approx((won - lost) / N)
     assert 0 < paired["mcnemar_p"] <= 1
+    # The same from the finished folders, and turned round.
+    done = here("sft/compare.py", adapter_results, base_results)
+    assert f"({won} won, {lost} lost)" in done.stdout
+    assert f"({lost} won, {won} lost)" in here("sft/compare.py", base_results, adapter_results).stdout
 
 
 def test_batch_size_does_not_change_the_answers(evaluate, adapter, adapter_results):
-    one_by_one = predictions(evaluate(adapter, "single", "--batch_size", 1))
+    one_by_one = predictions(evaluate(adapter, "single", "--batch_size", 1, "--no-choices_only"))
     for one, other in zip(one_by_one, predictions(adapter_results), strict=True):
         assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], abs=1e-4)
 
 
-def test_a_baseline_over_other_questions_is_refused(refused, tiny_deepseek, prepared, base_results, tmp_path):
+def bytes_of(folder):
+    return {name: (folder / name).read_bytes() for name in ("results.json", "predictions.parquet", "report.html")}
+
+
+def test_a_stopped_evaluation_continues_and_gives_the_same_bytes(here, tiny_deepseek, prepared, tmp_path):
+    words = (
+        *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", 20),
+        *("--output_dir", tmp_path, "--name", "run", "--batch_size", 4, "--method", "likelihood", "generation"),
+        *("--max_new_tokens", 6),
+    )
+    assert here(*words).returncode == 0
+    unbroken = bytes_of(tmp_path / "run")
+    log = tmp_path / "run/answers/answers-0.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    assert len(lines) == 60
+    # Killed in the middle of a line, in the middle of a batch, in the last of three passes.
+    log.write_text("".join(lines[:49]) + lines[49][:30])
+    (tmp_path / "run/results.json").unlink()
+    done = here(*words)
+    assert "60 answers wanted, 49 found" in done.stdout
+    assert bytes_of(tmp_path / "run") == unbroken
+    assert "all 60 answers found" in here(*words).stdout
+    assert bytes_of(tmp_path / "run") == unbroken
+
+
+def test_answers_of_another_model_or_with_other_options_are_not_taken(
+    here, refused, tiny_deepseek, adapter, prepared, tmp_path
+):
+    words = ("--dataset_path", prepared, "--num_samples", 4, "--output_dir", tmp_path, "--name", "run")
+    assert here("sft/evaluate.py", "--model_path", tiny_deepseek, *words).returncode == 0
+    before = bytes_of(tmp_path / "run")
+    assert "another model" in refused("sft/evaluate.py", "--model_path", adapter, *words)
+    changed = ("sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--dtype", "float32")
+    assert "another options" in refused(*changed)
+    assert "another questions" in refused("sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--seed", 1)
+    assert bytes_of(tmp_path / "run") == before
+    assert here(*changed, "--overwrite").returncode == 0
+    assert bytes_of(tmp_path / "run") != before
+
+
+def test_two_processes_give_the_result_of_one(command, tiny_deepseek, prepared, tmp_path):
+    words = (
+        *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", 22),
+        *("--batch_size", 4, "--method", "likelihood", "generation", "--max_new_tokens", 6, "--name", "run"),
+    )
+    launch = ("accelerate", "launch", "--config_file", "accelerate_configs/ddp.yaml", "--num_processes", 2)
+    # One thread each, as the launcher sets it: the order of summation is the same.
+    for start, out in (((), "one"), (launch, "two")):
+        done = command(*start, *words, "--output_dir", tmp_path / out, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "two/run/answers").glob("answers-*.jsonl"))) == 2
+    assert bytes_of(tmp_path / "one/run") == bytes_of(tmp_path / "two/run")
+
+
+def test_the_report_is_one_file_that_shows_every_number(base_results, adapter_results):
+    page = (base_results / "report.html").read_text()
+    for title in ("Recall by letter", "Accuracy by type", "Calibration", "Token budget", "most confident errors"):
+        assert title in page
+    assert page.count("<svg") == 5
+    assert "Against base" in (adapter_results / "report.html").read_text()
+    score = results_of(base_results)["scores"]["option_likelihood"]
+    assert f"{score['accuracy']:.3f}" in page
+    assert "<script" not in page
+    assert not [word for word in page.split('"') if word.startswith("http") and "w3.org" not in word]
+
+
+def test_a_baseline_over_other_questions_is_refused_before_anything_is_asked(
+    refused, tiny_deepseek, prepared, base_results, tmp_path
+):
     line = refused(
         *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", N - 1),
         *("--baseline", base_results, "--output_dir", tmp_path / "eval"),
     )
-    assert "not the same ones" in line
+    assert "do not answer the same questions" in line
     assert not (tmp_path / "eval").exists()
+    assert "not a finished evaluation" in refused("sft/compare.py", base_results, tmp_path)
+
+
+def test_a_general_medical_benchmark_evaluates_with_the_same_command(here, shared_rows, tiny_deepseek, tmp_path):
+    data = tmp_path / "MedMCQA"
+    source = shared_rows.parent / "medmcqa/dev.jsonl"
+    done = here("data_prep/prepare.py", "--dataset_path", source, "--output_dir", data)
+    assert done.returncode == 0, done.stderr
+    words = ("--dataset_path", data, "--split", "dev", "--num_samples", 8, "--output_dir", tmp_path, "--name", "run")
+    done = here("sft/evaluate.py", "--model_path", tiny_deepseek, *words)
+    assert done.returncode == 0, done.stderr
+    assert results_of(tmp_path / "run")["n"] == 8
 
 
 def test_a_model_is_asked_as_it_was_trained(refused, adapter, prepare, tmp_path):
@@ -122,8 +307,17 @@ def test_a_model_is_asked_as_it_was_trained(refused, adapter, prepare, tmp_path)
         (["--model_path", "recipes"], "is no model"),
         (["--dataset_path", "./nowhere"], "does not exist"),
         (["--split", "test_clean"], "it has train, dev, test"),
-        (["--baseline", "LICENSE"], "not the results of an earlier"),
+        (["--baseline", "LICENSE"], "not a finished evaluation"),
         (["--num_samples", "0"], "give a positive number"),
+        (["--permutations", "5"], "give 1 (as the questions stand) to 4"),
+        (
+            ["--method", "generation", "--max_new_tokens", "2048"],
+            "and the model reads 2048: lower --max_new_tokens to",
+        ),
+        (["--temperature", "-1"], "give 0 (greedy)"),
+        (["--temperature", "0", "--generation_seeds", "1", "2"], "every seed the same text"),
+        (["--name", "../elsewhere"], "is a path"),
+        (["--base_url", "http://127.0.0.1:1/v1"], "goes with --backend openai"),
         (["--chat_template", "nowhere.jinja"], "choose one of recipes/templates"),
     ],
 )

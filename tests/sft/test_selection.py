@@ -24,7 +24,7 @@ def test_accuracy_during_training_is_that_of_evaluate_on_the_same_questions(here
             *("--chat_template", "recipes/templates/deepseek_r1.jinja"),
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        measured = json.loads((tmp_path / f"{which}.json").read_text())
+        measured = json.loads((tmp_path / which / "results.json").read_text())["scores"]["option_likelihood"]
         assert results[which]["eval_mcq_accuracy"] == measured["accuracy"]
         assert [results[which][f"eval_mcq_accuracy_{end}"] for end in ("low", "high")] == measured["ci95"]
 

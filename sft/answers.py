@@ -1,0 +1,92 @@
+"""Answers stream to disk while they are found, so that an evaluation that was stopped continues where it stopped.
+
+The folder holds fingerprint.json (what decides the answers: model, data, options) and one answers-N.jsonl a process,
+one line an answer. Answers are written a batch at a time, and a batch of which a line is missing is asked again.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import UserError, write_json
+from data_prep.sources import sha256
+from sft.models import base_of
+
+FINGERPRINT = "fingerprint.json"
+
+
+class Answers:
+    """The answers in `folder`, by task and question id.
+
+    Raises:
+        UserError: the folder holds answers that another model, other data or other options gave.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], overwrite: bool):
+        self.folder, self.fingerprint, self.overwrite = folder, fingerprint, overwrite
+        self.found: dict[tuple[str, str], dict] = {}
+        file = folder / FINGERPRINT
+        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if earlier == fingerprint:
+            self.read()
+        elif earlier is not None and not overwrite:
+            differs = ", ".join(key for key in fingerprint if earlier.get(key) != fingerprint[key])
+            raise UserError(
+                f"{folder.parent} holds an evaluation with another {differs}: pass --overwrite to replace it, or "
+                "choose another --name"
+            )
+
+    def read(self) -> None:
+        """Find the answers of every process. A line that was not written whole is no answer."""
+        for file in sorted(self.folder.glob("answers-*.jsonl")):
+            with file.open(encoding="utf-8") as lines:
+                for line in lines:
+                    if line.endswith("\n"):
+                        answer = json.loads(line)
+                        self.found[answer.pop("task"), answer.pop("id")] = answer
+
+    def begin(self) -> None:
+        """Make the folder ready for writing; for one process alone, and before any other writes."""
+        file = self.folder / FINGERPRINT
+        if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != self.fingerprint:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_json(file, self.fingerprint)
+
+    def writer(self, process: int) -> "Writer":
+        """What a process writes its answers with."""
+        return Writer(self.folder / f"answers-{process}.jsonl")
+
+
+class Writer:
+    """Appends answers to a process's file, a batch at a time."""
+
+    def __init__(self, file: Path):
+        if file.is_file():  # the last line of a run that was killed may be half a line
+            os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+        self.stream = file.open("a", encoding="utf-8")
+
+    def add(self, task: str, answers: dict[str, dict]) -> None:
+        """Write the answers of a batch, by question id."""
+        lines = [json.dumps({"task": task, "id": id, **answer}, ensure_ascii=False) for id, answer in answers.items()]
+        self.stream.write("".join(f"{line}\n" for line in lines))
+        self.stream.flush()
+
+
+def model_fingerprint(model_path: str) -> list[str]:
+    """SHA-256 of every file that decides what a model answers, an adapter's base model included.
+
+    Of a model on the Hub its name and the commit that the cache holds.
+    """
+    folder = Path(model_path)
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        # The commit is the name of the folder that the cache keeps the file in.
+        return [f"{model_path}@{Path(cached_file(model_path, 'config.json')).parent.name}"]
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file())
+    found = [f"{file.name}:{sha256(file)}" for file in files]
+    base = base_of(model_path)
+    return found + (model_fingerprint(base) if base != model_path else [])

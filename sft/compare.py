@@ -1,0 +1,120 @@
+"""Compare two evaluations question by question: the difference, its interval, and the exact McNemar test.
+
+    python sft/compare.py outputs/eval/tuned outputs/eval/base
+
+In:  two folders written by sft/evaluate.py, over the same questions.
+Out: a table; positive differences are for the first.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.command import UserError, run
+
+# Raised with every change to results.json or predictions.parquet that a reader has to know of.
+SCHEMA_VERSION = 1
+RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
+# The scores of an evaluation, and how they are called.
+SCORES = {"option_likelihood": "option likelihood", "generation": "generation"}
+
+
+class Evaluation(NamedTuple):
+    """A finished evaluation: results.json, and the rows of predictions.parquet by question id."""
+
+    results: dict[str, Any]
+    rows: dict[str, dict]
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read the folder of a finished evaluation.
+
+    Raises:
+        UserError: it is none, or one of another version of this program.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        version = results["schema_version"]
+        rows = pq.read_table(folder / PREDICTIONS).to_pylist()
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(
+            f"{folder} is not a finished evaluation ({type(error).__name__}): name a folder with {RESULTS} and "
+            f"{PREDICTIONS}, as sft/evaluate.py writes it"
+        ) from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{folder} was written with schema version {version}, not {SCHEMA_VERSION}: evaluate it again")
+    return Evaluation(results, {row["id"]: row for row in rows})
+
+
+def check_comparable(name: str, questions: str, scores: Iterable[str], baseline: Evaluation) -> list[str]:
+    """The scores that a run has in common with the baseline; `questions` is the fingerprint of what it answers.
+
+    Raises:
+        UserError: the two do not answer the same questions, or have no score in common.
+    """
+    other = baseline.results["name"]
+    if questions != baseline.results["fingerprint"]["questions"]:
+        raise UserError(
+            f"{name} and {other} ({len(baseline.rows)} questions) do not answer the same questions: use the same "
+            "--dataset_path, --split, --num_samples and --seed for both"
+        )
+    common = [score for score in SCORES if score in scores and score in baseline.results["scores"]]
+    if not common:
+        raise UserError(f"{name} and {other} have no score in common: evaluate both with the same --method")
+    return common
+
+
+def compare(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
+    """``{"baseline": name, score: paired comparison, ...}`` for every score that both have.
+
+    Raises:
+        UserError: as `check_comparable`.
+    """
+    from sft.metrics import paired
+
+    results = this.results
+    common = check_comparable(results["name"], results["fingerprint"]["questions"], results["scores"], baseline)
+    articles = [row["article"] for row in this.rows.values()]
+    return {"baseline": baseline.results["name"]} | {
+        score: paired(
+            [row[f"{score}_right"] for row in this.rows.values()],
+            [baseline.rows[id][f"{score}_right"] for id in this.rows],
+            articles,
+        )
+        for score in common
+    }
+
+
+def comparison_lines(comparison: dict[str, Any]) -> list[str]:
+    """The comparison for the terminal, a line a score."""
+    lines = []
+    for score, title in SCORES.items():
+        if score in comparison:
+            found = comparison[score]
+            low, high = found["ci95"]
+            line = f"  {title:<20}{found['difference']:>+8.3f}   {low:+.3f} to {high:+.3f}"
+            if "mcnemar_p" in found:
+                line += f"   McNemar p = {found['mcnemar_p']:.2g} ({found['won']} won, {found['lost']} lost)"
+            lines.append(line)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("this", type=Path, help="folder of an evaluation")
+    parser.add_argument("baseline", type=Path, help="folder of the evaluation to compare it with")
+    args = parser.parse_args()
+    this, baseline = read_evaluation(args.this), read_evaluation(args.baseline)
+    comparison = compare(this, baseline)
+    print(f"{this.results['name']} against {comparison['baseline']}: {len(this.rows)} questions, paired")
+    print(f"  {'score':<20}{'by':>8}   95 % interval, clustered by article")
+    print("\n".join(comparison_lines(comparison)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""Let a model write its answer: in batches for evaluation, or word by word for someone who waits.
+
+Sampling is DeepSeek's advice for its R1 models (temperature 0.6, top-p 0.95, no system prompt), or greedy.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from data_prep.command import UserError
+from sft.chat import answer_opening, thinking_opening
+from sft.scoring import pad, padding
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn from a model.
+
+    Raises:
+        UserError: no tokens, a temperature below 0, or a top_p outside of 0 to 1.
+    """
+
+    max_new_tokens: int = 2048
+    temperature: float = 0.6  # 0 takes the likeliest token every time
+    top_p: float = 0.95
+    seed: int = 42
+    thinking: bool = True  # False closes the think block at once, in models that have one
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens {self.max_new_tokens}: give a positive number")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"--temperature {self.temperature}: give 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top_p {self.top_p}: give a share above 0, at most 1")
+
+
+class Generated(NamedTuple):
+    """What a model wrote: its whole turn with the think block that the prompt opened, the tokens that it wrote."""
+
+    text: str
+    tokens: int
+    hit_limit: bool
+
+
+def check_context(context: int | None, prompt: int, new: int, where: str) -> None:
+    """Refuse what does not fit into the model's context, if it has a limit; all are counted in tokens.
+
+    Raises:
+        UserError: the prompt, or the prompt and what may be written, is longer than the context.
+    """
+    if context is not None and prompt + new > context:
+        advice = f"lower --max_new_tokens to {context - prompt}" if prompt < context else "shorten it"
+        raise UserError(f"{where} has {prompt} tokens, {new} more may follow, and the model reads {context}: {advice}")
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
+) -> list[Generated]:
+    """Continue a batch of prompts (token ids), padded on the left, where padding does not stand before what follows.
+
+    The same batch with the same seed gives the same texts. `streamer` is one of transformers, for a batch of one.
+    """
+    import torch
+    from transformers import set_seed
+
+    opening, closed = thinking_opening(tokenizer), answer_opening(tokenizer)
+    if not sampling.thinking:
+        prompts = [[*prompt, *closed] for prompt in prompts]
+        opening += tokenizer.decode(closed)
+    ids, mask = (t.to(model.device) for t in pad(prompts, padding(tokenizer), left=True))
+    ends = {tokenizer.eos_token_id}
+    own = model.generation_config.eos_token_id
+    ends |= set(own if isinstance(own, list) else [own]) - {None}
+    # top_k is 50 by default in transformers, which DeepSeek's advice does not know.
+    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    set_seed(sampling.seed)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(ends),
+            pad_token_id=padding(tokenizer),
+            streamer=streamer,
+            **(drawn if sampling.temperature else dict.fromkeys(drawn) | {"do_sample": False}),
+        )
+    found = []
+    for row in output[:, ids.shape[1] :].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        text = tokenizer.decode(row if end is None else row[:end])
+        # The token that ends a turn was written too.
+        found.append(Generated(opening + text, len(row) if end is None else end + 1, end is None))
+    return found
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """(reasoning, answer) of a turn: what stands in its think blocks, and what stands behind the last one."""
+    before, closed, after = text.rpartition("</think>")
+    if not closed and "<think>" in text:
+        before, after = text, ""
+    return re.sub("</?think>", "", before).strip(), after.strip()
+
+
+def batch_seed(seed: int, batch: int) -> int:
+    """A seed for one batch of many, so that rows of different batches are not drawn alike."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{batch}".encode()).digest()[:4], "big")

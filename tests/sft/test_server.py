@@ -1,0 +1,200 @@
+"""A model behind an OpenAI-compatible server answers as the same model here; a server that fails is said to."""
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+
+N = 6
+GREEDY = ("--method", "generation", "--temperature", 0, "--max_new_tokens", 12, "--num_samples", N)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def templated(embedded_model, smollm2_tokenizer, tmp_path_factory):
+    """The embedded model with the template that it is asked with, as a server needs it."""
+    folder = tmp_path_factory.mktemp("served") / "SmolLM2"
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (folder / name).symlink_to(embedded_model / name)
+    smollm2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(templated, tmp_path_factory):
+    """`transformers serve` on loopback; yields where its API begins."""
+    port = free_port()
+    program = os.path.join(os.path.dirname(sys.executable), "transformers")
+    log = tmp_path_factory.mktemp("log") / "serve.log"
+    words = [program, "serve", str(templated), "--port", str(port), "--dtype", "float32", "--device", "cpu"]
+    server = subprocess.Popen([sys.executable, *words], stdout=log.open("w"), stderr=subprocess.STDOUT)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_a_served_model_answers_as_the_same_model_here(here, served, templated, prepared, tmp_path):
+    import pyarrow.parquet as pq
+
+    common = ("--model_path", templated, "--dataset_path", prepared, "--output_dir", tmp_path, *GREEDY)
+    done = here("sft/evaluate.py", *common, "--backend", "openai", "--base_url", served, "--name", "served")
+    assert done.returncode == 0, done.stderr
+    done = here("sft/evaluate.py", *common, "--dtype", "float32", "--name", "here")
+    assert done.returncode == 0, done.stderr
+    there, local = (pq.read_table(tmp_path / name / "predictions.parquet").to_pylist() for name in ("served", "here"))
+    for column in ("id", "prompt_id", "generation_texts", "generation_outcomes", "generation_answers"):
+        assert [row[column] for row in there] == [row[column] for row in local]
+    results = json.loads((tmp_path / "served/results.json").read_text())
+    assert results["n"] == N
+    done = here("sft/compare.py", tmp_path / "served", tmp_path / "here")
+    assert "+0.000" in done.stdout
+
+
+class Misbehaving(http.server.BaseHTTPRequestHandler):
+    """A server that answers as its `way` says."""
+
+    way, asked, under_way, most = "", 0, 0, 0
+    lock = threading.Lock()
+
+    def do_GET(self):
+        self.reply(200, json.dumps({"object": "list", "data": []}))
+
+    def do_POST(self):
+        kind = type(self)
+        with self.lock:
+            kind.asked += 1
+            kind.under_way += 1
+            kind.most = max(kind.most, kind.under_way)
+            first = kind.asked == 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(5 if self.way == "silent" else 0.1)
+        message = {"role": "assistant", "content": "B", "reasoning_content": "It could be A."}
+        completion = {
+            "id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": {"completion_tokens": 3},
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        }  # fmt: skip
+        with self.lock:
+            kind.under_way -= 1
+        if self.way == "busy at first" and first:
+            self.reply(503, "{}")
+        elif self.way == "broken":
+            self.reply(500, "{}")
+        elif self.way == "nonsense":
+            self.reply(200, json.dumps({"hello": "world"}))
+        elif self.way == "a web page":
+            self.reply(200, "<html>Welcome</html>", "text/html")
+        else:
+            self.reply(200, json.dumps(completion))
+
+    def reply(self, status, body, kind="application/json"):
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+        except BrokenPipeError:
+            pass
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def misbehaving():
+    """Start a server of some way; returns (its address, its class, which counts)."""
+    servers = []
+
+    def start(way):
+        kind = type("Server", (Misbehaving,), {"way": way})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1", kind
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def asking(prepared, out, url, *options):
+    return (
+        *("sft/evaluate.py", "--backend", "openai", "--base_url", url, "--model_path", "m", "--name", "run"),
+        *("--dataset_path", prepared, "--num_samples", 12, "--output_dir", out, *options),
+    )
+
+
+def test_requests_are_bounded_and_a_busy_server_is_asked_again(here, misbehaving, prepared, tmp_path):
+    url, server = misbehaving("busy at first")
+    done = here(*asking(prepared, tmp_path, url, "--concurrency", 3))
+    assert done.returncode == 0, done.stderr
+    assert server.asked == 13
+    assert 2 <= server.most <= 3
+    # Reasoning that the server has split off is no answer.
+    assert "answered 100.0%" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("way", "options", "words"),
+    [
+        ("broken", ["--retries", 1], "failed: Error code: 500"),
+        ("silent", ["--retries", 0, "--request_timeout", 0.3], "timed out"),
+        ("nonsense", [], "sent no chat completion"),
+        ("a web page", [], "sent no chat completion"),
+    ],
+)
+def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, prepared, tmp_path, way, options, words):
+    url, _ = misbehaving(way)
+    line = refused(*asking(prepared, tmp_path, url, *options))
+    assert words in line
+    assert url in line
+
+
+def test_a_server_that_is_not_there_is_refused_at_once(refused, prepared, tmp_path):
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    start = time.perf_counter()
+    assert "Connection refused" in refused(*asking(prepared, tmp_path / "eval", url))
+    assert time.perf_counter() - start < 5
+    assert not (tmp_path / "eval").exists()
+
+
+def test_likelihood_is_not_asked_of_a_server(refused, prepared, tmp_path):
+    url = "http://127.0.0.1:1/v1"
+    assert "use --method generation" in refused(*asking(prepared, tmp_path, url, "--method", "likelihood"))
+    assert "name the server with --base_url" in refused(
+        "sft/evaluate.py", "--backend", "openai", "--model_path", "m", "--dataset_path", prepared
+    )
+
+
+def test_answers_before_a_failure_are_kept(here, refused, misbehaving, prepared, tmp_path):
+    url, server = misbehaving("")
+    words = asking(prepared, tmp_path, url, "--concurrency", 1, "--retries", 0)
+    server.way = property(lambda self: "broken" if type(self).asked > 5 else "")
+    refused(*words)
+    server.way = ""
+    done = here(*words)
+    assert done.returncode == 0, done.stderr
+    assert "12 answers wanted, 5 found" in done.stdout
+    assert server.asked == 6 + 7
