@@ -11,6 +11,7 @@ COMMANDS = [
     "sft/preflight.py",
     "sft/run.py",
     "sft/evaluate.py",
+    "sft/compare.py",
     "sft/infer.py",
     "sft/quickstart.py",
 ]

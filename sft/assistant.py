@@ -1,0 +1,134 @@
+"""A loaded model that answers questions: what every mode of sft/infer.py and the web page share."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.command import UserError
+from data_prep.prompts import LETTERS, prompt_messages
+from sft.chat import token_ids
+from sft.generation import Generated, Sampling, check_context, generate, split_thinking
+from sft.metrics import softmax
+from sft.scoring import longest_first, option_log_likelihoods, parse_answer
+
+
+def check_question(question: str, choices: Sequence[str], where: str = "") -> None:
+    """Raise `UserError` if the question is empty, or the options are not none or two to four different ones.
+
+    `where` begins the message: the file and row of the question, or nothing.
+    """
+    if not question.strip():
+        raise UserError(f"{where}the question is empty: ask something")
+    if choices and not 2 <= len(choices) <= len(LETTERS):
+        raise UserError(f"{where}give two to four options, or none; found {len(choices)}")
+    if not all(choice.strip() for choice in choices) or len(set(choices)) < len(choices):
+        raise UserError(f"{where}an option is empty or stands twice: give different ones")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and what the model answered to it.
+
+    `letter` is that of the option which `text` states, or None (`outcome` says why: "unparsed" or "truncated"; a
+    question without options is "answered" by whatever is written). `probabilities` are those of option likelihood,
+    in the order of the options. `tokens` were written in `seconds`.
+    """
+
+    question: str
+    choices: list[str]
+    text: str
+    reasoning: str
+    letter: str | None
+    outcome: str
+    probabilities: list[float]
+    tokens: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer for programs; letters are keys."""
+        return {
+            "question": self.question,
+            "choices": dict(zip(LETTERS, self.choices, strict=False)),
+            "answer": self.letter,
+            "answer_text": self.choices[LETTERS.index(self.letter)] if self.letter else None,
+            "outcome": self.outcome,
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "probabilities": {
+                letter: round(value, 6) for letter, value in zip(LETTERS, self.probabilities, strict=False)
+            },
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass
+class Assistant:
+    """A model, its tokenizer, the form in which it is asked, and the tokens that it can read."""
+
+    model: Any
+    tokenizer: Any
+    answer_format: str
+    context: int | None
+
+    def reply(self, messages: list[dict], sampling: Sampling, streamer: Any = None) -> Generated:
+        """Continue a conversation.
+
+        Raises:
+            UserError: it does not fit into the context with what may be written.
+        """
+        (ids,) = token_ids(self.tokenizer, [messages], add_generation_prompt=True)
+        check_context(self.context, len(ids), sampling.max_new_tokens, "the conversation")
+        return generate(self.model, self.tokenizer, [ids], sampling, streamer)[0]
+
+    def probabilities(self, questions: Sequence[dict], batch_size: int = 1) -> list[list[float]]:
+        """Probability of each option of each question, as sft/evaluate.py scores them."""
+        scores = dict(option_log_likelihoods(self.model, self.tokenizer, questions, batch_size))
+        return [softmax(scores[index]) for index in range(len(questions))]
+
+    def row(self, question: str, choices: Sequence[str]) -> dict:
+        """A question as the scorer reads it."""
+        return {"question": question, "choices": list(choices), "answer_format": self.answer_format}
+
+    def messages(self, question: str, choices: Sequence[str]) -> list[dict]:
+        """The conversation that a question opens."""
+        return prompt_messages(question, choices, self.answer_format)
+
+    def answer(self, question: str, choices: Sequence[str], written: Generated, chances: list, since: float) -> Answer:
+        """What was written, taken apart; `since` is when it was asked (`time.perf_counter`)."""
+        reasoning, text = split_thinking(written.text)
+        parsed = parse_answer(written.text, choices, written.hit_limit) if choices else None
+        outcome = parsed.outcome if parsed else "truncated" if written.hit_limit else "answered"
+        letter = LETTERS[parsed.index] if parsed and parsed.index is not None else None
+        seconds = time.perf_counter() - since
+        return Answer(question, list(choices), text, reasoning, letter, outcome, chances, written.tokens, seconds)
+
+    def ask(self, question: str, choices: Sequence[str], sampling: Sampling, streamer: Any = None) -> Answer:
+        """Answer one question.
+
+        Raises:
+            UserError: an empty question, wrong options, or a prompt that does not fit into the context.
+        """
+        check_question(question, choices)
+        since = time.perf_counter()
+        written = self.reply(self.messages(question, choices), sampling, streamer)
+        chances = self.probabilities([self.row(question, choices)])[0] if choices else []
+        return self.answer(question, choices, written, chances, since)
+
+    def ask_all(
+        self, questions: Sequence[tuple[str, list[str]]], sampling: Sampling, batch_size: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield (index, answer) of many checked questions, a batch at a time; a batch's seconds are shared evenly."""
+        prompts = token_ids(self.tokenizer, [self.messages(*question) for question in questions], True)
+        for index, prompt in enumerate(prompts):
+            check_context(self.context, len(prompt), sampling.max_new_tokens, f"question {index + 1}")
+        for batch in longest_first([len(prompt) for prompt in prompts], batch_size):
+            since = time.perf_counter()
+            with_options = [i for i in batch if questions[i][1]]
+            chances = self.probabilities([self.row(*questions[i]) for i in with_options], batch_size)
+            of_question = dict(zip(with_options, chances, strict=True))
+            written = generate(self.model, self.tokenizer, [prompts[i] for i in batch], sampling)
+            each = (time.perf_counter() - since) / len(batch)
+            for i, text in zip(batch, written, strict=True):
+                yield i, self.answer(*questions[i], text, of_question.get(i, []), time.perf_counter() - each)

@@ -1,0 +1,94 @@
+"""A page in the browser to ask a model: question, options, the answer with the options' probabilities as bars."""
+
+import importlib.util
+import os
+from typing import Any
+
+from data_prep.command import UserError
+from data_prep.prompts import LETTERS
+from sft.generation import Sampling
+
+NOTICE = (
+    "**Not medical advice.** A language model answers from text alone; it sees no figure, and it can be wrong with "
+    "great confidence. For research and teaching."
+)
+
+
+def check_gradio() -> None:
+    """Raise `UserError` if Gradio is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("--web needs Gradio: pip install -c constraints.txt -e '.[web]'")
+
+
+def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> Any:
+    """The page, as `gradio.Blocks`."""
+    # No word to anybody about who uses it.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio
+
+    def ask(question: str, *options: str) -> tuple:
+        choices = [option.strip() for option in options if option and option.strip()]
+        try:
+            answer = assistant.ask(question.strip(), choices, sampling)
+        except UserError as error:  # said in the place of the answer, and the session goes on
+            unseen = gradio.update(visible=False)
+            return f"**Not asked:** {error}", unseen, unseen, "", ""
+        bars = {
+            f"{letter}. {choice}": chance
+            for letter, choice, chance in zip(LETTERS, answer.choices, answer.probabilities, strict=False)
+        }
+        said = answer.text or "*no answer*"
+        if answer.outcome != "answered":
+            said += (
+                f"\n\n*({answer.outcome}: no single option is stated)*" if choices else "\n\n*(token limit reached)*"
+            )
+        hidden = thinking != "show" or not answer.reasoning
+        return (
+            said,
+            gradio.update(value=bars or None, visible=bool(bars)),
+            gradio.update(open=not hidden, visible=bool(answer.reasoning)),
+            answer.reasoning,
+            f"{answer.tokens} tokens in {answer.seconds:.1f} s",
+        )
+
+    with gradio.Blocks(title="PMC-VQA: ask the model", analytics_enabled=False) as blocks:
+        gradio.Markdown("# Ask the model")
+        gradio.Markdown(NOTICE)
+        with gradio.Row():
+            with gradio.Column():
+                question = gradio.Textbox(label="Question", lines=3, elem_id="question")
+                options = [
+                    gradio.Textbox(label=f"Option {letter}", elem_id=f"option-{letter}", max_lines=1)
+                    for letter in LETTERS
+                ]
+                button = gradio.Button("Ask", variant="primary", elem_id="ask")
+            with gradio.Column():
+                gradio.Markdown("### Answer")
+                said = gradio.Markdown(elem_id="answer", container=True, min_height=60)
+                bars = gradio.Label(label="Probability of each option", visible=False, elem_id="bars")
+                with gradio.Accordion("Reasoning", open=False, visible=False) as fold:
+                    reasoning = gradio.Markdown(elem_id="reasoning")
+                cost = gradio.Markdown(elem_id="cost")
+        gradio.Examples([[text, *choices] for text, choices in examples], [question, *options], label="Examples")
+        found = [said, bars, fold, reasoning, cost]
+        for event in (button.click, question.submit):
+            event(ask, [question, *options], found, api_name=False, concurrency_limit=1)
+    return blocks
+
+
+def serve(assistant: Any, sampling: Sampling, thinking: str, examples: list, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    blocks = page(assistant, sampling, thinking, examples)
+    try:
+        blocks.launch(server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True)
+    except OSError as error:
+        raise UserError(f"--port {port} on {host} cannot be had: name another with --port") from error
+    print(f"Ask at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    try:
+        blocks.block_thread()
+    except KeyboardInterrupt:
+        blocks.close()

@@ -1,0 +1,80 @@
+"""The page, used in a real browser."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def address(embedded_model):
+    """The page of the embedded model, served as a user serves it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ("--model_path", embedded_model, "--chat_template", "recipes/templates/smollm2.jinja", "--web")
+    server = subprocess.Popen(
+        [sys.executable, "sft/infer.py", *words, "--port", str(port), "--temperature", "0", "--max_new_tokens", "24"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        said = server.stdout.readline()
+        assert f"http://127.0.0.1:{port}" in said
+        yield f"http://127.0.0.1:{port}"
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=20)
+        assert server.returncode == 0
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium; .ci/run does)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("#question textarea")
+        yield page
+        browser.close()
+
+
+def fill(page, question, *options):
+    page.fill("#question textarea", question)
+    for letter, option in zip("ABCD", (*options, "", "", "", "")[:4], strict=True):
+        page.fill(f"#option-{letter} :is(input, textarea)", option)
+    page.click("#ask")
+
+
+def test_a_question_is_asked_and_the_answer_appears(page, address, tmp_path):
+    assert "Not medical advice" in page.inner_text("body")
+    fill(page, "Which technique uses sound waves?", "Ultrasound", "Computed tomography", "X-ray")
+    page.wait_for_function("document.querySelector('#cost').innerText.includes('tokens in')", timeout=60_000)
+    assert page.inner_text("#answer").strip()
+    bars = page.inner_text("#bars")
+    assert all(option in bars for option in ("A. Ultrasound", "B. Computed tomography", "C. X-ray"))
+    assert bars.count("%") == 3
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+    # Nothing is fetched from, or told to, anybody else.
+    assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
+
+
+def test_bad_input_is_said_and_the_session_goes_on(page):
+    fill(page, "Which technique uses sound waves?", "Ultrasound")
+    page.wait_for_function("document.querySelector('#answer').innerText.includes('two to four options')")
+    fill(page, "What is an X-ray?")
+    page.wait_for_function("document.querySelector('#cost').innerText.includes('tokens in')", timeout=60_000)
+    assert "two to four" not in page.inner_text("#answer")
