@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.command import UserError, write_json
 from data_prep.sources import sha256
-from sft.models import base_of
+from sft.models import base_of, model_file
 
 FINGERPRINT = "fingerprint.json"
 
@@ -80,13 +80,12 @@ def model_fingerprint(model_path: str) -> list[str]:
 
     Of a model on the Hub its name and the commit that the cache holds.
     """
-    folder = Path(model_path)
-    if not folder.is_dir():
-        from transformers.utils import cached_file
-
-        # The commit is the name of the folder that the cache keeps the file in.
-        return [f"{model_path}@{Path(cached_file(model_path, 'config.json')).parent.name}"]
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file())
-    found = [f"{file.name}:{sha256(file)}" for file in files]
-    base = base_of(model_path)
+    folder, base = Path(model_path), base_of(model_path)
+    if folder.is_dir():
+        files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file())
+        found = [f"{file.name}:{sha256(file)}" for file in files]
+    else:
+        config = model_file(model_path, "config.json" if base == model_path else "adapter_config.json")
+        # The cache keeps a file in a folder that is named after its commit.
+        found = [f"{model_path}@{config.parent.name if config else None}"]
     return found + (model_fingerprint(base) if base != model_path else [])

@@ -20,10 +20,27 @@ def save_prompt_format(folder: Path, answer_format: str) -> None:
     write_json(folder / PROMPT_FILE, {"answer_format": answer_format, "prompt_version": PROMPT_VERSION})
 
 
+def model_file(model_path: str, name: str) -> Path | None:
+    """A file of a model folder or, downloaded if need be, of a model on the Hub; None where there is no such file."""
+    if Path(model_path).is_dir():
+        return file if (file := Path(model_path) / name).is_file() else None
+    from transformers.utils import cached_file
+
+    # Missing is an answer; what else goes wrong is told when the tokenizer or the weights are asked for.
+    missing = dict.fromkeys(
+        (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors", "gated_repo")), False
+    )
+    try:
+        found = cached_file(model_path, name, **missing)
+    except OSError:
+        return None
+    return Path(found) if found else None
+
+
 def prompt_format(model_path: str) -> str | None:
-    """The answer format a local model was trained with, or None where its folder does not say."""
-    file = Path(model_path) / PROMPT_FILE
-    return json.loads(file.read_text(encoding="utf-8"))["answer_format"] if file.is_file() else None
+    """The answer format a model was trained with, or None where its files do not say."""
+    file = model_file(model_path, PROMPT_FILE)
+    return json.loads(file.read_text(encoding="utf-8"))["answer_format"] if file else None
 
 
 def check_model_folder(model_path: str) -> None:
@@ -117,11 +134,9 @@ def load_tokenizer(model_path: str, chat_template: str | None = None, revision: 
 
 
 def base_of(model_path: str) -> str:
-    """The base model that a local adapter names in its adapter_config.json; of any other model the model itself."""
-    adapter = Path(model_path) / "adapter_config.json"
-    return (
-        json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else model_path
-    )
+    """The base model that an adapter names in its adapter_config.json; of any other model the model itself."""
+    adapter = model_file(model_path, "adapter_config.json")
+    return json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter else model_path
 
 
 def unloadable(model_path: str, error: Exception) -> UserError:

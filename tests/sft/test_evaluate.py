@@ -175,6 +175,26 @@ def test_a_merged_model_scores_as_its_adapter_does(evaluate, adapter, adapter_re
     assert any(abs(a["log_likelihoods"][0] - b["log_likelihoods"][0]) > 1e-2 for a, b in zip(tuned, base, strict=True))
 
 
+def test_an_adapter_on_the_hub_is_that_adapter(evaluate, adapter, adapter_results):
+    """Out of the Hub's cache, which is all that can be had offline; also how it was asked, and its commit."""
+    import os
+    import shutil
+    from pathlib import Path
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = Path(os.environ["HF_HOME"], "hub/models--someone--tuned")
+    shutil.copytree(adapter, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    # So the cache remembers that the Hub has no such file: an adapter has no config.json.
+    (repository / ".no_exist" / commit).mkdir(parents=True)
+    (repository / ".no_exist" / commit / "config.json").touch()
+    there = evaluate("someone/tuned", "from-hub")
+    assert f"someone/tuned@{commit}" in results_of(there)["fingerprint"]["model"]
+    for one, other in zip(predictions(there), predictions(adapter_results), strict=True):
+        assert one["log_likelihoods"] == other["log_likelihoods"]
+
+
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_a_quantised_model_answers_nearly_as_the_whole_one(evaluate, tiny_deepseek, base_results, kind):
     rows = predictions(evaluate(tiny_deepseek, kind, "--quantization", kind, "--no-choices_only"))
@@ -243,17 +263,23 @@ def test_answers_of_another_model_or_with_other_options_are_not_taken(
     assert bytes_of(tmp_path / "run") != before
 
 
-def test_two_processes_give_the_result_of_one(command, tiny_deepseek, prepared, tmp_path):
+def test_two_processes_give_the_result_of_one(here, command, tiny_deepseek, prepared, tmp_path):
+    import torch
+
     words = (
         *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", 22),
         *("--batch_size", 4, "--method", "likelihood", "generation", "--max_new_tokens", 6, "--name", "run"),
     )
     launch = ("accelerate", "launch", "--config_file", "accelerate_configs/ddp.yaml", "--num_processes", 2)
-    # One thread each, as the launcher sets it: the order of summation is the same.
-    for start, out in (((), "one"), (launch, "two")):
-        done = command(*start, *words, "--output_dir", tmp_path / out, OMP_NUM_THREADS="1")
-        assert done.returncode == 0, done.stderr
+    done = command(*launch, *words, "--output_dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "two/run/answers").glob("answers-*.jsonl"))) == 2
+    # One thread, as the launcher gives each process, so that sums have the same order.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    done = here(*words, "--output_dir", tmp_path / "one")
+    torch.set_num_threads(threads)
+    assert done.returncode == 0, done.stderr
     assert bytes_of(tmp_path / "one/run") == bytes_of(tmp_path / "two/run")
 
 
