@@ -142,15 +142,21 @@ _BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say|choose)"
-    r"|i['’]d (?:say|choose|go with)|it is|it['’]s|this is|that is|most likely|probably|the|correct|option|choice"
-    r"|letter|answer)\b[\s,:!.]*)+",
+    r"|i['’]d (?:say|choose|go with)|it is|it['’]s|this is|that is|it (?:must|should|would|has to) be|most likely"
+    r"|probably|possibly|the|correct|option|choice|letter|answer|ans)\b[\s,:!.]*)+",
     re.IGNORECASE,
 )
 # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
-_LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?![\w'’-])|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
+_LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?!\w|['’]\w|-)|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
 # What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
 _FOLLOWS = re.compile(
-    r"\W*$|\s*[,;!?—–(]|\s*[-/&]\s|\s*/|\s+(?:because|since|as|is|was|and|or|for|due|which|with|but|not|rather)\b",
+    r"[^\w?]*$|\s*[,;!—–(]|\s*[-/&]\s|\s*/|\s+(?:because|since|as|is|was|and|or|for|due|which|with|but|not|rather)\b",
+    re.IGNORECASE,
+)
+# "A is wrong": the letter is named to be denied.
+_DENIED = re.compile(
+    r"\s*(?:is|was|are|can|could|would|does|isn['’]t|seems)\s*(?:clearly |also |be )*"
+    r"(?:not|n['’]t|never|incorrect|wrong|false|unlikely|ruled|less)\b|\s+isn['’]t\b|\s*\?",
     re.IGNORECASE,
 )
 _JOINED = re.compile(r"\s*(?:,\s*(?:and|or)?|/|&|\band\b|\bor\b)\s*(?:option\s+)?(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
@@ -165,6 +171,7 @@ _DECLARED = re.compile(
 _CALLED_RIGHT = re.compile(
     r"(?:^|[\s(\"'])([A-D])[)\].\"']*\s+(?:is|would be)\s+(?:clearly\s+|the\s+)*(?:correct|right|best|answer)\b"
 )
+_OPTION = re.compile(r"\b(?:option|choice)\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
 # In `comparable` text, right before or behind a mention of an option.
 _NOT_BEFORE = re.compile(
     r"\b(?:not|isn t|never|no|nor|neither|rather than|instead of|unlike|except|rules? out|ruled out|without)"
@@ -209,7 +216,11 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
         named = _options_named(rest, choices, anywhere=False)
         if index >= len(choices) or not (letter.group("mark").strip("\"'“‘") or named or _FOLLOWS.match(rest)):
             break
-        found |= {index} | named
+        if _DENIED.match(rest):
+            break
+        # "A: B" names two.
+        other = re.fullmatch(r"\s*([A-D])\W*", rest)
+        found |= {index} | named | ({LETTERS.index(other[1])} if other and other[1] != choices[index] else set())
         joined = _JOINED.match(rest)
         if not joined:
             break
@@ -217,15 +228,16 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     return found
 
 
+def _leading(text: str, choices: Sequence[str]) -> set[int]:
+    """Options that `text` begins with naming by letter, words before them left out that say nothing."""
+    lead = _LEAD.match(text)
+    return _letters(text, choices) or (_letters(text[lead.end() :], choices) if lead else set())
+
+
 def _statement(text: str, choices: Sequence[str]) -> set[int]:
     """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
     text = _NEGATED.sub("", text, count=1).strip()
-    lead = _LEAD.match(text)
-    return (
-        _letters(text, choices)
-        or (_letters(text[lead.end() :], choices) if lead else set())
-        or _options_named(text, choices, anywhere=True)
-    )
+    return _leading(text, choices) or _options_named(text, choices, anywhere=True)
 
 
 def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> ParsedAnswer:
@@ -264,7 +276,7 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
         lines = [line.strip() for line in answer.splitlines() if line.strip()]
         if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
             del lines[0]
-        letters = [_letters(line, choices) or _letters(_LEAD.sub("", line, count=1), choices) for line in lines[:1]]
+        letters = [_leading(line, choices) for line in lines[:1]]
         letters += [
             _letters(line, choices) for line in lines[1:] if _LETTER.match(line) and _LETTER.match(line)["mark"]
         ]
@@ -272,7 +284,14 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
         same = {index for index, choice in enumerate(choices) if choice.strip() == answer}
         return set().union(*letters, same if letters and letters[0] else set())
 
-    for rule in (boxed, declared, marked, lambda: _options_named(answer, choices, anywhere=True)):
+    def mentioned() -> set[int]:
+        found = _options_named(answer, choices, anywhere=True)
+        for match in _OPTION.finditer(answer):
+            if not _NOT_BEFORE.search(f" {comparable(answer[: match.start()])} "):
+                found |= _letters(answer[match.end() :], choices)
+        return found
+
+    for rule in (boxed, declared, marked, mentioned):
         if found := rule():
             return ParsedAnswer(found.pop(), "answered") if len(found) == 1 else UNPARSED
     return UNPARSED
