@@ -15,6 +15,8 @@ from data_prep.sources import sha256
 from sft.models import base_of, model_file
 
 FINGERPRINT = "fingerprint.json"
+# Weights, configurations, templates and vocabularies.
+DECIDE = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
 class Answers:
@@ -25,35 +27,51 @@ class Answers:
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], overwrite: bool):
-        self.folder, self.fingerprint, self.overwrite = folder, fingerprint, overwrite
+        self.folder, self.fingerprint = folder, fingerprint
         self.found: dict[tuple[str, str], dict] = {}
+        # Whether what is there goes when this evaluation begins.
+        self.anew = overwrite
         file = folder / FINGERPRINT
-        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        if earlier == fingerprint:
-            self.read()
-        elif earlier is not None and not overwrite:
+        if not file.is_file():
+            self.anew = True
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(f"{folder} holds something that is no evaluation's: choose another --name")
+            return
+        if overwrite:
+            return
+        try:
+            earlier = json.loads(file.read_text(encoding="utf-8"))
             differs = ", ".join(key for key in fingerprint if earlier.get(key) != fingerprint[key])
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
+        if differs:
             raise UserError(
                 f"{folder.parent} holds an evaluation with another {differs}: pass --overwrite to replace it, or "
                 "choose another --name"
             )
+        self.read()
 
     def read(self) -> None:
         """Find the answers of every process. A line that was not written whole is no answer."""
         for file in sorted(self.folder.glob("answers-*.jsonl")):
-            with file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    if line.endswith("\n"):
-                        answer = json.loads(line)
-                        self.found[answer.pop("task"), answer.pop("id")] = answer
+            try:
+                with file.open(encoding="utf-8", newline="\n") as lines:
+                    for line in lines:
+                        if line.endswith("\n"):
+                            answer = json.loads(line)
+                            self.found[answer.pop("task"), answer.pop("id")] = answer
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
 
     def begin(self) -> None:
         """Make the folder ready for writing; for one process alone, and before any other writes."""
-        file = self.folder / FINGERPRINT
-        if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != self.fingerprint:
+        if self.anew:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            write_json(file, self.fingerprint)
+            try:
+                self.folder.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(f"--output_dir: cannot write {self.folder}: {error.strerror}") from error
+            write_json(self.folder / FINGERPRINT, self.fingerprint)
 
     def writer(self, process: int) -> "Writer":
         """What a process writes its answers with."""
@@ -70,7 +88,7 @@ class Writer:
 
     def add(self, task: str, answers: dict[str, dict]) -> None:
         """Write the answers of a batch, by question id."""
-        lines = [json.dumps({"task": task, "id": id, **answer}, ensure_ascii=False) for id, answer in answers.items()]
+        lines = [json.dumps({"task": task, "id": id, **answer}) for id, answer in answers.items()]
         self.stream.write("".join(f"{line}\n" for line in lines))
         self.stream.flush()
 
@@ -82,7 +100,7 @@ def model_fingerprint(model_path: str) -> list[str]:
     """
     folder, base = Path(model_path), base_of(model_path)
     if folder.is_dir():
-        files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file())
+        files = sorted(f for f in folder.iterdir() if f.suffix in DECIDE and f.is_file())
         found = [f"{file.name}:{sha256(file)}" for file in files]
     else:
         config = model_file(model_path, "config.json" if base == model_path else "adapter_config.json")

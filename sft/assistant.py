@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_prep.command import UserError
 from data_prep.prompts import LETTERS, prompt_messages
 from sft.chat import token_ids
-from sft.generation import Generated, Sampling, check_context, generate, split_thinking
+from sft.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
 from sft.metrics import softmax
 from sft.scoring import longest_first, option_log_likelihoods, parse_answer
 
@@ -22,7 +22,7 @@ def check_question(question: str, choices: Sequence[str], where: str = "") -> No
         raise UserError(f"{where}the question is empty: ask something")
     if choices and not 2 <= len(choices) <= len(LETTERS):
         raise UserError(f"{where}give two to four options, or none; found {len(choices)}")
-    if not all(choice.strip() for choice in choices) or len(set(choices)) < len(choices):
+    if not all(choice.strip() for choice in choices) or len({choice.strip() for choice in choices}) < len(choices):
         raise UserError(f"{where}an option is empty or stands twice: give different ones")
 
 
@@ -123,12 +123,13 @@ class Assistant:
         prompts = token_ids(self.tokenizer, [self.messages(*question) for question in questions], True)
         for index, prompt in enumerate(prompts):
             check_context(self.context, len(prompt), sampling.max_new_tokens, f"question {index + 1}")
-        for batch in longest_first([len(prompt) for prompt in prompts], batch_size):
+        for number, batch in enumerate(longest_first([len(prompt) for prompt in prompts], batch_size)):
             since = time.perf_counter()
             with_options = [i for i in batch if questions[i][1]]
             chances = self.probabilities([self.row(*questions[i]) for i in with_options], batch_size)
             of_question = dict(zip(with_options, chances, strict=True))
-            written = generate(self.model, self.tokenizer, [prompts[i] for i in batch], sampling)
+            drawn = replace(sampling, seed=batch_seed(sampling.seed, number))
+            written = generate(self.model, self.tokenizer, [prompts[i] for i in batch], drawn)
             each = (time.perf_counter() - since) / len(batch)
             for i, text in zip(batch, written, strict=True):
                 yield i, self.answer(*questions[i], text, of_question.get(i, []), time.perf_counter() - each)

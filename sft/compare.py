@@ -40,15 +40,20 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         version = results["schema_version"]
-        rows = pq.read_table(folder / PREDICTIONS).to_pylist()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        rows = {row["id"]: row for row in pq.read_table(folder / PREDICTIONS).to_pylist()}
+        if version == SCHEMA_VERSION:
+            columns = {"article", *(f"{score}_right" for score in results["scores"])}
+            if results["n"] != len(rows) or not all(columns <= row.keys() for row in rows.values()):
+                raise ValueError("the two files do not belong together")
+            _ = results["name"], results["fingerprint"]["questions"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise UserError(
             f"{folder} is not a finished evaluation ({type(error).__name__}): name a folder with {RESULTS} and "
             f"{PREDICTIONS}, as sft/evaluate.py writes it"
         ) from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{folder} was written with schema version {version}, not {SCHEMA_VERSION}: evaluate it again")
-    return Evaluation(results, {row["id"]: row for row in rows})
+    return Evaluation(results, rows)
 
 
 def check_comparable(name: str, questions: str, scores: Iterable[str], baseline: Evaluation) -> list[str]:
@@ -79,15 +84,27 @@ def compare(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
 
     results = this.results
     common = check_comparable(results["name"], results["fingerprint"]["questions"], results["scores"], baseline)
+    if this.rows.keys() != baseline.rows.keys():
+        raise UserError(f"{baseline.results['name']} has other question ids than {results['name']}: evaluate it again")
     articles = [row["article"] for row in this.rows.values()]
+
+    def asked_once(score: str) -> bool:
+        return all(len(found["scores"][score].get("seeds", [0])) == 1 for found in (results, baseline.results))
+
     return {"baseline": baseline.results["name"]} | {
         score: paired(
             [row[f"{score}_right"] for row in this.rows.values()],
             [baseline.rows[id][f"{score}_right"] for id in this.rows],
             articles,
+            asked_once(score),
         )
         for score in common
     }
+
+
+def interval(found: list[float] | None) -> str:
+    """The interval of a difference in words."""
+    return f"{found[0]:+.3f} to {found[1]:+.3f}" if found else "–"
 
 
 def comparison_lines(comparison: dict[str, Any]) -> list[str]:
@@ -96,11 +113,10 @@ def comparison_lines(comparison: dict[str, Any]) -> list[str]:
     for score, title in SCORES.items():
         if score in comparison:
             found = comparison[score]
-            low, high = found["ci95"]
-            line = f"  {title:<20}{found['difference']:>+8.3f}   {low:+.3f} to {high:+.3f}"
+            line = f"  {title:<20}{found['difference']:>+8.3f}   {interval(found['ci95']):<16}"
             if "mcnemar_p" in found:
                 line += f"   McNemar p = {found['mcnemar_p']:.2g} ({found['won']} won, {found['lost']} lost)"
-            lines.append(line)
+            lines.append(line.rstrip())
     return lines
 
 

@@ -16,6 +16,8 @@ number.
 """
 
 import argparse
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -25,6 +27,15 @@ from typing import Any
 from data_prep.chat_rows import can_be_shuffled
 from data_prep.command import UserError, run, write_json
 from data_prep.prompts import LETTERS, OPEN, PROMPT_VERSION, prompt_messages
+from sft.compare import (
+    PREDICTIONS,
+    RESULTS,
+    SCHEMA_VERSION,
+    Evaluation,
+    check_comparable,
+    compare,
+    read_evaluation,
+)
 
 LIKELIHOOD, GENERATION = "likelihood", "generation"
 # The names of --method, and of the scores in results.json.
@@ -130,21 +141,28 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     for option in ("num_samples", "batch_size", "concurrency", "request_timeout"):
         value = getattr(args, option)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:  # so that NaN is refused
             raise UserError(f"--{option} {value}: give a positive number")
     if args.retries < 0:
         raise UserError(f"--retries {args.retries}: give 0 or more")
     if not 1 <= args.permutations <= len(LETTERS):
         raise UserError(f"--permutations {args.permutations}: give 1 (as the questions stand) to {len(LETTERS)}")
+    if args.permutations > 1 and LIKELIHOOD not in args.method:
+        raise UserError("--permutations goes with --method likelihood")
     if len(set(args.generation_seeds)) < len(args.generation_seeds):
         raise UserError("--generation_seeds: a seed stands twice, and would be counted twice")
     if args.temperature == 0 and len(args.generation_seeds) > 1:
         raise UserError(
             "--generation_seeds: greedy generation (--temperature 0) gives every seed the same text: name one"
         )
-    if args.name and (Path(args.name).name != args.name or args.name in (".", "..")):
-        raise UserError(f"--name {args.name} is a path: give a plain name, and the folder with --output_dir")
+    if args.name and (Path(args.name).name != args.name or args.name in (".", "..") or len(args.name) > 100):
+        raise UserError(f"--name {args.name[:100]}: give a plain, short name, and the folder with --output_dir")
+    if not args.model_path:
+        raise UserError("--model_path is empty: name a model")
     if args.backend == "openai":
+        for option in ("chat_template", "quantization", "dtype"):
+            if getattr(args, option) not in (None, "none", "auto"):
+                raise UserError(f"--{option} goes with a model of your own: the server has loaded its model already")
         if not args.base_url:
             raise UserError("--backend openai: name the server with --base_url, as in http://127.0.0.1:8000/v1")
         if LIKELIHOOD in args.method:
@@ -154,6 +172,26 @@ def check_arguments(args: argparse.Namespace) -> None:
             )
     elif args.base_url:
         raise UserError("--base_url goes with --backend openai")
+
+
+def check_questions(questions: list[dict], args: argparse.Namespace) -> None:
+    """Refuse rows that cannot be scored.
+
+    Raises:
+        UserError: an id that stands twice, a gold option that is none, or options to turn that are not shown.
+    """
+    ids = Counter(question["id"] for question in questions)
+    id, times = ids.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{args.dataset_path}: the id {id} stands {times} times in {args.split}: prepare it again")
+    for q in questions:
+        if not 2 <= len(q["choices"]) <= len(LETTERS) or not 0 <= q["gold"] < len(q["choices"]):
+            raise UserError(
+                f"{args.dataset_path}: question {q['id']} has {len(q['choices'])} options, and number {q['gold']} is "
+                "said to be right: prepare it again"
+            )
+    if args.permutations > 1 and questions[0]["answer_format"] == OPEN:
+        raise UserError("--permutations: these questions were prepared without showing their options")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -204,6 +242,26 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
+    """Refuse to replace a finished evaluation by one that asks for less.
+
+    Raises:
+        UserError: what it has and would lose, or that it is none.
+    """
+    file = folder / RESULTS
+    if overwrite or not file.exists():
+        return
+    try:
+        lost = set(json.loads(file.read_text(encoding="utf-8"))["tasks"]) - {task.name for task in tasks}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not an evaluation's: pass --overwrite, or choose another --name") from error
+    if lost:
+        raise UserError(
+            f"{folder} holds also {'; '.join(sorted(lost))}: ask for it too, pass --overwrite, or choose another "
+            "--name"
+        )
+
+
 def shown(path: str) -> str:
     """A path as it may be published: one from outside of here tells nobody anything, and may tell too much."""
     return Path(path).name if Path(path).is_absolute() else path
@@ -211,6 +269,7 @@ def shown(path: str) -> str:
 
 def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
     """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
+    import hashlib
     import importlib.metadata
 
     from datasets import Dataset
@@ -220,13 +279,17 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str)
     from sft.data import data_fingerprint
 
     columns = ["id", "question", "choices", "gold", "answer_format"]
-    local_model = args.backend == "local"
+    if args.backend == "local":
+        model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
+    else:  # the address is told by its hash: it may be nobody's business
+        where = hashlib.sha256(args.base_url.encode()).hexdigest()[:16]
+        model, options = [f"{shown(args.model_path)} at server {where}"], ("backend",)
     return {
-        "model": model_fingerprint(args.model_path) if local_model else [f"{args.model_path} at {args.base_url}"],
+        "model": model,
         "questions": data_fingerprint(Dataset.from_list(questions), columns),
         "prompt_version": PROMPT_VERSION,
         "chat_template": sha256(Path(args.chat_template)) if args.chat_template else None,
-        "options": {key: getattr(args, key) for key in ("backend", "dtype", "quantization", "batch_size")},
+        "options": {key: getattr(args, key) for key in options},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "device": device,
     }
@@ -237,15 +300,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # What can be refused is refused before the model loads.
     from sft.answers import Answers
-    from sft.compare import (
-        PREDICTIONS,
-        RESULTS,
-        SCHEMA_VERSION,
-        Evaluation,
-        check_comparable,
-        compare,
-        read_evaluation,
-    )
     from sft.data import draw, load_split
     from sft.generation import Sampling
     from sft.models import check_model_folder, prompt_format
@@ -257,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     baseline = read_evaluation(args.baseline) if args.baseline else None
     rows = load_split(args.dataset_path, args.split)
     questions = draw(rows, args.num_samples or len(rows), args.seed)
+    check_questions(questions, args)
     asked, trained = questions[0]["answer_format"], prompt_format(args.model_path) if local_model else None
     if trained not in (None, asked):
         raise UserError(
@@ -266,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.chat_template and not Path(args.chat_template).is_file():
         raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
-    folder = args.output_dir / (args.name or Path(args.model_path).name)
+    folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
 
     import torch
     from accelerate import PartialState
@@ -283,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_comparable(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
     answers = Answers(folder / "answers", fingerprint, args.overwrite)
     tasks = tasks_of(args, questions, samplings)
+    check_kept(folder, tasks, args.overwrite)
     wanted = [(task.name, question["id"]) for task in tasks for question in task.questions]
     missing = sum(key not in answers.found for key in wanted)
     if not missing and state.is_main_process:
@@ -294,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if state.is_main_process:
             print(f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}", flush=True)
             answers.begin()
+            (folder / RESULTS).unlink(missing_ok=True)  # until it is true again
         state.wait_for_everyone()
         writer = answers.writer(state.process_index)
         share = -(-missing // state.num_processes)
@@ -323,6 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "n": len(questions),
         "answer_format": asked,
         **found,
+        "tasks": [task.name for task in tasks],
         "fingerprint": fingerprint,
     }
     if baseline:

@@ -19,7 +19,7 @@ class Sampling:
     """How text is drawn from a model.
 
     Raises:
-        UserError: no tokens, a temperature below 0, or a top_p outside of 0 to 1.
+        UserError: no tokens, a temperature below 0, a top_p outside of 0 to 1, or a seed that no generator takes.
     """
 
     max_new_tokens: int = 2048
@@ -35,6 +35,8 @@ class Sampling:
             raise UserError(f"--temperature {self.temperature}: give 0 (greedy) or a positive number")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p {self.top_p}: give a share above 0, at most 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed {self.seed}: give a number from 0 to {2**32 - 1}")
 
 
 class Generated(NamedTuple):

@@ -15,6 +15,8 @@ choices. Not medical advice.
 import argparse
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,51 +35,91 @@ DEMO = [
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
 
 
+def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (where, question, options) of the rows of a CSV file."""
+    import csv
+    import io
+
+    from data_prep.questions import clean_choice
+
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip().lower().removeprefix("choice ") for name in next(reader, [])]
+        known = [name for name in header if name in ("question", *LETTERS.lower())]
+        if "question" not in known or len(set(known)) < len(known) or "e" in header:
+            raise UserError(f"--input {file} needs the columns question, A, B, C, D, each once; found {header}")
+        for number, cells in enumerate(filter(None, reader), start=1):
+            if len(cells) > len(header):
+                raise UserError(f"{file}, row {number}: more cells than columns: put texts with commas in quotes")
+            row = dict(zip(header, cells, strict=False))
+            options = [clean_choice(row.get(letter, ""))[1] for letter in LETTERS.lower()]
+            while options and not options[-1]:
+                options.pop()
+            yield f"{file}, row {number}: ", row["question"].strip(), options
+    except csv.Error as error:
+        raise UserError(f"--input {file} is not sound CSV: {error}, at line {reader.line_num}") from error
+
+
+def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (where, question, options) of the lines of a JSON lines file."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                question, options = row["question"], row.get("choices", [])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise UserError(f"{file}, line {number}: not JSON with question and choices: {error}") from error
+            if isinstance(options, dict):
+                if list(options) != list(LETTERS[: len(options)]):
+                    raise UserError(f"{file}, line {number}: name the choices A, B, C, D, in this order")
+                options = [*options.values()]
+            if not isinstance(options, list) or not all(isinstance(text, str) for text in (question, *options)):
+                raise UserError(f"{file}, line {number}: question has to be a text, and choices a list of texts")
+            try:
+                "".join((question, *options)).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(f"{file}, line {number}: not text: {error}") from error
+            yield f"{file}, line {number}: ", question.strip(), options
+
+
 def read_questions(file: Path) -> list[tuple[str, list[str]]]:
     """(question, options) of each row of a CSV or JSON lines file.
 
     Raises:
         UserError: no such file, another kind of file, a row that is none, or a question that cannot be asked.
     """
-    import csv
-
-    from data_prep.questions import clean_choice
     from sft.assistant import check_question
 
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--input {file} cannot be read: {error}") from error
-    found = []
-    if file.suffix == ".csv":
-        for number, cells in enumerate(csv.DictReader(text.splitlines(keepends=True)), start=1):
-            row = {(name or "").strip().lower(): (cell or "") for name, cell in cells.items() if name is not None}
-            if "question" not in row:
-                raise UserError(f"--input {file} has no column question: name its columns question, A, B, C, D")
-            options = [clean_choice(row.get(f"choice {x}", row.get(x, "")))[1] for x in LETTERS.lower()]
-            while options and not options[-1]:
-                options.pop()
-            found.append((f"{file}, row {number}: ", row["question"].strip(), options))
-    elif file.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                    question, options = row["question"], row.get("choices", [])
-                    options = [*options.values()] if isinstance(options, dict) else list(options)
-                    texts = [question, *options]
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UserError(f"{file}, line {number}: not JSON with question and choices: {error}") from error
-                if not all(isinstance(text, str) for text in texts):
-                    raise UserError(f"{file}, line {number}: question and choices have to be texts")
-                found.append((f"{file}, line {number}: ", question.strip(), options))
-    else:
+    kinds = {".csv": csv_rows, ".jsonl": json_rows}
+    if file.suffix.lower() not in kinds:
         raise UserError(f"--input {file}: give a .csv or a .jsonl file")
+    found = list(kinds[file.suffix.lower()](file, text))
     if not found:
         raise UserError(f"--input {file} holds no question")
     for where, question, options in found:
         check_question(question, options, where)
     return [(question, options) for _, question, options in found]
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Make the folder of the output file, and refuse at once what could not be written after the work.
+
+    Raises:
+        UserError: the file exists, is no plain file, or cannot be written there.
+    """
+    if output.exists() and not (overwrite and output.is_file() and not output.is_symlink()):
+        advice = "pass --overwrite to replace it, or " if output.is_file() else ""
+        raise UserError(f"--output {output} exists already: {advice}name another file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
 def answer_file(assistant: Any, questions: list, output: Path, sampling: Any, batch_size: int) -> None:
@@ -89,7 +131,6 @@ def answer_file(assistant: Any, questions: list, output: Path, sampling: Any, ba
         assistant.ask_all(questions, sampling, batch_size), total=len(questions), desc="Asking", unit=" questions"
     ):
         lines[index] = json.dumps(answer.as_json(), ensure_ascii=False) + "\n"
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     temporary.write_text("".join(lines), encoding="utf-8")
     temporary.rename(output)
@@ -119,7 +160,7 @@ def main() -> None:
     parser.add_argument("--choices", nargs="+", default=[], help="with --question: two to four options, A to D")
     parser.add_argument("--json", action="store_true", help="with --question: the answer as JSON")
     parser.add_argument("--output", type=Path, help="with --input: the .jsonl file to write")
-    parser.add_argument("--overwrite", action="store_true", help="with --input: replace the output file")
+    parser.add_argument("--overwrite", action="store_true", help="with --input and --evaluate: replace what is there")
     parser.add_argument("--dataset_path", default="PMC-VQA-Processed", help="with --evaluate (default: %(default)s)")
     parser.add_argument("--num_samples", type=int, default=50, help="with --evaluate (default: %(default)s)")
     parser.add_argument("--output_dir", default="outputs/eval", help="with --evaluate (default: %(default)s)")
@@ -139,13 +180,19 @@ def main() -> None:
     parser.add_argument("--top_p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
-    for option, mode in (("choices", "question"), ("json", "question"), ("output", "input"), ("overwrite", "input")):
+    for option, mode in (("choices", "question"), ("json", "question"), ("output", "input")):
         if getattr(args, option) and getattr(args, mode) is None:
             raise UserError(f"--{option} goes with --{mode}")
     if args.input and not args.output:
         raise UserError("--input: name the file to write with --output answers.jsonl")
-    if args.output and args.output.exists() and not args.overwrite:
-        raise UserError(f"{args.output} exists already: pass --overwrite to replace it, or name another file")
+    if args.output:
+        check_output(args.output, args.overwrite)
+    if args.evaluate and (args.thinking == "off" or args.answer_format):
+        raise UserError(
+            "--evaluate asks as the model was trained, and lets it think: leave out --answer_format and off"
+        )
+    if not 0 < args.port < 2**16:
+        raise UserError(f"--port {args.port}: give a number from 1 to {2**16 - 1}")
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give a positive number")
 
@@ -196,7 +243,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from sft.evaluate import main as measure
 
     words = ["--model_path", args.model_path, "--dataset_path", args.dataset_path, "--num_samples", args.num_samples]
-    words += ["--name", f"{Path(args.model_path).name}-sample", "--overwrite", "--method", "likelihood", "generation"]
+    words += ["--name", f"{Path(args.model_path).resolve().name}-sample", "--method", "likelihood", "generation"]
+    words += ["--overwrite"] if args.overwrite else []
     words += ["--generation_seeds", args.seed]
     options = ("dtype", "quantization", "batch_size", "max_new_tokens", "temperature", "top_p", "chat_template")
     for option in (*options, "output_dir"):

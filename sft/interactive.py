@@ -28,8 +28,7 @@ class Words(TextStreamer):
         self.show, self.inside = thinking == "show", opened
         self.faint, self.plain = ("\033[2m", "\033[0m") if shows_colour() else ("", "")
         self.turn_end = tokenizer.eos_token
-        if opened:
-            self.begin_thinking()
+        self.told = not opened
 
     def begin_thinking(self) -> None:
         """Say that the model thinks."""
@@ -38,6 +37,9 @@ class Words(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print a piece; a think tag stands in one piece, since pieces end at white space."""
         text = text.replace(self.turn_end, "")
+        if not self.told:
+            self.told = True
+            self.begin_thinking()
         if "<think>" in text and not self.inside:
             self.inside = True
             before, text = text.split("<think>", 1)
@@ -47,6 +49,7 @@ class Words(TextStreamer):
             thought, closed, text = text.partition("</think>")
             print(thought if self.show else "", end="", flush=True)
             if not closed:
+                print(f"{self.plain}\n" if stream_end else "", end="", flush=True)
                 return
             self.inside = False
             print(self.plain)
@@ -112,6 +115,8 @@ def converse(assistant: Any, sampling: Sampling, thinking: str) -> None:
             return
         except UserError as error:
             print(f"  {error}")
+        except KeyboardInterrupt:
+            print("\n  (stopped)")
 
 
 def follow(assistant: Any, messages: list, sampling: Sampling, state: dict, opened: bool) -> list[dict]:
@@ -123,6 +128,9 @@ def follow(assistant: Any, messages: list, sampling: Sampling, state: dict, open
         written = assistant.reply(messages, wanted, words)
     except KeyboardInterrupt:
         print(f"{words.plain}\n  (stopped)")
+        return messages[:-1]
+    except UserError as error:  # too long: what was said before can still be gone on with
+        print(f"  {error}")
         return messages[:-1]
     _, text = split_thinking(written.text)
     limit = ", stopped at the token limit" if written.hit_limit else ""

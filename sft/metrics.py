@@ -22,7 +22,9 @@ def wilson_interval(correct: float, n: int, z: float = Z95) -> tuple[float, floa
     p = correct / n
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    # Exact at the ends, where rounding would leave the proportion itself outside.
+    return (max(0.0, low) if correct > 0 else 0.0), (min(1.0, high) if correct < n else 1.0)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
@@ -38,16 +40,18 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**n) if n else 1.0
 
 
-def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -> float:
+def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -> float | None:
     """Standard error of the mean of `values` where questions of one article are not independent (arXiv 2411.00640).
 
     A question whose article is unknown ("") is a cluster of its own; if all are, this is the plain standard error of
-    the mean, with n in the place of n - 1.
+    the mean, with n in the place of n - 1. None if there is but one cluster, which tells nothing of others.
     """
     mean = sum(values) / len(values)
     of_article: dict[Any, float] = defaultdict(float)
     for number, (value, article) in enumerate(zip(values, articles, strict=True)):
         of_article[article or number] += value - mean
+    if len(of_article) < 2:
+        return None
     return math.sqrt(sum(total**2 for total in of_article.values())) / len(values)
 
 
@@ -122,17 +126,21 @@ def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]
     }
 
 
-def paired(right: Sequence[float], baseline: Sequence[float], articles: Sequence[str]) -> dict[str, Any]:
+def paired(
+    right: Sequence[float], baseline: Sequence[float], articles: Sequence[str], asked_once: bool = True
+) -> dict[str, Any]:
     """Two runs over the same questions, in the same order (arXiv 2411.00640).
 
-    ``difference`` of the accuracies with its 95 % interval, clustered by article; and, where each question was
-    answered once, the questions that one run alone answered rightly, with the exact McNemar p-value.
+    ``difference`` of the accuracies with its 95 % interval, clustered by article, or None where all differences are
+    the same, which a normal interval knows nothing to say about; and, where each question was `asked_once`, the
+    questions that one run alone answered rightly, with the exact McNemar p-value.
     """
     differences = [a - b for a, b in zip(right, baseline, strict=True)]
     difference = sum(differences) / len(differences)
-    half = Z95 * clustered_standard_error(differences, articles)
-    result = {"n": len(differences), "difference": difference, "ci95": [difference - half, difference + half]}
-    if {*right, *baseline} <= {0.0, 1.0}:
+    half = Z95 * (clustered_standard_error(differences, articles) or 0.0)
+    interval = [max(-1.0, difference - half), min(1.0, difference + half)] if half else None
+    result = {"n": len(differences), "difference": difference, "ci95": interval}
+    if asked_once:
         won, lost = differences.count(1.0), differences.count(-1.0)
         result |= {"won": won, "lost": lost, "mcnemar_p": mcnemar_p(lost, won)}
     return result

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.prompts import LETTERS
 from data_prep.report import STYLE, table
+from sft import compare
 from sft.compare import SCORES
 from sft.metrics import softmax
 
@@ -191,6 +192,11 @@ def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> str
     return table(["id", "question", "answered", "right", "probability"], rows, texts=4) if rows else "<p>None.</p>"
 
 
+def error_in_words(found: float | None) -> str:
+    """A standard error, if there is one."""
+    return "–" if found is None else f"{found:.4f}"
+
+
 def numbers(results: dict[str, Any]) -> str:
     """The table at the top of the page."""
     rows = []
@@ -203,7 +209,7 @@ def numbers(results: dict[str, Any]) -> str:
                     title,
                     f"{found['accuracy']:.3f}",
                     f"{low:.3f} to {high:.3f}",
-                    f"{found['standard_error_clustered']:.4f}",
+                    error_in_words(found["standard_error_clustered"]),
                     f"{found['balanced_accuracy']:.3f}",
                     f"{found['rstd']:.3f}",
                     f"{found['calibration']['ece']:.3f}" if "calibration" in found else "–",
@@ -212,7 +218,10 @@ def numbers(results: dict[str, Any]) -> str:
             if "permutations" in found:
                 turned = found["permutations"]
                 low, high = turned["ci95"]
-                name, error = f"average of {turned['orders']} orders", f"{turned['standard_error_clustered']:.4f}"
+                name, error = (
+                    f"average of {turned['orders']} orders",
+                    error_in_words(turned["standard_error_clustered"]),
+                )
                 rows.append([name, f"{turned['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", error, "–", "–", "–"])
     rows += [
         [f"floor: {name.replace('_', ' ')}", f"{value:.3f}", *"–" * 5] for name, value in results["floors"].items()
@@ -227,7 +236,7 @@ def write_report(results: dict[str, Any], columns: dict[str, list], questions: S
     sections = [("Accuracy against the floors", accuracy_plot(results), NOTES["accuracy"])]
     if "paired" in results:
         rows = [
-            [title, f"{found['difference']:+.3f}", f"{found['ci95'][0]:+.3f} to {found['ci95'][1]:+.3f}"]
+            [title, f"{found['difference']:+.3f}", compare.interval(found["ci95"])]
             + [f"{found[key]:.2g}" if isinstance(found.get(key), float) else found.get(key, "–") for key in PAIRED]
             for score, title in SCORES.items()
             if (found := results["paired"].get(score))

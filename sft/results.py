@@ -105,8 +105,8 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         "by_token_budget": [
             {
                 "tokens": budget,
-                "accuracy": sum(value for length, value in finished if length <= budget) / n,
-                "truncated": 1 - sum(length <= budget for length, _ in finished) / n,
+                "accuracy": sum(value for length, value in finished if length <= budget or budget == limit) / n,
+                "truncated": 1 - sum(length <= budget or budget == limit for length, _ in finished) / n,
             }
             for budget in budgets
         ],
@@ -180,7 +180,7 @@ def table(results: dict[str, Any]) -> str:
                 notes.append(
                     f"generation by seed: {each} (standard deviation {found['standard_deviation_of_seeds']:.3f})"
                 )
-        if found["articles"]:
+        if found["articles"] and found["standard_error_clustered"] is not None:
             notes.append(
                 f"{title}: standard error {found['standard_error_clustered']:.4f}, clustered by "
                 f"{found['articles']} articles"

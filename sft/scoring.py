@@ -5,12 +5,12 @@ one option is no answer. sft/metrics.py makes numbers of the answers.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from data_prep.prompts import LETTERS, answer_text, completion_messages, prompt_messages
-from data_prep.questions import comparable
 from sft.chat import common_prefix, split_completions
 
 
@@ -137,94 +137,163 @@ class ParsedAnswer(NamedTuple):
 UNPARSED = ParsedAnswer(None, "unparsed")
 TRUNCATED = ParsedAnswer(None, "truncated")
 
-_MARKDOWN = re.compile(r"[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b", re.MULTILINE)
+# Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens.
+_MARKUP = re.compile(
+    r"<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b|[\[{]?\"(?=answer)",
+    re.MULTILINE | re.IGNORECASE,
+)
 _BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
+# Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
+_NUMBER = r"\d+(?:[.,]\d+)*\s?%|\d+(?:[.,]\d+)*"
+_TOKENS = re.compile(rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤]")
+
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say|choose)"
-    r"|i['’]d (?:say|choose|go with)|it is|it['’]s|this is|that is|it (?:must|should|would|has to) be|most likely"
-    r"|probably|possibly|the|correct|option|choice|letter|answer|ans)\b[\s,:!.]*)+",
+    r"|i(?: wi|['’])ll go with|i['’]d (?:say|choose|pick|select|go with)|my (?:choice|pick) is|(?:it|this|that) is"
+    r"|(?:it|this|that)['’]s|it (?:must|should|would|has to) be"
+    r"|most likely|likely|probably|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice"
+    r"|letter|answer|ans)\b[\s,:!.]*)+",
     re.IGNORECASE,
 )
 # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
 _LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?!\w|['’]\w|-)|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
 # What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
 _FOLLOWS = re.compile(
-    r"[^\w?]*$|\s*[,;!—–(]|\s*[-/&]\s|\s*/|\s+(?:because|since|as|is|was|and|or|for|due|which|with|but|not|rather)\b",
+    r"[^\w?]*$|\s*[,;!—–(}]|\s*[-/&]\s|\s*/\s*[A-D]\b|\s+(?:because|since|as|and|or|for|due|which|with|but|not"
+    r"|rather|maybe|possibly|also)\b",
     re.IGNORECASE,
 )
-# "A is wrong": the letter is named to be denied.
-_DENIED = re.compile(
-    r"\s*(?:is|was|are|can|could|would|does|isn['’]t|seems)\s*(?:clearly |also |be )*"
-    r"(?:not|n['’]t|never|incorrect|wrong|false|unlikely|ruled|less)\b|\s+isn['’]t\b|\s*\?",
+# Another letter in the same clause: then two options are named.
+_FURTHER = re.compile(r"(?<![\w'’-])(?:[(\[]([A-D])[)\]]|([B-D])(?![\w'’-])|(A)(?=\s*(?:[.,;:)!/&]|$|and\b|or\b)))")
+_DENIAL = (
+    r"(?:\w*n['’]t|\w*n t|not|never|no|nor|neither|cannot|without|unlike|except|rather than|instead of|exclud\w+"
+    r"|eliminat\w+|rul(?:e|ed|es|ing) (?:\w+ )?out|incorrect\w*|wrong\w*|false\w*|doubt\w*|unlikely|less likely|least"
+    r"|negative for|absence|if|whether|contraindicated)"
+)
+# A denial anywhere before a mention in its clause, or said of it right behind.
+_DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
+_DENIED_BEHIND = re.compile(
+    r"\W*(?:(?:and|or)\s+\S+\s+)?"
+    r"(?:(?:is|was|are|were|can|could|would|does|do|did|seems?|has|have|be)(?:n['’ ]t\b|\s+(?:\w+\s+){0,2}?"
+    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b)|\s*\?",
     re.IGNORECASE,
 )
-_JOINED = re.compile(r"\s*(?:,\s*(?:and|or)?|/|&|\band\b|\bor\b)\s*(?:option\s+)?(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
-_NEGATED = re.compile(
-    r"\s*(?:not|never|neither|n['’]t)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE
+_NOT_THIS = re.compile(r"\s*(?:not|never|neither)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE)
+# Where a clause ends: at the end of a sentence (but not behind "B." or "E."), or where reasons begin.
+_CLAUSE_END = re.compile(
+    r"(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
+    r"|,?\s+(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b",
+    re.IGNORECASE,
 )
 _DECLARED = re.compile(
-    r"(?P<final>\bfinal\s+)?\b(?:answer|choice|option|response)\b(?:\s+[a-z]+){0,4}?\s*"
-    r"(?:\b(?:is|was|would be|should be|must be)(?P<not>\s+not\b|n['’]t\b)?|:|=|→)\s*:?",
+    r"(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option|choice"
+    r"|response|one)\b|\b(?:option|choice|response)(?=\s*:))(?:\s+[a-z]{2,}){0,4}?\s*"
+    r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)(?P<not>\s+not\b|n['’]t\b)?"
+    r"|:|=|→)\s*:?",
     re.IGNORECASE,
 )
 _CALLED_RIGHT = re.compile(
-    r"(?:^|[\s(\"'])([A-D])[)\].\"']*\s+(?:is|would be)\s+(?:clearly\s+|the\s+)*(?:correct|right|best|answer)\b"
+    r"(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|option|choice|that|but)\s+)[(\"']?([A-D])[)\].\"':]*\s*"
+    r"(?:is|would be|:)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best)\b\s*"
+    r"(?:answer|option|choice|one|[.,;!]|$)",
+    re.MULTILINE,
+)
+_TEXT_CALLED_RIGHT = re.compile(
+    r"\s(?:is|would be)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best|most appropriate)\s*"
+    r"(?:answer|option|choice|one|[.,;!]|$)",
+    re.MULTILINE,
 )
 _OPTION = re.compile(r"\b(?:option|choice)\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
-# In `comparable` text, right before or behind a mention of an option.
-_NOT_BEFORE = re.compile(
-    r"\b(?:not|isn t|never|no|nor|neither|rather than|instead of|unlike|except|rules? out|ruled out|without)"
-    r"(?: (?:the|an?|be|option|choice|[a-d]))* $"
-)
-_NOT_BEHIND = re.compile(
-    r"^ (?:is|are|was|were|would be|seems?) (?:not|incorrect|wrong|unlikely|false|ruled out)\b|^ (?:isn|aren|wasn) t\b"
-)
 
 
-def _options_named(text: str, choices: Sequence[str], anywhere: bool) -> set[int]:
-    """Options whose text stands in `text`, or begins it, and is not denied; of one inside another, the longer."""
-    plain = f" {comparable(text)} "
+def _plain(text: str) -> str:
+    """Tokens of `text` in small letters between spaces, so that whole words are found by ``" word " in``."""
+    return f" {' '.join(token.replace(' ', '') for token in _TOKENS.findall(text.casefold()))} "
+
+
+def _before(text: str, place: int) -> str:
+    """What stands before a place in its sentence, at most 150 characters."""
+    return re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1]
+
+
+def _clause(text: str) -> str:
+    """`text` up to where its first clause ends."""
+    end = _CLAUSE_END.search(text)
+    return text[: end.start()] if end else text
+
+
+def _same_text(text: str, choices: Sequence[str]) -> set[int]:
+    """Options that `text` is, word for word; of options that are letters, also the one at that letter."""
+    bare = text.strip().strip("()[]").rstrip(".").casefold()
+    found = {i for i, choice in enumerate(choices) if choice.strip().strip("()[]").rstrip(".").casefold() == bare}
+    return found | ({LETTERS.index(bare.upper())} & set(range(len(choices))) if found and bare in [*"abcd"] else set())
+
+
+def _options_begun(text: str, choices: Sequence[str]) -> set[int]:
+    """The option that `text` begins with, the longest of them."""
+    plain = _plain(text[:400])
+    begun = [(len(_plain(choice)), index) for index, choice in enumerate(choices) if plain.startswith(_plain(choice))]
+    longest = max(begun, default=(0, 0))[0]
+    return {index for length, index in begun if length == longest and longest > 2}
+
+
+def _options_named(text: str, choices: Sequence[str]) -> set[int]:
+    """Options whose text stands in a clause and is not denied there; of one inside another, the longer."""
+    plain = _plain(text)
+    few_words = plain.count(" ") <= 7
     found: list[tuple[int, int, int]] = []
-    wanted = [(f" {comparable(choice)} ", index) for index, choice in enumerate(choices)]
+    wanted = [(_plain(choice), index) for index, choice in enumerate(choices)]
     for choice, index in sorted(wanted, key=lambda pair: -len(pair[0])):
-        if len(choice) < 4 and choice[1:-1].isalpha():  # a single letter is no name
+        # A letter is no name, and a number or a word such as "no" is one only in a statement that says little else.
+        word = choice.strip()
+        if word in ("yes", "no") and not re.match(rf"\W*{word}\s*(?:$|[,.;!])", text, re.IGNORECASE):
             continue
-        start = plain.find(choice) if anywhere or plain.startswith(choice) else -1
+        if (len(word) < 2 and not word.isdigit()) or (not few_words and (len(word) < 4 or word.isdigit())):
+            continue
+        start = plain.find(choice)
         while start >= 0:
             end = start + len(choice)
-            inside = any(low <= start and end <= high for low, high, _ in found)
-            if not inside:
+            if not any(low <= start and end <= high for low, high, _ in found):
                 found.append((start, end, index))
-            start = plain.find(choice, end - 1) if anywhere else -1
+            start = plain.find(choice, end - 1)
     return {
         index
         for start, end, index in found
-        if not (_NOT_BEFORE.search(plain[: start + 1]) or _NOT_BEHIND.search(plain[end - 1 :]))
+        if not (_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end - 1 :]))
     }
 
 
 def _letters(text: str, choices: Sequence[str]) -> set[int]:
     """Options that `text` begins with naming by letter: one, several ("B or C"), or none.
 
-    Where the text of another option follows the letter, both are named: the answer contradicts itself.
+    Where another option is named beside the letter, in letter or text, both are: the answer contradicts itself.
     """
-    found: set[int] = set()
-    while letter := _LETTER.match(text):
-        rest = text[letter.end() :]
-        index = LETTERS.index((letter.group(1) or letter.group(2)).upper())
-        named = _options_named(rest, choices, anywhere=False)
-        if index >= len(choices) or not (letter.group("mark").strip("\"'“‘") or named or _FOLLOWS.match(rest)):
-            break
-        if _DENIED.match(rest):
-            break
-        # "A: B" names two.
-        other = re.fullmatch(r"\s*([A-D])\W*", rest)
-        found |= {index} | named | ({LETTERS.index(other[1])} if other and other[1] != choices[index] else set())
-        joined = _JOINED.match(rest)
-        if not joined:
-            break
-        text = rest[joined.end() :]
+    letter = _LETTER.match(text)
+    if not letter:
+        return set()
+    rest, name = text[letter.end() : 400], (letter.group(1) or letter.group(2)).upper()
+    index, named = LETTERS.index(name), _options_begun(rest, choices)
+    # "C. difficile" may be an option's text, and not the letter.
+    whole = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
+    if whole and not named:
+        return whole
+    if index >= len(choices) or not (letter.group("mark").strip("\"'“‘") or named or _FOLLOWS.match(rest)):
+        return set()
+    for choice in (choices[i] for i in named):
+        name_again = re.match(r"\W*" + r"\W*".join(map(re.escape, _plain(choice).split())), rest, re.IGNORECASE)
+        rest = rest[name_again.end() :] if name_again else rest
+    if _DENIED_BEHIND.match(rest):  # said of the letter, or of its text
+        return set()
+    found = {index} | named
+    if not named:  # an option may be a letter itself: "A" could mean it
+        found |= {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
+    clause = _clause(rest)
+    for further in _FURTHER.finditer(clause):
+        other = LETTERS.index(further[1] or further[2] or further[3])
+        before = clause[: further.start()]
+        if other < len(choices) and ("wait" in before or not _DENIED_BEFORE.search(before)):
+            found.add(other)
     return found
 
 
@@ -234,19 +303,72 @@ def _leading(text: str, choices: Sequence[str]) -> set[int]:
     return _letters(text, choices) or (_letters(text[lead.end() :], choices) if lead else set())
 
 
+def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
+    """Options that a clause names, by text, or by letter as in "option B" or "(B)", and does not deny."""
+    if clause.rstrip().endswith("?"):
+        return set()
+    found = _options_named(clause, choices)
+    for match in _OPTION.finditer(clause):
+        if not _DENIED_BEFORE.search(clause[: match.start()]):
+            found |= _letters(clause[match.end() :], choices)
+    if found:  # a text with another option's letter contradicts itself
+        for letter in re.findall(r"[(\[]([A-D])[)\]]", clause):
+            found |= {LETTERS.index(letter)} & set(range(len(choices)))
+    return found
+
+
 def _statement(text: str, choices: Sequence[str]) -> set[int]:
     """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
-    text = _NEGATED.sub("", text, count=1).strip()
-    return _leading(text, choices) or _options_named(text, choices, anywhere=True)
+    denied = _NOT_THIS.match(text)
+    if denied:
+        text = text[denied.end() :]
+    text = text.strip()
+    return _same_text(text, choices) or _leading(text, choices) or _mentioned(_clause(text), choices)
+
+
+def _declared(answer: str, choices: Sequence[str]) -> set[int]:
+    """Options of "the answer is ..." and "B is correct"; of final answers alone where there are some."""
+    every = []
+    for match in _DECLARED.finditer(answer):
+        # "The wrong answer is", "I doubt that the answer is": nothing is stated.
+        before = _before(answer, match.start())
+        if not _DENIED_BEFORE.search(before):
+            every.append(match)
+    starts = [match.start() for match in every[1:]] + [len(answer)]
+    final = any(match["final"] for match in every)
+    found: set[int] = set()
+    for match, end in zip(every, starts, strict=False):
+        if match["final"] or not final:
+            stated = answer[match.end() : end].lstrip().split("\n")[0]
+            found |= _statement(f"not {stated}" if match["not"] else stated, choices)
+    if not final:
+        for match in _CALLED_RIGHT.finditer(answer):
+            before = _before(answer, match.start(1))
+            if not _DENIED_BEFORE.search(before) and not re.search(r"\b(?:and|or)\s+(?:option\s+)?$", before):
+                found |= {LETTERS.index(match[1])} & set(range(len(choices)))
+        for match in _TEXT_CALLED_RIGHT.finditer(answer):
+            found |= _options_named(_before(answer, match.start()), choices)
+    return found
+
+
+def _marked(answer: str, choices: Sequence[str]) -> set[int]:
+    """Options that the first line begins with naming, and the next line, if it goes on listing them."""
+    lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
+        del lines[0]
+    found = _leading(lines[0], choices) if lines else set()
+    if found and len(lines) > 1 and (letter := _LETTER.match(lines[1])) and letter["mark"]:
+        found |= _letters(lines[1], choices)
+    return found
 
 
 def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> ParsedAnswer:
     """The option that a generated text answers with, without kindness: no nearest string, no last character.
 
     Only what stands behind the last ``</think>`` is read, in this order; the first that names an option decides, and
-    naming two is no answer: boxed (``\\boxed{B}``), declared ("the answer is ...", "B is correct"; a final answer
-    before others), marked by a letter at the start of a line ("B. ..."), and last the text of one option alone that
-    stands there and is not denied.
+    naming two is no answer: an option's text and nothing else; boxed (``\\boxed{B}``); declared ("the answer is ...",
+    "B is correct"; a final answer before others); a letter at the start ("B. ..."); and last the one option that is
+    mentioned anywhere and not denied.
 
     Args:
         text: the assistant's whole turn, its opening think tag included if there is one.
@@ -255,43 +377,28 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
     """
     if hit_limit or "<think>" in text.split("</think>")[-1]:
         return TRUNCATED
-    answer = _MARKDOWN.sub("", text.split("</think>")[-1]).strip()
+    said = text.split("</think>")[-1].strip()
+    answer = _MARKUP.sub("", unicodedata.normalize("NFKC", said)).strip()
 
     def boxed() -> set[int]:
         return set().union(*(_statement(content, choices) for content in _BOXED.findall(answer)))
 
+    def anywhere() -> set[int]:
+        clauses = re.split(r"(?<!\b[A-Za-z])(?<=[.!;])\s|(?<=\?)\s|\n", answer)
+        return set().union(*(_mentioned(clause, choices) for clause in clauses if clause))
+
     def declared() -> set[int]:
-        every = list(_DECLARED.finditer(answer))
-        ends = [match.start() for match in every[1:]] + [len(answer)]
-        found = set()
-        for match, end in zip(every, ends, strict=False):
-            if match["final"] or not any(other["final"] for other in every):
-                stated = answer[match.end() : end].split("\n")[0]
-                found |= _statement(f"not {stated}" if match["not"] else stated, choices)
-        if not any(match["final"] for match in every):
-            found |= {LETTERS.index(letter) for letter in _CALLED_RIGHT.findall(answer)} & set(range(len(choices)))
-        return found
+        # What the text begins with counts too: a model that writes on may answer a question of its own.
+        found, first = _declared(answer, choices), _marked(answer, choices)
+        return found | first if len(first) == 1 and found else found
 
-    def marked() -> set[int]:
-        lines = [line.strip() for line in answer.splitlines() if line.strip()]
-        if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
-            del lines[0]
-        letters = [_leading(line, choices) for line in lines[:1]]
-        letters += [
-            _letters(line, choices) for line in lines[1:] if _LETTER.match(line) and _LETTER.match(line)["mark"]
-        ]
-        # An answer that is nothing but an option which looks like a letter could mean either.
-        same = {index for index, choice in enumerate(choices) if choice.strip() == answer}
-        return set().union(*letters, same if letters and letters[0] else set())
-
-    def mentioned() -> set[int]:
-        found = _options_named(answer, choices, anywhere=True)
-        for match in _OPTION.finditer(answer):
-            if not _NOT_BEFORE.search(f" {comparable(answer[: match.start()])} "):
-                found |= _letters(answer[match.end() :], choices)
-        return found
-
-    for rule in (boxed, declared, marked, mentioned):
+    for rule in (
+        lambda: _same_text(said, choices),
+        boxed,
+        declared,
+        lambda: _marked(answer, choices),
+        anywhere,
+    ):
         if found := rule():
             return ParsedAnswer(found.pop(), "answered") if len(found) == 1 else UNPARSED
     return UNPARSED

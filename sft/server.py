@@ -4,14 +4,18 @@ The server applies its own chat template to the same messages that a local model
 log-likelihood of a given text is nothing that these servers tell alike, so generation is the only score here.
 """
 
+import contextlib
 import os
+import queue
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
 
 from data_prep.command import UserError, first_line
 from sft.generation import Generated, Sampling
+
+# How servers say that a turn ended by itself; anything else (length, content_filter, abort) cut it.
+FINISHED = ("stop", "eos_token", "stop_sequence")
 
 
 @dataclass
@@ -41,18 +45,25 @@ class Server:
             UserError: the openai package is missing, or the server does not answer.
         """
         try:
+            import httpx
             import openai
         except ImportError:
             raise UserError("--backend openai needs the openai package: pip install '.[server]'") from None
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        self.client = openai.OpenAI(
-            base_url=self.base_url, api_key=key, max_retries=self.retries, timeout=self.timeout
-        )
+        if "@" in self.base_url:
+            raise UserError("--base_url holds a name or key: give the key in the environment variable OPENAI_API_KEY")
         try:
+            self.client = openai.OpenAI(
+                base_url=self.base_url,
+                api_key=os.environ.get("OPENAI_API_KEY") or "none",
+                max_retries=self.retries,
+                timeout=self.timeout,
+            )
             # Tells a wrong address at once, without the retries that a long evaluation wants.
             self.client.with_options(max_retries=0, timeout=min(self.timeout, 30.0)).models.list()
         except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self.failure(error) from error
+        except (ValueError, httpx.InvalidURL) as error:
+            raise UserError(f"--base_url {self.base_url}: {first_line(error)}: give http://HOST:PORT/v1") from error
         except openai.OpenAIError:
             pass  # it is there; not every server can list its models (transformers serve needs a Hub cache for it)
 
@@ -84,15 +95,19 @@ class Server:
             raise self.failure(error) from error
         try:
             choice = completion.choices[0]
-            message, finish = choice.message, choice.finish_reason
-            content, tokens = message.content or "", completion.usage.completion_tokens
-        except (AttributeError, IndexError, TypeError) as error:
-            raise UserError(
-                f"the server {self.base_url} sent no chat completion but {str(completion)[:80]!r}: check --base_url"
-            ) from error
+            message, content = choice.message, choice.message.content
+        except (AttributeError, IndexError, TypeError):
+            content = completion.encode() if isinstance(completion, str) else completion
+        if not isinstance(content, str | None):
+            raise UserError(f"the server {self.base_url} sent no chat completion but {str(completion)[:160]!r}")
+        tokens = getattr(completion.usage, "completion_tokens", None)
+        if not isinstance(tokens, int):
+            raise UserError(f"the server {self.base_url} does not tell usage.completion_tokens, which is reported")
         reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-        text = f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content
-        return Generated(text, tokens, finish == "length")
+        text = f"<think>\n{reasoning}\n</think>\n\n{content or ''}" if reasoning else content or ""
+        # Half a surrogate pair, which a server may cut at, is no text that can be kept.
+        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        return Generated(text, tokens, choice.finish_reason not in FINISHED)
 
     def ask_all(
         self, conversations: Sequence[list[dict]], sampling: Sequence[Sampling]
@@ -102,16 +117,31 @@ class Server:
         Raises:
             UserError: as `ask`; nothing new is asked after the first failure.
         """
-        waiting = iter(range(len(conversations)))
-        pool = ThreadPoolExecutor(self.concurrency)
-        under_way: dict[Any, int] = {}
+        waiting: queue.SimpleQueue = queue.SimpleQueue()
+        answered: queue.SimpleQueue = queue.SimpleQueue()
+        for index in range(len(conversations)):
+            waiting.put(index)
+
+        def work() -> None:
+            try:
+                while True:
+                    index = waiting.get_nowait()
+                    answered.put((index, self.ask(conversations[index], sampling[index])))
+            except queue.Empty:
+                pass
+            except Exception as error:  # whatever it is, it is told where it can be
+                answered.put((None, error))
+
+        # Daemons, so that Ctrl-C does not wait for a server that hangs.
+        for _ in range(min(self.concurrency, len(conversations))):
+            threading.Thread(target=work, daemon=True).start()
         try:
-            while True:
-                while len(under_way) < self.concurrency and (index := next(waiting, None)) is not None:
-                    under_way[pool.submit(self.ask, conversations[index], sampling[index])] = index
-                if not under_way:
-                    return
-                for done in wait(under_way, return_when=FIRST_COMPLETED).done:
-                    yield under_way.pop(done), done.result()
+            for _ in conversations:
+                index, found = answered.get()
+                if index is None:
+                    raise found
+                yield index, found
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()

@@ -27,7 +27,9 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
     import gradio
 
     def ask(question: str, *options: str) -> tuple:
-        choices = [option.strip() for option in options if option and option.strip()]
+        choices = [(option or "").strip() for option in options]
+        while choices and not choices[-1]:
+            choices.pop()
         try:
             answer = assistant.ask(question.strip(), choices, sampling)
         except UserError as error:  # said in the place of the answer, and the session goes on
@@ -86,7 +88,7 @@ def serve(assistant: Any, sampling: Sampling, thinking: str, examples: list, hos
     try:
         blocks.launch(server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True)
     except OSError as error:
-        raise UserError(f"--port {port} on {host} cannot be had: name another with --port") from error
+        raise UserError(f"cannot listen at {host}, port {port}: name another --port or --host") from error
     print(f"Ask at http://{host}:{port} (Ctrl-C ends it)", flush=True)
     try:
         blocks.block_thread()

@@ -263,6 +263,45 @@ def test_answers_of_another_model_or_with_other_options_are_not_taken(
     assert bytes_of(tmp_path / "run") != before
 
 
+def test_nothing_that_was_found_is_lost_unasked(here, refused, tiny_deepseek, prepared, tmp_path):
+    words = ("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", 4)
+    words = (*words, "--output_dir", tmp_path, "--name", "run", "--max_new_tokens", 4)
+    assert here(*words, "--method", "likelihood").returncode == 0
+    assert "holds also choices only; likelihood" in refused(*words, "--method", "generation")
+    assert here(*words, "--method", "likelihood", "generation").returncode == 0
+    assert set(results_of(tmp_path / "run")["scores"]) == {"option_likelihood", "generation"}
+    # A folder of somebody else is not touched.
+    (tmp_path / "mine/answers").mkdir(parents=True)
+    (tmp_path / "mine/answers/thesis.txt").write_text("...")
+    assert "no evaluation's" in refused(*words, "--name", "mine", "--overwrite")
+    assert (tmp_path / "mine/answers/thesis.txt").exists()
+    # Damage is said, not guessed around.
+    (tmp_path / "run/answers/answers-0.jsonl").write_text("what?\n")
+    assert "is damaged: pass --overwrite" in refused(*words, "--method", "likelihood", "generation")
+
+
+def test_rows_that_cannot_be_scored_are_refused(refused, tiny_deepseek, prepared, tmp_path):
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    for name, change, words in (
+        ("twice", lambda rows: rows[1].update(id=rows[0]["id"]), "stands 2 times"),
+        ("gold", lambda rows: rows[1].update(gold=7), "number 7 is said to be right"),
+    ):
+        folder = shutil.copytree(prepared, tmp_path / name)
+        (file,) = (folder / "test").glob("*.parquet")
+        table = pq.read_table(file)
+        rows = table.to_pylist()
+        change(rows)
+        pq.write_table(table.from_pylist(rows, table.schema), file.with_name(f"{name}.parquet"))
+        file.unlink()
+        card = (folder / "README.md").read_text()
+        (folder / "README.md").write_text(card.replace(file.name, f"{name}.parquet"))
+        line = refused("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", folder)
+        assert words in line
+
+
 def test_two_processes_give_the_result_of_one(here, command, tiny_deepseek, prepared, tmp_path):
     import torch
 
@@ -335,6 +374,10 @@ def test_a_model_is_asked_as_it_was_trained(refused, adapter, prepare, tmp_path)
         (["--split", "test_clean"], "it has train, dev, test"),
         (["--baseline", "LICENSE"], "not a finished evaluation"),
         (["--num_samples", "0"], "give a positive number"),
+        (["--method", "generation", "--permutations", "4"], "goes with --method likelihood"),
+        (["--generation_seeds", "-1"], "give a number from 0"),
+        (["--request_timeout", "nan"], "give a positive number"),
+        (["--name", "x" * 300], "give a plain, short name"),
         (["--permutations", "5"], "give 1 (as the questions stand) to 4"),
         (
             ["--method", "generation", "--max_new_tokens", "2048"],
@@ -342,7 +385,7 @@ def test_a_model_is_asked_as_it_was_trained(refused, adapter, prepare, tmp_path)
         ),
         (["--temperature", "-1"], "give 0 (greedy)"),
         (["--temperature", "0", "--generation_seeds", "1", "2"], "every seed the same text"),
-        (["--name", "../elsewhere"], "is a path"),
+        (["--name", "../elsewhere"], "give a plain, short name"),
         (["--base_url", "http://127.0.0.1:1/v1"], "goes with --backend openai"),
         (["--chat_template", "nowhere.jinja"], "choose one of recipes/templates"),
     ],

@@ -135,7 +135,7 @@ def test_many_questions_from_a_file(here, tiny_deepseek, tmp_path, kind):
             "B:Prussian blue\nx,Why?,,\n",
             "jsonl": json.dumps({"question": "Which stain shows iron?", "choices": ["Congo red", "Prussian blue"]})
             + "\n\n"
-            + json.dumps({"question": "Why?"})
+            + json.dumps({"question": "Why?", "note": "one\u2028line"}, ensure_ascii=False)
             + "\n",
         }[kind]
     )
@@ -153,12 +153,17 @@ def test_many_questions_from_a_file(here, tiny_deepseek, tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("q.csv", "ask,A\nWhy?,x\n", "has no column question"),
+        ("q.csv", "ask,A\nWhy?,x\n", "needs the columns question, A, B, C, D"),
+        ("q.csv", "question,A,A,B\nWhy?,x,y,z\n", "each once"),
+        ("q.csv", "question,A,B\nWhy, oh why?,x,y\n", "row 1: more cells than columns"),
+        ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not sound CSV"),
         ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to four options"),
         ("q.csv", "question,A,B\nWhy?,x,y\n,x,y\n", "row 2: the question is empty"),
         ("q.csv", "question,A,B\n", "holds no question"),
         ("q.jsonl", "{\n", "line 1: not JSON"),
-        ("q.jsonl", '{"question": 3}\n', "have to be texts"),
+        ("q.jsonl", '{"question": 3}\n', "question has to be a text"),
+        ("q.jsonl", '{"question": "Q?", "choices": "ab"}\n', "choices a list of texts"),
+        ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, D, in this order"),
         ("q.jsonl", '{"question": "Q?", "choices": ["a", "b", "c", "d", "e"]}\n', "line 1: give two to four"),
         ("q.txt", "Why?", "give a .csv or a .jsonl file"),
     ],
@@ -254,6 +259,9 @@ def test_ctrl_c_at_the_prompt_leaves_cleanly(tiny_deepseek):
         (["--input", "q.csv", "--output", "LICENSE"], "exists already"),
         (["--temperature", "-1", "--question", "Q?"], "give 0 (greedy)"),
         (["--top_p", "0", "--question", "Q?"], "give a share above 0"),
+        (["--seed", "-1", "--question", "Q?"], "give a number from 0"),
+        (["--web", "--port", "99999"], "give a number from 1"),
+        (["--evaluate", "--thinking", "off"], "asks as the model was trained"),
     ],
 )
 def test_bad_questions_are_refused_in_one_line(refused, tiny_deepseek, words, reason):
@@ -262,6 +270,21 @@ def test_bad_questions_are_refused_in_one_line(refused, tiny_deepseek, words, re
 
 def test_a_folder_that_is_no_model_is_refused(refused):
     assert "is no model" in refused("sft/infer.py", "--model_path", "recipes")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(refused, tiny_deepseek, tmp_path):
+    (tmp_path / "q.csv").write_text("question\nWhy?\n")
+    for output in (tmp_path, tmp_path / "q.csv" / "answers.jsonl", "/dev/null"):
+        words = ("--input", tmp_path / "q.csv", "--output", output, "--overwrite")
+        assert f"--output {output}" in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
+
+
+def test_equal_questions_are_not_drawn_alike(here, tiny_deepseek, tmp_path):
+    (tmp_path / "q.csv").write_text("question\n" + "Why?\n" * 4)
+    words = ("--input", tmp_path / "q.csv", "--output", tmp_path / "a.jsonl", "--batch_size", 2, "--thinking", "off")
+    done = here("sft/infer.py", "--model_path", tiny_deepseek, *words, "--temperature", 1, "--max_new_tokens", 6)
+    assert done.returncode == 0, done.stderr
+    assert len({json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()}) == 4
 
 
 def test_a_prompt_longer_than_the_context_is_refused(refused, tiny_deepseek):

@@ -17,7 +17,10 @@ def test_wilson_interval_of_the_literature():
         (0, 20): (0.0, 0.1611),
     }.items():
         assert wilson_interval(correct, n) == pytest.approx(expected, abs=5e-5)
-    assert wilson_interval(20, 20)[1] == 1.0
+    # At the ends the proportion itself is inside, to the last bit.
+    for n in range(1, 200):
+        assert wilson_interval(n, n)[1] == 1.0
+        assert wilson_interval(0, n)[0] == 0.0
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -75,7 +78,14 @@ def test_paired_difference_knows_that_the_questions_are_the_same():
     low, high = found["ci95"]
     assert high - low == pytest.approx(2 * 1.959964 * math.sqrt(0.25 * 0.75 / 100))
     # Questions answered several times are not coins: no McNemar test.
-    assert "mcnemar_p" not in metrics.paired([0.5, 1.0], [0.0, 1.0], ["", ""])
+    assert "mcnemar_p" not in metrics.paired([1.0, 1.0], [0.0, 1.0], ["", ""], asked_once=False)
+
+
+def test_no_interval_is_made_up_where_nothing_tells_one():
+    assert metrics.paired([1.0] * 5, [0.0] * 5, [""] * 5)["ci95"] is None
+    assert metrics.paired([1.0, 0.0], [0.0, 0.0], ["one", "one"])["ci95"] is None
+    assert metrics.clustered_standard_error([1.0, 0.0], ["one", "one"]) is None
+    assert metrics.paired([0.5, 1.0], [1.0, 0.0], ["a", "b"])["ci95"][1] == 1.0
 
 
 def test_softmax_of_far_apart_scores_does_not_overflow():

@@ -138,6 +138,55 @@ TABLE = [
     ("I cannot tell without the image.", STAINS, NOTHING),
     ("Prusian blu", STAINS, NOTHING),
     ("Answer the question with the letter of the correct option.", STAINS, NOTHING),
+    # Rejected, doubted or conditional: not stated.
+    ("A. Congo red is incorrect because it stains amyloid.", STAINS, NOTHING),
+    ("A and B are wrong", STAINS, NOTHING),
+    ("The wrong answer is A.", STAINS, NOTHING),
+    ("The least likely answer is A.", STAINS, NOTHING),
+    ("I don't think the answer is A.", STAINS, NOTHING),
+    ("I don't think it is Congo red.", STAINS, NOTHING),
+    ("It cannot be Congo red.", STAINS, NOTHING),
+    ("Congo red can be excluded.", STAINS, NOTHING),
+    ("Congo red is less likely.", STAINS, NOTHING),
+    ("If A is correct then iron is red.", STAINS, NOTHING),
+    ("Neither A nor C is correct.", STAINS, NOTHING),
+    ("What is Congo red?", STAINS, NOTHING),
+    ("The image is most consistent with Congo red, not Giemsa.", STAINS, 0),
+    # Two named, none credited.
+    ("B or maybe D", STAINS, NOTHING),
+    ("The answer is B as well as D.", STAINS, NOTHING),
+    ("The answer is B, and also D.", STAINS, NOTHING),
+    ("B. Prussian blue and D. Giemsa", STAINS, NOTHING),
+    ("Option A and option B is correct", STAINS, NOTHING),
+    ("The answer is A, no wait, B.", STAINS, NOTHING),
+    ("Prussian blue (A)", STAINS, NOTHING),
+    ("B\n\nQuestion: which stain?\nA. x\nAnswer: C", STAINS, NOTHING),
+    # Letters and numbers inside other things.
+    ("Vitamin A is correct.", VITAMINS, 0),
+    ("A is the best known amyloid stain", STAINS, NOTHING),
+    ("C is right next to the liver", STAINS, NOTHING),
+    ("The answer is: C. difficile", ["E. coli", "C. difficile", "S. aureus", "B. subtilis"], 1),
+    ("The answer is A", PANELS, NOTHING),
+    ("Answer: (a)", ["(b)", "(a)", "(c)", "(d)"], NOTHING),
+    ("It measures 0.5 cm", ["1.5 cm", "15 cm", "1 cm", "5 cm"], NOTHING),
+    ("The answer is 4.5", COUNTS, NOTHING),
+    ("4-5", COUNTS, NOTHING),
+    ("p < 0.05", ["<0.05", ">0.05", "0.05", "0.5"], 0),
+    ("There is no answer.", ["Yes", "No", "Maybe", "Never"], NOTHING),
+    ("No, it is not.", ["Yes", "No", "Maybe", "Never"], 1),
+    # Explained.
+    ("B. Prussian blue\n\nExplanation:\nA. Congo red shows amyloid.\nC. Oil Red O shows fat.", STAINS, 1),
+    ("The correct answer is B.\n\nOption A: Congo red shows amyloid.", STAINS, 1),
+    ("My first choice was A. The correct answer is B.", STAINS, 1),
+    ("The correct answer is:\nB", STAINS, 1),
+    ("The answer is Prussian blue because Congo red is for amyloid.", STAINS, 1),
+    ("Prussian blue is the correct answer. Congo red is for amyloid.", STAINS, 1),
+    ("The answer is clearly B.", STAINS, 1),
+    ("<answer>B</answer>", STAINS, 1),
+    ('{"answer": "B"}', STAINS, 1),
+    ("B<|im_end|>", STAINS, 1),
+    ("Answer：（B）", STAINS, 1),
+    ("It is an X ray.", ["CT", "MRI", "X-ray", "Ultrasound"], 2),
     # Thinking.
     ("<think>\nIt could be A.\n</think>\n\nB. Prussian blue", STAINS, 1),
     ("<think>\n</think>\n\nB", STAINS, 1),
@@ -163,7 +212,19 @@ def test_at_the_token_limit_no_answer_counts():
 def test_every_answer_of_training_is_read_back():
     from data_prep.prompts import ANSWER_FORMATS, answer_text
 
-    for choices in (STAINS, IRON, VITAMINS, CELLS, COUNTS):
+    greek, letters = ["α", "β", "γ", "δ"], ["D", "E", "F", "G"]
+    for choices in (STAINS, IRON, VITAMINS, CELLS, COUNTS, greek):
         for answer_format in ANSWER_FORMATS:
             for index in range(len(choices)):
                 assert parse_answer(answer_text(choices, index, answer_format), choices).index == index
+    # "D" could be the option at that letter; the others cannot.
+    assert [parse_answer(letter, letters).index for letter in letters] == [None, 1, 2, 3]
+
+
+def test_long_rambling_is_read_in_time_that_grows_with_its_length():
+    import time
+
+    for text in ("A, ", "Congo red and option B. ", "the answer is ", "x is correct "):
+        start = time.perf_counter()
+        parse_answer(text * (60_000 // len(text)), STAINS)
+        assert time.perf_counter() - start < 5

@@ -90,10 +90,13 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
             first = kind.asked == 1
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(5 if self.way == "silent" else 0.1)
-        message = {"role": "assistant", "content": "B", "reasoning_content": "It could be A."}
+        content = {"null": None, "a list": ["B"], "half a character": "B \ud800"}.get(self.way, "B")
+        message = {"role": "assistant", "content": content, "reasoning_content": "It could be A."}
+        usage = {"no count": {}, "words": {"completion_tokens": "3"}}.get(self.way, {"completion_tokens": 3})
+        finish = "content_filter" if self.way == "filtered" else "stop"
         completion = {
-            "id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": {"completion_tokens": 3},
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage,
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         }  # fmt: skip
         with self.lock:
             kind.under_way -= 1
@@ -163,6 +166,9 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(here, misbehaving
         ("silent", ["--retries", 0, "--request_timeout", 0.3], "timed out"),
         ("nonsense", [], "sent no chat completion"),
         ("a web page", [], "sent no chat completion"),
+        ("a list", [], "sent no chat completion"),
+        ("no count", [], "does not tell usage.completion_tokens"),
+        ("words", [], "does not tell usage.completion_tokens"),
     ],
 )
 def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, prepared, tmp_path, way, options, words):
@@ -170,6 +176,28 @@ def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, prepared
     line = refused(*asking(prepared, tmp_path, url, *options))
     assert words in line
     assert url in line
+
+
+@pytest.mark.parametrize(
+    ("way", "outcome"),
+    [("null", "unparsed"), ("filtered", "truncated"), ("half a character", "answered")],
+)
+def test_odd_turns_are_counted_as_what_they_are(here, misbehaving, prepared, tmp_path, way, outcome):
+    url, _ = misbehaving(way)
+    done = here(*asking(prepared, tmp_path, url))
+    assert done.returncode == 0, done.stderr
+    assert f"{outcome} 100.0%" in done.stdout
+
+
+def test_overwrite_asks_again(here, misbehaving, prepared, tmp_path):
+    url, server = misbehaving("")
+    assert here(*asking(prepared, tmp_path, url)).returncode == 0
+    assert here(*asking(prepared, tmp_path, url)).returncode == 0
+    assert server.asked == 12
+    assert here(*asking(prepared, tmp_path, url, "--overwrite")).returncode == 0
+    assert server.asked == 24
+    # Where the server is stands nowhere in what may be published.
+    assert "127.0.0.1" not in (tmp_path / "run/results.json").read_text()
 
 
 def test_a_server_that_is_not_there_is_refused_at_once(refused, prepared, tmp_path):
@@ -183,6 +211,8 @@ def test_a_server_that_is_not_there_is_refused_at_once(refused, prepared, tmp_pa
 def test_likelihood_is_not_asked_of_a_server(refused, prepared, tmp_path):
     url = "http://127.0.0.1:1/v1"
     assert "use --method generation" in refused(*asking(prepared, tmp_path, url, "--method", "likelihood"))
+    assert "OPENAI_API_KEY" in refused(*asking(prepared, tmp_path, "http://me:secret@127.0.0.1:1/v1"))
+    assert "goes with a model of your own" in refused(*asking(prepared, tmp_path, url, "--quantization", "8bit"))
     assert "name the server with --base_url" in refused(
         "sft/evaluate.py", "--backend", "openai", "--model_path", "m", "--dataset_path", prepared
     )
