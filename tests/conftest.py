@@ -100,6 +100,11 @@ ON_CPU = {
 }
 
 
+# Recipes whose toy runs other tests compare or continue from; the others need one evaluation and one checkpoint.
+CONTINUED = ("pmcvqa", "pmcvqa_zero2", "pmcvqa_zero3")
+AT_THE_END = ("--eval_steps", "4", "--save_steps", "4")
+
+
 @pytest.fixture(scope="session")
 def few_dev(prepare) -> Path:
     """The sample, prepared with a small dev split, which is evaluated four times in each toy run."""
@@ -138,7 +143,7 @@ def recipe_run(command, toy_options, tmp_path_factory):
             done = command(
                 *("accelerate", "launch", "--config_file", launch_file, "--num_processes", min(2, launch.processes)),
                 "sft/run.py",
-                *(*toy_options(recipe, **data), "--output_dir", out),
+                *(*toy_options(recipe, **data), "--output_dir", out, *(() if recipe in CONTINUED else AT_THE_END)),
             )
             runs[recipe] = out, done
         return runs[recipe]
