@@ -1,56 +1,166 @@
-"""Put a prepared folder on the Hub: one commit, privately unless told otherwise, nothing but the listed files."""
+"""Put a folder on the Hub, as a data set or a model: one commit, privately unless told otherwise, only listed files.
 
+`check_push` asks before the work whether it will be allowed. `push` waits out what passes: a connection that drops, a
+busy server, a limit of requests.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_prep.command import UserError, first_line
-from data_prep.writing import FILES
+
+T = TypeVar("T")
+
+# Seconds before each further try; the files that have arrived are not sent again.
+PAUSES = (1, 2, 4, 8, 16)
+# Answers of a server that may well answer otherwise in a while.
+PASSING = {408, 429, 500, 502, 503, 504}
+# What an answer means to the user, where the server's own words may not tell.
+MEANING = {
+    401: "you are not logged in, or the token has expired: run `hf auth login`",
+    403: "your token may not write there: log in with one that may (`hf auth login`), or name another owner",
+    409: "somebody else changes the repository at the same time: look at it, then run the command again",
+    412: "somebody else changed the repository meanwhile: look at it, then run the command again",
+    429: "too many requests: wait, then run the command again",
+}
 
 
-def check_push(repo: str, public: bool, overwrite: bool) -> None:
-    """Ask the Hub whether `push` will be allowed: before the work, not after.
+def pinned(name: str) -> tuple[str, str | None]:
+    """(name, revision) of ``OWNER/NAME@REVISION``. The revision of a folder, or of a bare name, is None."""
+    if Path(name).exists():
+        return name, None
+    name, _, revision = name.partition("@")
+    return name, revision or None
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it: the client wraps some of its errors."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with, or None where it did not answer."""
+    responses = (getattr(link, "response", None) for link in chain(error))
+    return next((response.status_code for response in responses if response is not None), None)
+
+
+def no_answer(error: BaseException) -> bool:
+    """Whether the connection failed or broke off: an error of the client's HTTP library, whichever it uses."""
+    return status_of(error) is None and any(type(link).__module__.startswith("httpx") for link in chain(error))
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """The result of `call`, tried again after what passes."""
+    for pause in (*PAUSES, None):
+        try:
+            return call()
+        except Exception as error:  # whatever the client's HTTP library raises
+            if pause is None or not (no_answer(error) or status_of(error) in PASSING):
+                raise
+            print(f"The Hub: {reason(error)}. Next try in {pause} s", file=sys.stderr, flush=True)
+            time.sleep(pause)
+    raise AssertionError
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in words for the user."""
+    if no_answer(error):
+        return f"no connection, or it broke off ({first_line(list(chain(error))[-1])})"
+    status = status_of(error)
+    return MEANING.get(status, first_line(error)) if status else first_line(error)
+
+
+def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
+    """What the Hub knows of the repository, or None if there is none yet. To be asked before the work, not after.
+
+    `option` is how the user named the repository, `kind` is "model" or "dataset".
 
     Raises:
-        UserError: no such name, not logged in, no connection, or a data set that exists, or is public, and must not.
+        UserError: no such name, not logged in, a token or an owner that cannot write, no connection, or a repository
+            that is public and must not be.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.utils import HFValidationError, LocalTokenNotFoundError, validate_repo_id
 
-    api = HfApi()
+    api, words = HfApi(), f"{option} {repo}"
     try:
-        api.whoami()
-        exists = api.repo_exists(repo, repo_type="dataset")
-        private = not exists or api.repo_info(repo, repo_type="dataset").private
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HFValidationError("it has no owner" if "/" not in repo else "it has more than one /")
+        me = api.whoami()
+        info = api.repo_info(repo, repo_type=kind) if api.repo_exists(repo, repo_type=kind) else None
     except HFValidationError as error:
-        raise UserError(f"--push_to_hub {repo}: give OWNER/NAME: {first_line(error)}") from error
+        raise UserError(f"{words}: give OWNER/NAME: {first_line(error)}") from error
     except LocalTokenNotFoundError as error:
-        raise UserError(f"--push_to_hub {repo}: not logged in: run `hf auth login` first") from error
+        raise UserError(f"{words}: not logged in: run `hf auth login` first") from error
     except Exception as error:  # whatever its HTTP library raises: no connection, no right, no service
-        raise UserError(f"--push_to_hub {repo}: the Hub refuses: {first_line(error)}") from error
-    if exists and not overwrite:
-        raise UserError(f"--push_to_hub {repo} exists already: pass --overwrite to replace its data")
-    if not private and not public:
-        raise UserError(f"--push_to_hub {repo} is public: pass --public if that is meant")
+        raise UserError(f"{words}: the Hub refuses: {reason(error)}") from error
+    owners = {me["name"], *(org["name"] for org in me.get("orgs", []))}
+    if repo.split("/")[0] not in owners:
+        raise UserError(f"{words}: you may write as {' or '.join(sorted(owners))}: name one of them as the owner")
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(f"{words}: your token may only read: log in with one that may write (`hf auth login`)")
+    if info is not None and not info.private and not public:
+        raise UserError(f"{words} is public: pass --public if that is meant")
+    return info
 
 
-def push(folder: Path, repo: str, public: bool) -> str:
-    """Upload the prepared folder as a data set, in one commit; returns its address.
+def push(
+    option: str,
+    repo: str,
+    kind: str,
+    folder: Path,
+    message: str,
+    allow: Sequence[str] = ("*",),
+    replaced: Sequence[str] = (),
+    parent: str | None = None,
+) -> Any:
+    """Upload the files of `folder` that match `allow` in one commit, which also deletes what matches `replaced`.
+
+    A new repository is private. With `parent`, nothing is uploaded if the repository is not at this commit any more.
+    Returns the commit.
 
     Raises:
-        UserError: the Hub refuses. The folder on the disk stays.
+        UserError: the Hub refuses. Nothing is committed then, and the folder on the disk stays.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    try:
-        api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
-        commit = api.upload_folder(
+
+    def upload() -> Any:
+        return api.upload_folder(
             repo_id=repo,
-            repo_type="dataset",
+            repo_type=kind,
             folder_path=folder,
-            allow_patterns=[*FILES, "*/*.parquet"],
-            delete_patterns=["*.parquet"],
-            commit_message="Prepared questions",
+            allow_patterns=list(allow),
+            delete_patterns=list(replaced) or None,
+            commit_message=message,
+            parent_commit=parent,
         )
+
+    try:
+        patiently(lambda: api.create_repo(repo, repo_type=kind, private=True, exist_ok=True))
+        return patiently(upload)
     except Exception as error:  # as above; hours of work must not end in a traceback
-        raise UserError(f"--push_to_hub {repo}: {first_line(error)}; the data is whole in {folder}") from error
-    return str(commit)
+        raise UserError(
+            f"{option} {repo}: {reason(error)}. Nothing was committed; what was to be uploaded is whole in {folder}"
+        ) from error
+
+
+def make_public(option: str, repo: str, kind: str) -> None:
+    """Let everybody see the repository.
+
+    Raises:
+        UserError: the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        patiently(lambda: HfApi().update_repo_settings(repo, repo_type=kind, private=False))
+    except Exception as error:  # as above
+        raise UserError(f"{option} {repo} is uploaded and stays private: {reason(error)}") from error

@@ -24,7 +24,7 @@ from data_prep.chat_rows import MAX_ORDERS
 from data_prep.command import UserError, check_free, run, terminated_as_exit, whole_folder, write_json
 from data_prep.examples import SAMPLED, examples, sampled_lengths
 from data_prep.formats import FORMATS
-from data_prep.hub import check_push, push
+from data_prep.hub import check_push, make_public, push
 from data_prep.parallel import ordered_map, usable_cores
 from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 from data_prep.reading import Reading, check_reading, read_sources
@@ -301,7 +301,9 @@ def main() -> None:
         check_free(args.output_dir, args.overwrite)
         check_is_ours(args.output_dir)
         if args.push_to_hub:
-            check_push(args.push_to_hub, args.public, args.overwrite)
+            there = check_push("--push_to_hub", args.push_to_hub, "dataset", args.public)
+            if there is not None and not args.overwrite:
+                raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
         sources, others = find_sources(args.dataset_path, args.format, args.revision)
         for other in others:
             print(f"Left out by --format: {other.name}, {FORMATS[other.format].title}")
@@ -328,7 +330,12 @@ def main() -> None:
             return
         print(f"Wrote {args.output_dir} in {seconds:.1f} s ({report['read'] / seconds:,.0f} rows/s)")
     if args.push_to_hub:
-        print(f"Pushed to {push(args.output_dir, args.push_to_hub, args.public)}")
+        repo = ("--push_to_hub", args.push_to_hub, "dataset")
+        files = [*FILES, "*/*.parquet"]
+        commit = push(*repo, args.output_dir, "Prepared questions", files, replaced=["*.parquet"])
+        if args.public:
+            make_public(*repo)
+        print(f"Pushed to {commit}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, write_json
+from data_prep.hub import pinned
 from data_prep.sources import sha256
-from sft.models import base_of, model_file
+from sft.models import base_of, commit_of
 
 FINGERPRINT = "fingerprint.json"
 # Weights, configurations, templates and vocabularies.
@@ -103,7 +104,5 @@ def model_fingerprint(model_path: str) -> list[str]:
         files = sorted(f for f in folder.iterdir() if f.suffix in DECIDE and f.is_file())
         found = [f"{file.name}:{sha256(file)}" for file in files]
     else:
-        config = model_file(model_path, "config.json" if base == model_path else "adapter_config.json")
-        # The cache keeps a file in a folder that is named after its commit.
-        found = [f"{model_path}@{config.parent.name if config else None}"]
+        found = [f"{pinned(model_path)[0]}@{commit_of(model_path)}"]
     return found + (model_fingerprint(base) if base != model_path else [])

@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -23,8 +24,11 @@ from transformers import TrainerCallback
 
 from data_prep.command import UserError, write_json
 from sft.config import AUTO, Settings
+from sft.data import provenance
+from sft.hardware import Hardware
 from sft.launch import Launch
-from sft.models import MANIFEST, save_prompt_format
+from sft.leaks import without_paths
+from sft.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed")
 
@@ -55,8 +59,11 @@ def git_revision() -> str | None:
         return None
 
 
-def manifest(settings: Settings, launch: Launch, data: str, tokens: str) -> dict[str, Any]:
-    """Everything that decides what a run learns, as one JSON object: `data` and `tokens` are fingerprints."""
+def manifest(settings: Settings, launch: Launch, hardware: Hardware, data: str, tokens: str) -> dict[str, Any]:
+    """Everything that decides what a run learns, and on what, as one JSON object.
+
+    `data` and `tokens` are fingerprints.
+    """
     versions = {}
     for package in PACKAGES:
         try:
@@ -66,12 +73,17 @@ def manifest(settings: Settings, launch: Launch, data: str, tokens: str) -> dict
     return {
         "recipe": settings.recipe.name,
         "settings": settings.values,
+        "base_model": {"name": settings.model_name_or_path, "revision": commit_of(settings.model)},
+        "datasets": provenance(settings.dataset_weights()),
+        "hardware": hardware.name if hardware.count and not settings.use_cpu else f"CPU, {platform.machine()}",
         "data": data,
         "tokens": tokens,
+        "launch": launch.name,
         "launcher": launch.kind,
         "zero_stage": launch.zero_stage,
         "world_size": launch.processes,
         "git_revision": git_revision(),
+        "python": platform.python_version(),
         "versions": versions,
     }
 
@@ -191,6 +203,7 @@ def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path 
     if settings.use_peft:
         # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model
         # in bf16. Without this, a continued 8-bit run is not the run that was stopped (tests/sft/test_survive.py).
+        trainer.model.active_peft_config.revision = description["base_model"]["revision"]
         trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     continued = str(checkpoint) if checkpoint and not settings.resume_weights_only else None
     survive = Survive(trainer, description, continued)
@@ -390,10 +403,11 @@ def results(trainer: Any) -> dict[str, Any]:
     return {"best_checkpoint": Path(best).name if best else None, **{key: row for key, row in found.items() if row}}
 
 
-def save_final_model(trainer: Any, answer_format: str) -> Path:
-    """Save model, tokenizer and chat template to OUTPUT_DIR/final_model under a temporary name, then rename.
+def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Path:
+    """Save OUTPUT_DIR/final_model, ready to be published, under a temporary name, then rename.
 
-    Called by every process: under ZeRO-3 each holds a part of the weights.
+    It holds model, tokenizer and chat template, how it wants to be asked, and the facts of the run without the paths
+    of this machine. Called by every process: under ZeRO-3 each holds a part of the weights.
     """
     final = Path(trainer.args.output_dir) / "final_model"
     temporary = final.with_name(".final_model.tmp")
@@ -405,6 +419,12 @@ def save_final_model(trainer: Any, answer_format: str) -> Path:
             (temporary / name).unlink(missing_ok=True)
         (final.parent / "README.md").unlink(missing_ok=True)  # TRL's, of a model named None
         save_prompt_format(temporary, answer_format)
+        for name in FACTS:
+            if (final.parent / name).is_file():
+                shutil.copyfile(final.parent / name, temporary / name)
+        description = json.loads((final.parent / MANIFEST).read_text(encoding="utf-8"))
+        write_json(temporary / MANIFEST, without_paths(description))
+        (temporary / RECIPE).write_text(settings.as_recipe(), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     trainer.accelerator.wait_for_everyone()

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from data_prep.command import UserError
+from sft.leaks import without_paths
 
 # Names that recipes elsewhere carry, today or from older libraries, and what they are called here.
 OTHER_NAMES = {
@@ -28,7 +29,9 @@ OTHER_NAMES = {
     "deepspeed": "a launch file: accelerate launch --config_file accelerate_configs/zero3.yaml",
     "fsdp": "a launch file: accelerate launch --config_file accelerate_configs/fsdp2.yaml",
     "fsdp_config": "a launch file: accelerate launch --config_file accelerate_configs/fsdp2.yaml",
-    "push_to_hub": "nothing here: a run uploads nothing by itself",
+    "hub_strategy": "push_to_hub alone: a run publishes once, when it is done (docs/publishing.md)",
+    "hub_always_push": "push_to_hub alone: a run publishes once, when it is done (docs/publishing.md)",
+    "hub_revision": "push_to_hub alone, and a tag with sft/publish.py --tag (docs/publishing.md)",
     "trust_remote_code": "nothing here: code from model repositories is never run",
     "load_in_8_bit": "load_in_8bit",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -42,6 +45,9 @@ OTHER_NAMES = {
     "grad_accum": "gradient_accumulation_steps",
 }
 
+
+# Keys that say how a run is started, not what it learns: no part of the recipe that travels with its model.
+OF_THE_START = ("resume_from_checkpoint", "resume_weights_only", "print_config", "dry_run", "probe_steps")
 
 # Words in resume_from_checkpoint that mean the latest checkpoint in output_dir.
 AUTO = ("auto", "yes", "true")
@@ -182,6 +188,16 @@ class Settings:
         """In what the matrices are multiplied: ``bf16``, ``fp16`` (both with automatic casts) or ``no``."""
         return "fp16" if self.fp16 else "bf16" if self.bf16 else "no"
 
+    @property
+    def model(self) -> str:
+        """The model to start from, with its revision: a folder, or ``OWNER/NAME@REVISION`` on the Hub."""
+        pinned = self.model_revision and not Path(self.model_name_or_path).exists()
+        return f"{self.model_name_or_path}@{self.model_revision}" if pinned else self.model_name_or_path
+
+    def dataset_weights(self) -> dict[str, float]:
+        """The data sets to train on and how often to take each, as `RunArguments.weights`."""
+        return RunArguments(dataset_mixture=self.dataset_mixture).weights(self.dataset_name)
+
     def on(self, processes: int) -> "Settings":
         """These settings on so many processes: `global_batch_size`, if set, decides gradient_accumulation_steps.
 
@@ -219,6 +235,16 @@ class Settings:
             lines.append(f"{line:<70} # {self.sources.get(key, 'default')}")
         return "\n".join(lines)
 
+    def as_recipe(self) -> str:
+        """What recipe and command line set, as a recipe: other people train the same with it."""
+        given = (key for key in self.values if self.sources.get(key) not in (None, "global_batch_size"))
+        lines = (
+            f"{key}: {json.dumps(without_paths(self.values[key]), ensure_ascii=False)}\n"
+            for key in given
+            if key not in (*OF_THE_START, "price_per_hour")
+        )
+        return "".join(lines)
+
     def build(self) -> tuple[Any, Any, Any, RunArguments]:
         """(ScriptArguments, SFTConfig, ModelConfig, RunArguments). Joins the launcher's other processes.
 
@@ -226,10 +252,12 @@ class Settings:
             UserError: values that do not go together.
         """
         parts = []
+        # A trainer that pushes uploads its whole output folder; here it is sft/publish.py, after the training.
+        values = {**self.values, "push_to_hub": False}
         for cls in _classes():
             names = {field.name for field in dataclasses.fields(cls) if field.init}
             try:
-                parts.append(cls(**{key: value for key, value in self.values.items() if key in names}))
+                parts.append(cls(**{key: value for key, value in values.items() if key in names}))
             except (ValueError, TypeError, ImportError) as error:
                 raise UserError(f"{self.recipe}: {error}") from error
         return tuple(parts)

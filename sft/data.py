@@ -1,12 +1,17 @@
-"""Open a split of a prepared data set, by folder or Hub id, or a weighted mixture of several."""
+"""Open a split of a prepared data set, by folder or Hub id, or a weighted mixture of several.
+
+On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag.
+"""
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, first_line
+from data_prep.hub import pinned
 
 # What data_prep/prepare.py promises about every row.
 COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_format"}
@@ -27,10 +32,11 @@ def load_split(path: str, split: str) -> Any:
         raise UserError(f"data set {path} is not a prepared data set: {advice}")
     # load_dataset would take a folder of the same name that it has seen elsewhere from its cache, in place of one that
     # is not here. On the Hub a data set has an owner.
-    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+    if not Path(path).exists() and (pinned(path)[0].count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"data set {path} does not exist: {advice}")
+    name, revision = pinned(path)
     try:
-        dataset = load_dataset(path)
+        dataset = load_dataset(name, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"data set {path} cannot be opened: {first_line(error)}: {advice}") from error
     if split not in dataset:
@@ -69,6 +75,33 @@ def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
             described = ", ".join(f"{path} {kind}" for path, kind in zip(weights, kinds, strict=True))
             raise UserError(f"dataset_mixture: {column} differs: {described}: prepare them with the same options")
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Of each data set of a mixture, what its report.json says it was made from: files with their SHA-256, and counts.
+
+    Only the name is known of one without a report.
+    """
+    told = ("sources", "splits", "options", "read", "kept", "rejected", "duplicates", "answer_format", "prompt_version", "seed")
+    found = []
+    for path, weight in weights.items():
+        report = _report(path)
+        found.append({"name": path, "weight": weight, **{key: report[key] for key in told if key in report}})
+    return found
+
+
+def _report(path: str) -> dict[str, Any]:
+    """report.json of a prepared data set, or nothing."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        name, revision = pinned(path)
+        file = Path(path) / "report.json"
+        if not Path(path).exists():
+            file = Path(hf_hub_download(name, "report.json", repo_type="dataset", revision=revision))
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the Hub's errors are OSErrors
+        return {}
 
 
 def draw(dataset: Any, count: int, seed: int) -> list[dict]:

@@ -36,6 +36,7 @@ from sft.compare import (
     compare,
     read_evaluation,
 )
+from sft.leaks import without_paths
 
 LIKELIHOOD, GENERATION = "likelihood", "generation"
 # The names of --method, and of the scores in results.json.
@@ -262,11 +263,6 @@ def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
         )
 
 
-def shown(path: str) -> str:
-    """A path as it may be published: one from outside of here tells nobody anything, and may tell too much."""
-    return Path(path).name if Path(path).is_absolute() else path
-
-
 def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
     """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
     import hashlib
@@ -283,7 +279,7 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str)
         model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
     else:  # the address is told by its hash: it may be nobody's business
         where = hashlib.sha256(args.base_url.encode()).hexdigest()[:16]
-        model, options = [f"{shown(args.model_path)} at server {where}"], ("backend",)
+        model, options = [f"{without_paths(args.model_path)} at server {where}"], ("backend",)
     return {
         "model": model,
         "questions": data_fingerprint(Dataset.from_list(questions), columns),
@@ -374,9 +370,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = {
         "schema_version": SCHEMA_VERSION,
         "name": folder.name,
-        "model": shown(args.model_path),
-        "dataset": shown(args.dataset_path),
+        "model": without_paths(args.model_path),
+        "dataset": without_paths(args.dataset_path),
         "split": args.split,
+        "files": dict(sorted(Counter(question["source"] for question in questions if question.get("source")).items())),
         "n": len(questions),
         "answer_format": asked,
         **found,

@@ -1,4 +1,8 @@
-"""Load what there is to evaluate or ask: a base model, an adapter folder or a merged model, by folder or Hub id."""
+"""Load what there is to evaluate or ask: a base model, an adapter folder or a merged model, by folder or Hub id.
+
+On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag. Code from a model's repository is never run, and
+weights are read from safetensors alone.
+"""
 
 import json
 from collections import Counter
@@ -6,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, first_line, write_json
+from data_prep.hub import pinned
 from data_prep.prompts import PROMPT_VERSION
 from sft.chat import set_chat_template
 
@@ -13,6 +18,11 @@ from sft.chat import set_chat_template
 PROMPT_FILE = "prompt_format.json"
 # Describes a run in its output folder; in a checkpoint it is written last, so that it tells a whole one.
 MANIFEST = "run_manifest.json"
+# What a run tells of itself, beside its weights; it travels with the model. sft/publish.py makes a card of it.
+RECIPE = "recipe.yaml"
+FACTS = ("eval_results.json", "history.json", "loss.png")
+# Weights of an adapter, and what describes it.
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:
@@ -26,15 +36,23 @@ def model_file(model_path: str, name: str) -> Path | None:
         return file if (file := Path(model_path) / name).is_file() else None
     from transformers.utils import cached_file
 
+    name_on_hub, revision = pinned(model_path)
     # Missing is an answer; what else goes wrong is told when the tokenizer or the weights are asked for.
     missing = dict.fromkeys(
         (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors", "gated_repo")), False
     )
     try:
-        found = cached_file(model_path, name, **missing)
+        found = cached_file(name_on_hub, name, revision=revision, **missing)
     except OSError:
         return None
     return Path(found) if found else None
+
+
+def commit_of(model_path: str) -> str | None:
+    """The commit of a model on the Hub, as the cache holds it; None of a folder."""
+    config = model_file(model_path, ADAPTER_CONFIG) or model_file(model_path, "config.json")
+    # The cache keeps a file in a folder that is named after its commit.
+    return config.parent.name if config and not Path(model_path).is_dir() else None
 
 
 def prompt_format(model_path: str) -> str | None:
@@ -55,7 +73,7 @@ def check_model_folder(model_path: str) -> None:
         of_ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
         if of_ours and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
-        if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
+        if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
             return
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return
@@ -64,7 +82,7 @@ def check_model_folder(model_path: str) -> None:
             "*.safetensors weights. A finished run keeps its adapter in final_model/"
         )
     # A Hub id is a name, or an owner and a name; anything else was meant as a folder.
-    if folder.exists() or model_path.count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/")):
+    if folder.exists() or pinned(model_path)[0].count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/")):
         raise UserError(f"model folder {model_path} does not exist: check the path, or name a model on the Hub")
 
 
@@ -85,6 +103,16 @@ def describe_model(model: Any) -> list[str]:
 
     share = trainable.total() / (trainable.total() + sizes.total())
     return [f"Frozen parameters: {listed(sizes)}", f"Trained parameters: {listed(trainable)} ({share:.2%} of all)"]
+
+
+def parameter_counts(model: Any) -> dict[str, int]:
+    """How many parameters a model has, ``total``, and how many of them are ``trained``."""
+    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT's: knows packed 4-bit weights and ZeRO-3's parts
+        trained, total = model.get_nb_trainable_parameters()
+    else:
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+        trained, total = sum(size for size, grad in sizes if grad), sum(size for size, _ in sizes)
+    return {"total": total, "trained": trained}
 
 
 def attention_implementation(use_cpu: bool, precision: str) -> str:
@@ -114,7 +142,7 @@ def trained_in_float32(model: Any) -> int:
     return len(recast)
 
 
-def load_tokenizer(model_path: str, chat_template: str | None = None, revision: str | None = None) -> Any:
+def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     """The tokenizer of a model folder or Hub id, with the chat template in the file `chat_template`, or its own.
 
     Raises:
@@ -122,56 +150,91 @@ def load_tokenizer(model_path: str, chat_template: str | None = None, revision: 
     """
     from transformers import AutoTokenizer
 
+    name, revision = pinned(model_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"the tokenizer of {model_path} cannot be loaded: {str(error).splitlines()[0]} Check the name and the "
-            "network, or give a local model folder"
-        ) from error
+        raise unloadable(f"the tokenizer of {model_path}", error) from error
     set_chat_template(tokenizer, chat_template)
     return tokenizer
 
 
 def base_of(model_path: str) -> str:
-    """The base model that an adapter names in its adapter_config.json; of any other model the model itself."""
-    adapter = model_file(model_path, "adapter_config.json")
-    return json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter else model_path
+    """The base model that an adapter names in its adapter_config.json, with the revision if there is one.
+
+    Of any other model, the model itself.
+    """
+    file = model_file(model_path, ADAPTER_CONFIG)
+    if file is None:
+        return model_path
+    adapter = json.loads(file.read_text(encoding="utf-8"))
+    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
-def unloadable(model_path: str, error: Exception) -> UserError:
-    """Says which model could not be loaded: of an adapter, that it is its base."""
-    base = base_of(model_path)
-    where = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
-    return UserError(f"{where} cannot be loaded: {first_line(error)}")
+def unloadable(what: str, error: Exception) -> UserError:
+    """Says that `what` could not be loaded, and what may help."""
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"{what} needs code from its own repository, which is never run here (SECURITY.md): use a model that "
+            "transformers knows"
+        )
+    reason = first_line(error).rstrip(".")
+    advice = "" if isinstance(error, UserError) else ". Check the name and the network, or give a local model folder"
+    return UserError(f"{what} cannot be loaded: {reason}{advice}")
+
+
+def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str]:
+    """(the model whose weights are to be read, words for it in an error): of an adapter, its base, or `base` instead.
+
+    Raises:
+        UserError: a base model whose folder does not exist.
+    """
+    base = base or base_of(model_path)
+    words = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
+    try:
+        check_model_folder(base)
+    except UserError as error:
+        raise unloadable(words, error) from error
+    return base, words
+
+
+def load_config(model_path: str) -> Any:
+    """The configuration of a model, its layers and sizes; of an adapter, that of its base.
+
+    Raises:
+        UserError: it cannot be read, or an adapter's base cannot be found.
+    """
+    from transformers import AutoConfig
+
+    base, words = base_for_loading(model_path)
+    name, revision = pinned(base)
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise unloadable(words, error) from error
 
 
 def context_length(model_path: str) -> int | None:
     """Tokens that a model reads at most, or None if its configuration does not say.
 
     Raises:
-        UserError: no configuration there, or an adapter whose base cannot be found.
+        UserError: as `load_config`.
     """
-    from transformers import AutoConfig
-
-    try:
-        check_model_folder(base_of(model_path))
-        config = AutoConfig.from_pretrained(base_of(model_path))
-    except (OSError, ValueError, UserError) as error:
-        raise unloadable(model_path, error) from error
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(load_config(model_path), "max_position_embeddings", None)
 
 
 def load_model(
     model_path: str,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     chat_template: str | None = None,
     quantization: str = "none",
     device: Any = None,
+    base: str | None = None,
 ) -> tuple[Any, Any]:
     """(model in evaluation mode, tokenizer with a chat template) from a folder or a Hub id.
 
-    An adapter is put onto the base model that its adapter_config.json names. `quantization` is "none", "8bit" or
+    An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none", "8bit" or
     "4bit" (NF4), as in training; `device` is that of this process, by default the first GPU or the CPU.
 
     Raises:
@@ -184,20 +247,28 @@ def load_model(
 
     # First, because it is refused faster than weights are read.
     tokenizer = load_tokenizer(model_path, chat_template)
-    base = base_of(model_path)
+    base, words = base_for_loading(model_path, base)
+    if base != model_path and not model_file(model_path, ADAPTER):
+        raise UserError(f"{model_path} holds no {ADAPTER}: other files of weights are not read (SECURITY.md)")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kinds = {
         "8bit": {"load_in_8bit": True},
         "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
     }
-    config = BitsAndBytesConfig(**kinds[quantization]) if quantization in kinds else None
+    name, revision = pinned(base)
     try:
-        check_model_folder(base)
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, device_map={"": device}, use_safetensors=True, quantization_config=config
+            name,
+            revision=revision,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            quantization_config=BitsAndBytesConfig(**kinds[quantization]) if quantization in kinds else None,
         )
         if base != model_path:
-            model = PeftModel.from_pretrained(model, model_path)
-    except (OSError, ValueError, UserError) as error:
-        raise unloadable(model_path, error) from error
+            adapter, adapter_revision = pinned(model_path)
+            model = PeftModel.from_pretrained(model, adapter, revision=adapter_revision)
+    except (OSError, ValueError) as error:
+        raise unloadable(words, error) from error
     return model.eval(), tokenizer

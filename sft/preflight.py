@@ -19,7 +19,7 @@ from typing import Any
 
 from data_prep.command import UserError, first_line, run
 from sft import hardware as machines
-from sft.config import AUTO, RunArguments, Settings, resolve
+from sft.config import AUTO, Settings, resolve
 from sft.hardware import Hardware
 from sft.launch import Launch, current_launch, read_launch_file
 from sft.memory import GIB, Parameters, count_parameters, estimate, meta_model
@@ -37,6 +37,18 @@ def check_recipe(settings: Settings) -> None:
     for key in ("model_name_or_path", "dataset_name", "output_dir"):
         if not settings.values[key]:
             raise UserError(f"{key} is not set: name it in the recipe or pass --{key}")
+    if "@" in settings.model_name_or_path and not Path(settings.model_name_or_path).exists():
+        name, _, revision = settings.model_name_or_path.partition("@")
+        raise UserError(
+            f"model_name_or_path {settings.model_name_or_path}: write the revision as model_revision: {revision}, and "
+            f"model_name_or_path: {name}"
+        )
+    if {"trust_remote_code", "use_safetensors", "revision"} & as_dict(settings.model_init_kwargs).keys():
+        raise UserError(
+            "model_init_kwargs sets trust_remote_code, use_safetensors or revision: code from model repositories is "
+            "never run, weights are read from safetensors alone, and the revision is model_revision"
+        )
+    check_publishing(settings)
     evaluating = settings.eval_strategy != "no"
     if evaluating and settings.dataset_test_split.startswith("test"):
         raise UserError(
@@ -74,6 +86,25 @@ def check_recipe(settings: Settings) -> None:
     for tracker in settings.report_to if isinstance(settings.report_to, list) else [settings.report_to or "none"]:
         if tracker in TRACKERS and importlib.util.find_spec(tracker) is None:
             raise UserError(f"report_to {tracker}: the package is not installed: pip install {tracker}")
+
+
+def check_publishing(settings: Settings) -> None:
+    """Refuse a run whose model could not be published in the end.
+
+    Raises:
+        UserError: as `check_recipe`.
+    """
+    if settings.hub_model_id and not settings.push_to_hub:
+        raise UserError("hub_model_id says where to publish, and push_to_hub is off: set push_to_hub: true")
+    if not settings.push_to_hub:
+        return
+    if not settings.hub_model_id or settings.hub_model_id.count("/") != 1:
+        raise UserError(f"push_to_hub: set hub_model_id: OWNER/NAME (it is {settings.hub_model_id})")
+    if Path(settings.model_name_or_path).exists():
+        raise UserError(
+            f"push_to_hub: model_name_or_path {settings.model_name_or_path} is a folder, which nobody else can load: "
+            "name the model on the Hub, or publish afterwards with sft/publish.py --base_model"
+        )
 
 
 def check_selection(settings: Settings) -> None:
@@ -230,20 +261,6 @@ def refuse(settings: Settings, launch: Launch, hardware: Hardware) -> None:
     check_hardware(settings, launch, hardware)
 
 
-def load_config(settings: Settings) -> Any:
-    """The model's configuration, its layers and sizes.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(settings.model_name_or_path, revision=settings.model_revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the configuration of {settings.model_name_or_path} cannot be read: {error}") from error
-
-
 def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]:
     """(optimizer steps of an epoch, of the whole run) for so many rows, or packs of rows."""
     batches = math.ceil(sequences / (settings.per_device_train_batch_size * processes))
@@ -293,12 +310,11 @@ def look_at_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
     from sft.data import load_mixture, load_split
     from sft.models import load_tokenizer
 
-    weights = RunArguments(dataset_mixture=settings.dataset_mixture).weights(settings.dataset_name)
     seed = settings.seed if settings.data_seed is None else settings.data_seed
-    train = load_mixture(weights, settings.dataset_train_split, seed)
+    train = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed)
     evaluating = settings.eval_strategy != "no"
     dev = load_split(settings.dataset_name, settings.dataset_test_split) if evaluating else None
-    tokenizer = load_tokenizer(settings.model_name_or_path, settings.chat_template_path, settings.model_revision)
+    tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
     state, found = PartialState(), [None]
     if state.is_main_process:
         found = [check_rows(train, tokenizer, settings.max_length, "train")]
@@ -317,6 +333,8 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
     Raises:
         UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
     """
+    from sft.models import load_config
+
     # Packs are taken as full: bfd leaves few gaps.
     sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
     epoch, whole = steps(settings, launch.processes, sequences)
@@ -332,7 +350,7 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
         + (f", packs of {settings.max_length}" if settings.packing else ""),
         f"Steps: about {epoch:,} an epoch, {whole:,} in all",
     ]
-    config = load_config(settings)
+    config = load_config(settings.model)
     tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else max(lengths))
     try:
         parameters = count_parameters(meta_model(config, settings), settings)

@@ -56,14 +56,16 @@ def main() -> None:
 
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    from sft import checkpoints, models
+    from sft import checkpoints, models, publish
     from sft.chat import tokenized_for, trained_columns
     from sft.cpu import score_labelled_positions_only
     from sft.data import data_fingerprint
     from sft.selection import DevQuestions, History
 
-    models.check_model_folder(settings.model_name_or_path)
+    models.check_model_folder(settings.model)
     trying = settings.dry_run or settings.probe_steps
+    if settings.push_to_hub and is_main and not trying:
+        publish.check_run(settings)
     checkpoint = None if trying else checkpoints.resume_point(settings)
     scratch = tempfile.TemporaryDirectory() if trying else None
     wanted, settings = settings, trial.shortened(settings, scratch.name) if trying else settings
@@ -79,7 +81,7 @@ def main() -> None:
     if settings.dry_run:
         train = trial.longest_rows(train, lengths, settings, launch.processes)
     fingerprints = data_fingerprint(train, trained_columns(train)), tokenized_for(tokenizer)
-    description = checkpoints.manifest(settings, launch, *fingerprints)
+    description = checkpoints.manifest(settings, launch, hardware, *fingerprints)
     notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
     if not training_args.packing:
         training_args.max_length = None  # no row exceeds it; TRL would look at every row again
@@ -95,8 +97,10 @@ def main() -> None:
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
         "attn_implementation": attention,
-        "use_safetensors": True,
         **(training_args.model_init_kwargs or {}),
+        # Nothing that a model's repository holds is run: no code, no pickle.
+        "trust_remote_code": False,
+        "use_safetensors": True,
     }
     score_labelled_positions_only()
     trainer = SFTTrainer(
@@ -120,6 +124,7 @@ def main() -> None:
     if trying:
         trial.run(trainer, wanted, hardware, estimated)
         return
+    description["parameters"] = models.parameter_counts(trainer.model)
     survive = checkpoints.begin(trainer, settings, description, checkpoint, notes)
     if settings.mcq_eval_samples:
         trainer.add_callback(DevQuestions(trainer, dev, settings.mcq_eval_samples))
@@ -129,16 +134,19 @@ def main() -> None:
         survive.say_goodbye()
         return
 
-    ##################
-    # Save, evaluate #
-    ##################
+    ###########################
+    # Evaluate, save, publish #
+    ###########################
     # With load_best_model_at_end, the model now is the best checkpoint, not the last.
     results = checkpoints.results(trainer)
-    final = checkpoints.save_final_model(trainer, answer_format=train[0]["answer_format"])
     if is_main:
         write_json(Path(training_args.output_dir) / "eval_results.json", results)
-        print(f"Wrote {final}")
+    final = checkpoints.save_final_model(trainer, settings, answer_format=train[0]["answer_format"])
+    if is_main:
+        print(f"Wrote {final}", flush=True)
     trainer.end()
+    if settings.push_to_hub and is_main:
+        publish.after_training(settings, final)
 
 
 if __name__ == "__main__":

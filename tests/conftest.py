@@ -151,6 +151,17 @@ def recipe_run(command, toy_options, tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def hub(tmp_path):
+    """A running server that speaks as the Hub does; its `environment` makes a command talk to it."""
+    from tests.hub import start
+
+    handler, server = start(tmp_path / "home")
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture(scope="session")
 def shared_rows():
     """The folder with real PMC-VQA rows, which lies beside the checkout where there is one."""

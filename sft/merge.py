@@ -1,0 +1,185 @@
+"""Put an adapter's weights into those of its base model, so that it loads anywhere without PEFT.
+
+    python sft/merge.py --model_path PMC-VQA-SFT-Output/final_model --output_dir PMC-VQA-SFT-Output/merged_model
+
+In:  --model_path, an adapter that sft/run.py trained; its base model, which must not be quantised, in bfloat16. An
+     adapter that was trained on 8-bit or 4-bit weights is merged onto the bfloat16 weights that these were made from.
+Out: --output_dir with safetensors shards, tokenizer, chat template and the facts of the run.
+
+Runs on a CPU, in the memory of one copy of the model. The logits of both on real prompts are compared, and a merged
+model that does not answer as the adapter does is not kept.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import UserError, check_free, run, whole_folder, write_json
+from sft.models import (
+    ADAPTER_CONFIG,
+    FACTS,
+    MANIFEST,
+    PROMPT_FILE,
+    RECIPE,
+    base_of,
+    check_model_folder,
+    load_config,
+    load_model,
+    prompt_format,
+)
+
+GIB = 2**30
+# Small shards, because saving holds one of them twice.
+SHARD = "2GB"
+
+
+def check_mergeable(model_path: str, base: str | None = None) -> str:
+    """The base model that an adapter can be merged onto: `base`, or the one that it names.
+
+    Raises:
+        UserError: no adapter, or a base model that is stored quantised.
+    """
+    check_model_folder(model_path)
+    named = base_of(model_path)
+    if named == model_path:
+        raise UserError(f"{model_path} is no adapter: its weights are whole already")
+    base = base or named
+    quantised = getattr(load_config(base), "quantization_config", None)
+    if quantised:
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise UserError(
+            f"{base} is stored quantised ({kind}): merging would round the sum of its weights and the adapter's to a "
+            "few bits, and lose most of what was learned. Name the model that it was made from with --base_model"
+        )
+    return base
+
+
+def weight_bytes(base: str) -> int:
+    """Bytes of the model's weights in bfloat16, counted without loading them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(base), dtype=torch.bfloat16, trust_remote_code=False)
+    return sum(parameter.numel() * 2 for parameter in model.parameters())
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise `UserError` if so many bytes do not fit where `folder` will be."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"--output_dir {folder}: {needed / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB are free: make room, or "
+            "choose another disk"
+        )
+
+
+def next_token_logits(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
+    """Logits of the token after each prompt, float32, of shape (prompts, vocabulary)."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat(
+            [model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[:, -1].float() for ids in prompts]
+        )
+
+
+def compared(base: Any, adapter: Any, merged: Any) -> dict[str, Any]:
+    """How far the merged model's logits are from the adapter's, beside how far the adapter's are from the base's.
+
+    All three are of shape (prompts, vocabulary). Means and maxima are of absolute differences.
+    """
+    off, effect = (merged - adapter).abs(), (adapter - base).abs()
+    return {
+        "prompts": len(adapter),
+        "mean_difference": off.mean().item(),
+        "largest_difference": off.max().item(),
+        "mean_effect_of_adapter": effect.mean().item(),
+        # What bfloat16 cannot tell apart: it keeps 8 bits of a number.
+        "resolution": adapter.abs().mean().item() / 2**8,
+        "same_first_token": (merged.argmax(-1) == adapter.argmax(-1)).sum().item(),
+    }
+
+
+def check_comparison(found: dict[str, Any]) -> None:
+    """Raise `UserError` if a merged model is further from the adapter than half of what the adapter does."""
+    allowed = max(found["mean_effect_of_adapter"] / 2, 4 * found["resolution"])
+    if not found["mean_difference"] <= allowed:  # so that NaN is refused
+        raise UserError(
+            f"the merged model's logits are {found['mean_difference']:.4f} from the adapter's, which itself moves "
+            f"those of the base model by {found['mean_effect_of_adapter']:.4f}: it would not answer as the adapter "
+            "does, and is not kept. Is the base model the one that the adapter was trained on?"
+        )
+
+
+def comparison_line(found: dict[str, Any]) -> str:
+    """What `compared` found, in words."""
+    return (
+        f"Logits on {found['prompts']} prompts: merged and adapter differ by {found['mean_difference']:.4f} on average "
+        f"and {found['largest_difference']:.4f} at most; the adapter moves those of its base by "
+        f"{found['mean_effect_of_adapter']:.4f}. Same first token on {found['same_first_token']} of "
+        f"{found['prompts']}"
+    )
+
+
+def merge(model_path: str, base: str, folder: Path) -> dict[str, Any]:
+    """Write the merged model into the existing `folder`; returns what `compared` found.
+
+    Raises:
+        UserError: the model cannot be loaded, or the merged one does not answer as the adapter does.
+    """
+    import torch
+
+    from data_prep.prompts import DEFAULT_ANSWER_FORMAT, prompt_messages
+    from sft.chat import token_ids
+    from sft.infer import DEMO
+
+    print(f"Loading {model_path} onto {base}", flush=True)
+    model, tokenizer = load_model(model_path, torch.bfloat16, device="cpu", base=base)
+    asked = prompt_format(model_path) or DEFAULT_ANSWER_FORMAT
+    prompts = token_ids(tokenizer, [prompt_messages(*question, asked) for question in DEMO], True)
+    adapted = next_token_logits(model, prompts)
+    with model.disable_adapter():
+        plain = next_token_logits(model, prompts)
+    model = model.merge_and_unload(progressbar=True, safe_merge=True)
+    found = compared(plain, adapted, next_token_logits(model, prompts))
+    check_comparison(found)
+    print("Saving", flush=True)
+    model.save_pretrained(folder, max_shard_size=SHARD)
+    tokenizer.save_pretrained(folder)
+    for name in (PROMPT_FILE, RECIPE, *FACTS):
+        if (file := Path(model_path) / name).is_file():
+            shutil.copyfile(file, folder / name)
+    if (file := Path(model_path) / MANIFEST).is_file():
+        description = json.loads(file.read_text(encoding="utf-8"))
+        write_json(folder / MANIFEST, {**description, "merged": found})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", required=True, help=f"adapter: folder with {ADAPTER_CONFIG}, or Hub id")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the merged model goes")
+    parser.add_argument("--base_model", help="onto this base model: folder or Hub id (default: the one it was trained on)")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output_dir")
+    args = parser.parse_args()
+
+    check_free(args.output_dir, args.overwrite)
+    base = check_mergeable(args.model_path, args.base_model)
+    needed = weight_bytes(base)
+    check_disk(args.output_dir, needed)
+    print(f"The merged model takes {needed / GIB:.2f} GiB of memory and of disk", flush=True)
+    with whole_folder(args.output_dir, args.overwrite) as folder:
+        found = merge(args.model_path, base, folder)
+    print(comparison_line(found))
+    print(f"Wrote {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,391 @@
+"""Put a trained model on the Hub: privately, with a card written from facts, and nothing that should stay here.
+
+    python sft/publish.py --model_path PMC-VQA-SFT-Output/final_model --repo OWNER/NAME --dry_run
+    python sft/publish.py --model_path PMC-VQA-SFT-Output/final_model --repo OWNER/NAME --evaluation outputs/eval/tuned
+
+In:  --model_path, the final_model of a run of sft/run.py, or what sft/merge.py made of it; --evaluation, folders that
+     sft/evaluate.py wrote for this very model. The token is that of `hf auth login`, or HF_TOKEN; no option takes it.
+Out: OUTPUT_DIR/OWNER--NAME, exactly what is uploaded (--dry_run stops there: read its README.md), then one commit in
+     the repository, which is loaded afresh from the Hub, compared file by file, and asked the same questions.
+
+A repository that this run did not make is left alone unless --update says otherwise. --public lets others see it, when
+all is well.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import UserError, first_line, run, whole_folder, write_json
+from data_prep.hub import check_push, make_public, patiently, pinned, push, reason
+from sft.compare import RESULTS, SCHEMA_VERSION
+from sft.leaks import find_leaks
+from sft.models import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    FACTS,
+    MANIFEST,
+    PROMPT_FILE,
+    RECIPE,
+    base_of,
+    check_model_folder,
+    prompt_format,
+)
+
+CARD = "README.md"
+EVALUATION = "evaluation"
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
+)
+WEIGHTS = (
+    *(ADAPTER, ADAPTER_CONFIG, "config.json", "generation_config.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+)
+# All that is ever uploaded. What else lies in a folder stays there.
+ALLOWED = (*WEIGHTS, *TOKENIZER, PROMPT_FILE, MANIFEST, RECIPE, *FACTS, CARD, f"{EVALUATION}/*.json")
+# Greedy tokens of each first answer that are compared.
+ANSWER_TOKENS = 16
+
+
+def check_facts(folder: Path) -> None:
+    """Refuse a folder whose model no card could be written of.
+
+    Raises:
+        UserError: no model, or one without the facts of its run.
+    """
+    check_model_folder(str(folder))
+    if not folder.is_dir():
+        raise UserError(f"--model_path {folder} is no folder: name the final_model of a run of sft/run.py")
+    missing = [name for name in (MANIFEST, RECIPE, PROMPT_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} has no {', '.join(missing)}: publish the final_model of a run of sft/run.py (a checkpoint, or a "
+            "model from elsewhere, lacks the facts that its card would state)"
+        )
+
+
+def check_base(model_path: str, given: str | None) -> str:
+    """The Hub id of the base model, which everybody has to find: `given`, or the one that the run began with.
+
+    Raises:
+        UserError: it is a folder of this machine, or no id.
+    """
+    manifest = json.loads((Path(model_path) / MANIFEST).read_text(encoding="utf-8"))
+    trained = manifest["base_model"]
+    base = given or (f"{trained['name']}@{trained['revision']}" if trained["revision"] else trained["name"])
+    name, _ = pinned(base)
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(
+            f"{model_path} was trained on {name}, a folder that nobody else has: name the same model on the Hub with "
+            "--base_model OWNER/NAME (or OWNER/NAME@COMMIT)"
+        )
+    return base
+
+
+def read_results(folder: Path, model: Path) -> dict[str, Any]:
+    """results.json of an evaluation of this very model.
+
+    Raises:
+        UserError: it is no finished evaluation, or one of another model.
+    """
+    from data_prep.sources import sha256
+
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        evaluated = set(results["fingerprint"]["model"])
+        version = results["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--evaluation {folder} is not a finished evaluation: name a folder with {RESULTS}") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"--evaluation {folder} was written with schema version {version}: evaluate it again")
+    weights = {f"{file.name}:{sha256(file)}" for file in model.glob("*.safetensors")}
+    if not weights <= evaluated:
+        raise UserError(
+            f"--evaluation {folder} is not of {model} (its weights are others): evaluate this model with "
+            f"python sft/evaluate.py --model_path {model}"
+        )
+    return results
+
+
+def check_repository(repo: str, model: Path, public: bool, update: bool, tag: str | None) -> str | None:
+    """The commit that the repository is at, or None where there is none yet.
+
+    Raises:
+        UserError: as `check_push`; or the repository holds what this run did not publish, or has the tag.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    info = check_push("--repo", repo, "model", public)
+    if info is None:
+        return None
+    try:
+        if tag and tag in {ref.name for ref in HfApi().list_repo_refs(repo).tags}:
+            raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
+        names = {file.rfilename for file in info.siblings}
+        same_run = MANIFEST in names and (
+            Path(hf_hub_download(repo, MANIFEST, revision=info.sha)).read_bytes() == (model / MANIFEST).read_bytes()
+        )
+    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
+        raise UserError(f"--repo {repo}: {reason(error)}") from error
+    if names - {".gitattributes"} and not same_run and not update:
+        raise UserError(
+            f"--repo {repo} holds files that this run did not publish: pass --update to replace its model, or choose "
+            "another name"
+        )
+    return info.sha
+
+
+def licence_of(base: str) -> str | None:
+    """The licence that the base model's page names, or None where it cannot be asked."""
+    from huggingface_hub import HfApi
+
+    name, revision = pinned(base)
+    try:
+        card = HfApi().model_info(name, revision=revision).card_data
+        return (card.get("license_name") or card.get("license")) if card else None
+    except Exception:  # whatever the HTTP library raises; the card then says to see the page
+        return None
+
+
+def stage(args: argparse.Namespace, base: str, evaluations: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write exactly what is to be published into the existing `folder`.
+
+    Raises:
+        UserError: the model cannot be merged, a fact is missing, or something in it should stay here.
+    """
+    from sft.card import Facts, model_card
+
+    model = Path(args.model_path)
+    if args.merged:
+        from sft.merge import merge
+
+        merge(args.model_path, args.merged, folder)
+    else:
+        for file in sorted(path for path in model.iterdir() if any(fnmatch(path.name, name) for name in ALLOWED)):
+            link_or_copy(file, folder / file.name)
+        (folder / CARD).unlink(missing_ok=True)
+    name, revision = pinned(base)
+    if is_adapter := (folder / ADAPTER_CONFIG).is_file():
+        config = json.loads((model / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        (folder / ADAPTER_CONFIG).unlink()  # not through the link
+        write_json(folder / ADAPTER_CONFIG, {**config, "base_model_name_or_path": name, "revision": revision})
+    # How this machine found the tokenizer: others find it elsewhere.
+    found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").unlink()
+    found = {key: value for key, value in found.items() if key not in ("is_local", "local_files_only")}
+    write_json(folder / "tokenizer_config.json", found)
+    for results in evaluations:
+        (folder / EVALUATION).mkdir(exist_ok=True)
+        write_json(folder / EVALUATION / f"{results['name']}.json", results)
+
+    def told(name: str, otherwise: Any) -> Any:
+        return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else otherwise
+
+    facts = Facts(
+        repo=args.repo,
+        base=name,
+        revision=revision,
+        is_adapter=is_adapter,
+        answer_format=prompt_format(str(folder)),
+        licence=args.license,
+        base_licence=licence_of(base),
+        manifest=told(MANIFEST, {}),
+        dev=told("eval_results.json", {}),
+        history=told("history.json", []),
+        evaluations=list(evaluations),
+    )
+    (folder / CARD).write_text(model_card(facts), encoding="utf-8")
+    leaks = find_leaks(folder, published=(args.repo, name))
+    if leaks:
+        more = f" (and {len(leaks) - 3} more)" if len(leaks) > 3 else ""
+        raise UserError(f"not published, because it would tell: {'; '.join(leaks[:3])}{more}: take it out of {model}")
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """The same file under another name, without a second copy of its bytes where the disk allows it."""
+    try:
+        os.link(file.resolve(), to)
+    except OSError:  # another disk
+        shutil.copyfile(file, to)
+
+
+def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
+    """The first tokens that a model writes, greedily, to each of the demonstration's questions."""
+    import torch
+
+    from data_prep.prompts import prompt_messages
+    from sft.chat import token_ids
+    from sft.infer import DEMO
+    from sft.scoring import padding
+
+    prompts = token_ids(tokenizer, [prompt_messages(*question, answer_format) for question in DEMO], True)
+    written = []
+    for ids in prompts:
+        prompt = torch.tensor([ids], device=model.device)
+        output = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            pad_token_id=padding(tokenizer),
+        )
+        written.append(output[0, len(ids) :].tolist())
+    return written
+
+
+def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
+    """Load what was published, from an empty cache, and compare it with what is here: every file, and first answers.
+
+    The base model of an adapter comes from the usual cache, because its bytes are not ours.
+
+    Raises:
+        UserError: a file is missing or other, the model cannot be loaded, or it answers otherwise.
+    """
+    import torch
+    from huggingface_hub import snapshot_download
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from data_prep.sources import sha256
+    from sft.models import load_model
+
+    wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}, private) and not as it should be"
+    asked = prompt_format(str(staged))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory(dir=staged.parent) as cache:
+        try:
+            fresh = Path(patiently(lambda: snapshot_download(args.repo, revision=commit, cache_dir=cache)))
+        except Exception as error:  # whatever the HTTP library raises
+            raise UserError(f"{wrong}: it cannot be downloaded again: {reason(error)}") from error
+        for file in (path for path in staged.rglob("*") if path.is_file()):
+            there = fresh / file.relative_to(staged)
+            if not there.is_file() or sha256(there) != sha256(file):
+                raise UserError(f"{wrong}: {there.name} is {'other' if there.is_file() else 'not'} there")
+        kind = AutoPeftModelForCausalLM if (fresh / ADAPTER_CONFIG).is_file() else AutoModelForCausalLM
+        try:
+            model = kind.from_pretrained(fresh, dtype=torch.bfloat16, device_map={"": device}).eval()
+            tokenizer = AutoTokenizer.from_pretrained(fresh)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{wrong}: it cannot be loaded: {first_line(error)}") from error
+        published = first_answers(model, tokenizer, asked)
+        del model
+    here = str(staged) if args.merged else args.model_path
+    own = first_answers(*load_model(here, torch.bfloat16, device=device), asked)
+    same = sum(a == b for a, b in zip(published, own, strict=True))
+    if same < len(own):
+        raise UserError(
+            f"{wrong}: it gives {len(own) - same} of {len(own)} first answers otherwise than {here}. Is the base model "
+            "on the Hub the one that it was trained on?"
+        )
+    print(f"Verified: loaded afresh, every file the same, {same} of {len(own)} first answers the same")
+
+
+def check_run(settings: Any) -> None:
+    """Ask the Hub, before a run with push_to_hub, whether its model could be published in the end.
+
+    Raises:
+        UserError: as `check_push`, or the repository holds files already.
+    """
+    repo = settings.hub_model_id
+    info = check_push("hub_model_id", repo, "model", settings.hub_private_repo is False)
+    if info is not None and {file.rfilename for file in info.siblings} - {".gitattributes"}:
+        raise UserError(
+            f"hub_model_id {repo} holds files already: choose another name, or publish afterwards with "
+            "sft/publish.py --update"
+        )
+
+
+def after_training(settings: Any, final: Path) -> None:
+    """Publish the final model of a run, as its recipe says. Called by one process, after the training.
+
+    In a process of its own, so that neither the launcher nor what the trainer holds has a part in it.
+
+    Raises:
+        UserError: it could not be published; the model is whole all the same.
+    """
+    words = ["sft/publish.py", "--model_path", str(final), "--repo", settings.hub_model_id]
+    words += ["--public"] if settings.hub_private_repo is False else []
+    own = re.compile(r"RANK$|WORLD_SIZE$|^(MASTER|TORCHELASTIC|ACCELERATE|FSDP|ROLE|GROUP)_")
+    environment = {name: value for name, value in os.environ.items() if not own.search(name)}
+    script = str(Path(__file__).resolve())
+    done = subprocess.run([sys.executable, script, *words[1:]], env=environment, check=False)
+    if done.returncode:
+        raise UserError(f"the model is trained, and whole in {final}, but not published: python {' '.join(words)}")
+
+
+def arguments() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", required=True, help="final_model of a run, or a merged one")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository on the Hub")
+    parser.add_argument("--evaluation", type=Path, nargs="+", default=[], help="evaluations of this model, for the card")
+    parser.add_argument("--merged", action="store_true", help="publish the adapter merged into its base (sft/merge.py)")
+    parser.add_argument("--base_model", help="the base model on the Hub, where the run took it from a folder")
+    parser.add_argument("--license", help="licence of what is published, as the Hub names it: cc-by-sa-4.0, ...")
+    parser.add_argument("--public", action="store_true", help="let everybody see it, once it is verified")
+    parser.add_argument("--update", action="store_true", help="replace the model in a repository that others filled")
+    parser.add_argument("--tag", help="name of this version in the repository, such as v1")
+    parser.add_argument("--dry_run", action="store_true", help="write what would be uploaded, and upload nothing")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/publish"), help="where it is written first")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
+        raise UserError(f"--repo {args.repo}: give OWNER/NAME")
+    if args.tag and not re.fullmatch(r"\w[\w.-]*", args.tag):
+        raise UserError(f"--tag {args.tag}: give letters, digits, dots and dashes, as in v1.0")
+    model = Path(args.model_path)
+    check_facts(model)
+    base = check_base(args.model_path, args.base_model)
+    evaluations = [read_results(folder, model) for folder in args.evaluation]
+    if len({results["name"] for results in evaluations}) < len(evaluations):
+        raise UserError("--evaluation: two of them have the same name: evaluate with another --name")
+    folder = args.output_dir / args.repo.replace("/", "--")
+    if args.merged:
+        from sft.merge import check_disk, check_mergeable, weight_bytes
+
+        # The run's own base, which is here; `base` is what the card names.
+        args.merged = check_mergeable(args.model_path)
+        check_disk(folder, weight_bytes(args.merged))
+    parent = None if args.dry_run else check_repository(args.repo, model, args.public, args.update, args.tag)
+
+    with whole_folder(folder, overwrite=True) as temporary:
+        stage(args, base, evaluations, temporary)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in files:
+        print(f"  {file.relative_to(folder)!s:<40} {file.stat().st_size:>15,} bytes")
+    print(f"{len(files)} files in {folder}; its card is {folder / CARD}", flush=True)
+    if args.dry_run:
+        print("Nothing was uploaded.")
+        return
+
+    from huggingface_hub import HfApi
+
+    commit = push("--repo", args.repo, "model", folder, "A model with its card", ALLOWED, ALLOWED, parent).oid
+    print(f"Uploaded: {args.repo}, commit {commit}", flush=True)
+    verify(args, folder, commit)
+    if args.public:
+        make_public("--repo", args.repo, "model")
+    if args.tag:
+        try:
+            patiently(lambda: HfApi().create_tag(args.repo, tag=args.tag, revision=commit))
+        except Exception as error:  # whatever the HTTP library raises
+            raise UserError(f"--repo {args.repo} is published, but not tagged: {reason(error)}") from error
+    seen = "public" if args.public else "private"
+    print(f"Published ({seen}): {args.repo}{f', tag {args.tag}' if args.tag else ''}")
+
+
+if __name__ == "__main__":
+    run(main)
