@@ -23,7 +23,22 @@ COMMENTED += sorted([*ROOT.glob("docs/*.sh"), *ROOT.glob("docs/*/*.yaml")])
 MODULES = sorted(file for place in ("sft", "data_prep") for file in ROOT.glob(f"{place}/*.py"))
 
 # Programs of others, whose words are theirs.
-OTHERS = {"cd", "df", "export", "git", "hf", "kill", "lm_eval", "ls", "nvidia-smi", "source", "squeue", "trl", "unset"}
+OTHERS = {
+    "cd",
+    "df",
+    "export",
+    "git",
+    "hf",
+    "kill",
+    "lm_eval",
+    "ls",
+    "nvidia-smi",
+    "source",
+    "squeue",
+    "ssh",
+    "trl",
+    "unset",
+}
 PIP_OPTIONS = {"-c", "--constraint", "-e", "--editable", "--no-deps", "-q", "--quiet", "-U", "--upgrade"}
 PYTEST_OPTIONS = {"-k", "-m", "-q", "-v", "-x", "--lf"}
 # Stand for any option.
@@ -177,6 +192,8 @@ def check_program(program: str, words: list[str], partly: bool, here) -> None:
         return
     if program in ("python", "python3") and words[:1] == ["-m"]:
         check_program(words[1], words[2:], partly, here)
+    elif program in ("python", "python3") and words[:1] == ["-c"]:
+        compile(words[1], "-c", "exec")
     elif program in ("python", "python3"):
         check_script(words[0], words[1:], partly, here)
     elif program == "accelerate":
@@ -402,6 +419,32 @@ def test_every_page_can_be_reached_from_the_readme():
         links = re.findall(r"\]\(([^)#\s]+\.md)", page.read_text(encoding="utf-8"))
         waiting += {(page.parent / link).resolve() for link in links} - reached
     assert set(MARKDOWN) <= reached
+
+
+# --- Messages ---
+
+
+@functools.cache
+def messages() -> tuple[str, ...]:
+    """Every text in the code of the commands and in the Makefile, with … for what is filled in."""
+    found = [re.sub(r"\$\(\w+\)", "…", (ROOT / "Makefile").read_text(encoding="utf-8"))]
+    for node in (node for file in MODULES for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return tuple(found)
+
+
+def refusals_in(file: Path) -> set[str]:
+    """What a page quotes as our own refusals."""
+    code = [code for _, code in inline_code(file.read_text(encoding="utf-8"))]
+    return {quote.removeprefix("error:").strip(" …") for quote in code if quote.startswith("error:")} - {""}
+
+
+@pytest.mark.parametrize("quote", sorted(set().union(*map(refusals_in, MARKDOWN))))
+def test_every_refusal_that_is_quoted_is_one(quote):
+    assert any(quote in message for message in messages())
 
 
 # --- The checks themselves ---
