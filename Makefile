@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 MODEL := outputs/models/SmolLM2-135M-Instruct/model.safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test lint audit format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -34,9 +34,19 @@ quickstart: $(STAMP) $(MODEL)  ## prepare, train, evaluate and ask on embedded d
 test: $(STAMP) $(MODEL)  ## run the whole test suite, offline
 	@$(BIN)/python -m pytest
 
-lint: $(STAMP)  ## check style and formatting
+lint: $(STAMP)  ## check style, formatting, and the packages for known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory audit
+
+# A vulnerability fails; a database that cannot be reached is told, because a machine may have no network.
+audit: $(STAMP)  ## ask for known vulnerabilities of the pinned packages (needs the network)
+	@log=$$(mktemp); trap 'rm -f $$log' EXIT; \
+	if $(BIN)/pip-audit --vulnerability-service osv --progress-spinner off --no-deps --disable-pip \
+		--requirement constraints.txt >$$log 2>&1; then tail -n 1 $$log; \
+	elif grep -qE 'ConnectionError|ConnectTimeout|ReadTimeout' $$log; then \
+		echo "pip-audit: NOT AUDITED, the database of vulnerabilities cannot be reached"; \
+	else cat $$log; exit 1; fi
 
 format: $(STAMP)  ## mend style and formatting
 	@$(BIN)/ruff check --fix .

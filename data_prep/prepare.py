@@ -303,7 +303,9 @@ def main() -> None:
         if args.push_to_hub:
             there = check_push("--push_to_hub", args.push_to_hub, "dataset", args.public)
             if there is not None and not args.overwrite:
-                raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
+                raise UserError(
+                    f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data"
+                )
         sources, others = find_sources(args.dataset_path, args.format, args.revision)
         for other in others:
             print(f"Left out by --format: {other.name}, {FORMATS[other.format].title}")

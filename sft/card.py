@@ -3,16 +3,17 @@
 No sentence here claims what no file shows; what is not known is left out or said to be unknown.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.command import UserError
 from data_prep.formats import FORMATS
-from data_prep.prompts import INSTRUCTIONS
+from data_prep.prompts import user_message
 from sft.compare import SCORES
 
-# Rows of the published files (reference: arXiv 2305.10415 and the data set's card): a file of this name and format with
-# as many rows is taken for the published one.
+# Rows of the published files (arXiv 2305.10415 and the data set's card): a file of this name and format with as many
+# rows is taken for the published one.
 PUBLISHED = {
     ("pmc_vqa_v1", "train.csv"): 176_948,
     ("pmc_vqa_v1", "test.csv"): 50_000,
@@ -150,8 +151,13 @@ def evaluation_part(facts: Facts) -> str:
             ]
             for score, found in evaluation["scores"].items()
         ]
-        rows += [[f"floor: {name.replace('_', ' ')}", f"{value:.3f}", "", "", ""] for name, value in evaluation["floors"].items()]
-        merged = "" if facts.is_adapter or not facts.settings["use_peft"] else ", measured with the adapter, before merging"
+        rows += [
+            [f"floor: {name.replace('_', ' ')}", f"{value:.3f}", "", "", ""]
+            for name, value in evaluation["floors"].items()
+        ]
+        merged = (
+            "" if facts.is_adapter or not facts.settings["use_peft"] else ", measured with the adapter, before merging"
+        )
         parts.append(
             f"{evaluation['n']} questions of the {evaluation['split']} split of {evaluation['dataset']}: "
             f"{named_files(evaluation)}; {how}{merged}.\n\n"
@@ -164,15 +170,17 @@ def evaluation_part(facts: Facts) -> str:
         for score, found in evaluation["scores"].items():
             if found["ci95"][0] <= evaluation["floors"][floor]:
                 parts.append(
-                    f"**By {SCORES[score]} it is not shown to be better than the floor {floor.replace('_', ' ')}**, which "
-                    "lies in or above its interval."
+                    f"**By {SCORES[score]} it is not shown to be better than the floor {floor.replace('_', ' ')}**, "
+                    "which lies in or above its interval."
                 )
             if "outcomes" in found:
                 shares = ", ".join(f"{outcome} {share:.1%}" for outcome, share in found["outcomes"].items())
-                parts.append(f"{SCORES[score].capitalize()}: {shares}; {found['tokens']['mean']:.0f} tokens an answer.")
+                parts.append(
+                    f"{SCORES[score].capitalize()}: {shares}; {found['tokens']['mean']:.0f} tokens an answer."
+                )
     parts.append(
-        "Option likelihood: the option whose completion, as trained, is the likeliest. Generation: the model writes, the "
-        "text is parsed strictly, and what states no single option is wrong. Intervals are Wilson's; RStd is the "
+        "Option likelihood: the option whose completion, as trained, is the likeliest. Generation: the model writes, "
+        "the text is parsed strictly, and what states no single option is wrong. Intervals are Wilson's; RStd is the "
         "standard deviation of recall over the letters (arXiv 2309.03882); the floors need no look at the question."
     )
     return "\n\n".join(parts)
@@ -227,7 +235,10 @@ def training_part(facts: Facts) -> str:
     batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * manifest["world_size"]
     rows = [
         ["method", facts.method],
-        ["trained parameters", f"{counts['trained']:,} of {counts['total']:,} ({counts['trained'] / counts['total']:.2%})"],
+        [
+            "trained parameters",
+            f"{counts['trained']:,} of {counts['total']:,} ({counts['trained'] / counts['total']:.2%})",
+        ],
     ]
     if settings["use_peft"]:
         targets = settings["lora_target_modules"]
@@ -244,7 +255,10 @@ def training_part(facts: Facts) -> str:
         ["loss", "on the completion alone" if settings["completion_only_loss"] else "see the recipe"],
         ["seed", settings["seed"]],
         ["code", f"git {manifest['git_revision']}" if manifest["git_revision"] else "not told"],
-        ["versions", f"Python {manifest['python']}, " + ", ".join(f"{n} {v}" for n, v in ordered(manifest["versions"]))],
+        [
+            "versions",
+            f"Python {manifest['python']}, " + ", ".join(f"{n} {v}" for n, v in ordered(manifest["versions"])),
+        ],
     ]
     return table(["", ""], rows) + (
         f"\n\n`recipe.yaml` is the whole recipe (`accelerate launch sft/run.py recipe.yaml`), made from "
@@ -274,8 +288,9 @@ def data_part(facts: Facts) -> str:
             continue
         counts = ", ".join(f"{split} {rows:,}" for split, rows in data["splits"].items())
         parts.append(
-            f"`{data['name']}`{weight}: {data['read']:,} rows read, {data['kept']:,} kept, {data['rejected']:,} rejected,"
-            f" {data['duplicates']:,} exact duplicates. Rows by split: {counts}. The test splits were not trained on."
+            f"`{data['name']}`{weight}: {data['read']:,} rows read, {data['kept']:,} kept, "
+            f"{data['rejected']:,} rejected, {data['duplicates']:,} exact duplicates. Rows by split: {counts}. The "
+            "test splits were not trained on."
         )
         rows = [
             [
@@ -299,7 +314,10 @@ def licence_part(facts: Facts) -> str:
         [
             [f"base model, [{facts.base}](https://huggingface.co/{facts.base})", facts.base_licence or "see its page"],
             ["training data", data],
-            ["this model", facts.licence or "none was named by whoever published it; those above bind it all the same"],
+            [
+                "this model",
+                facts.licence or "none was named by whoever published it; those above bind it all the same",
+            ],
         ],
     )
 
@@ -315,8 +333,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("{facts.repo}", dtype="bfloat16
         load = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{facts.repo}", dtype="bfloat16")"""
-    ask = INSTRUCTIONS.get(facts.answer_format, "")
-    lettered = "\\nA. Congo red\\nB. Prussian blue\\nC. Oil Red O\\nD. Von Kossa" if ask else ""
+    choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
+    question = json.dumps(user_message("Which stain shows iron in tissue?", choices, facts.answer_format))
     return f"""```python
 {load}
 tokenizer = AutoTokenizer.from_pretrained("{facts.repo}")
@@ -325,7 +343,7 @@ tokenizer = AutoTokenizer.from_pretrained("{facts.repo}")
 It was trained with prompts of this form, and answers others less well:
 
 ```python
-question = "Which stain shows iron in tissue?{lettered}{chr(92) + 'n' + ask if ask else ''}"
+question = {question}
 prompt = tokenizer.apply_chat_template(
     [{{"role": "user", "content": question}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
@@ -355,8 +373,8 @@ A {kind} [{facts.base}](https://huggingface.co/{facts.base}){pinned}.
 Fine-tuned on {rows:,} medical multiple-choice questions {of}, with [TRL](https://github.com/huggingface/trl)'s
 SFTTrainer; it answers in the format `{facts.answer_format}`.
 
-**Not for clinical use.** A language model that was trained to pick options. It sees no image: a question about a figure
-is answered from its words alone. What it is meant for: research on medical question answering, and on fine-tuning.
+**Not for clinical use.** A language model that was trained to pick options. It sees no image: a question about a
+figure is answered from its words alone. It is meant for research on medical question answering and on fine-tuning.
 
 ## Use
 
@@ -381,7 +399,7 @@ is answered from its words alone. What it is meant for: research on medical ques
 ## Limits
 
 - It reads text alone. Compare its accuracy with the floors before believing that it knows an answer.
-- It was trained on questions in English with up to four options, one of them right; it was not made to say that none is.
+- It was trained on questions in English with options of which one is right, and not to say that none is.
 - Nothing was measured on patients, on clinical text, or on fairness between groups of people.
 
 ## Licences
@@ -389,4 +407,6 @@ is answered from its words alone. What it is meant for: research on medical ques
 {licence_part(facts)}
 """
     except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"run_manifest.json or an evaluation lacks {error}: train or evaluate with this version") from error
+        raise UserError(
+            f"run_manifest.json or an evaluation lacks {error}: train or evaluate with this version"
+        ) from error

@@ -82,7 +82,18 @@ def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
 
     Only the name is known of one without a report.
     """
-    told = ("sources", "splits", "options", "read", "kept", "rejected", "duplicates", "answer_format", "prompt_version", "seed")
+    told = (
+        "sources",
+        "splits",
+        "options",
+        "read",
+        "kept",
+        "rejected",
+        "duplicates",
+        "answer_format",
+        "prompt_version",
+        "seed",
+    )
     found = []
     for path, weight in weights.items():
         report = _report(path)

@@ -4,6 +4,7 @@
 about to be published.
 """
 
+import contextlib
 import getpass
 import json
 import os
@@ -27,8 +28,10 @@ TOKENS = {
 }
 # Variables of the environment whose values are secrets.
 SECRET_NAMES = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.IGNORECASE)
-# An absolute path, on Linux, macOS or Windows, or one under a home folder; not the path of an address or a closing tag.
-_PATH = re.compile(r"(?:(?<![^\s\"'`(=,:\[])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*")
+# An absolute path, of Linux, macOS or Windows, or one under a home folder; no path of an address, no closing tag.
+_PATH = re.compile(
+    r"(?:(?<![^\s\"'`(=,:\[])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
+)
 # Accounts that tell nothing of anybody.
 NOBODY = {"root", "user", "users", "ubuntu", "admin", "debian", "jovyan", "docker", "runner", "nobody", "home"}
 # Files of words that somebody else chose: of the base model's tokenizer. "/usr" may well be a word.
@@ -68,10 +71,8 @@ def known_secrets() -> set[str]:
 def user_names() -> set[str]:
     """The names under which this machine knows whoever runs this, unless they are nobody's in particular."""
     names = {Path.home().name, os.environ.get("USER", ""), os.environ.get("LOGNAME", "")}
-    try:
+    with contextlib.suppress(KeyError, OSError):  # a container without an entry for this user
         names.add(getpass.getuser())
-    except (KeyError, OSError):  # a container without an entry for this user
-        pass
     return {name for name in names if len(name) > 2 and name.lower() not in NOBODY}
 
 
@@ -111,5 +112,7 @@ def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
             for known in published:
                 line = line.replace(known, "")
             if file.suffix in (".json", ".yaml"):
-                found += [f"{where}: the user name {user}" for user in users if re.search(rf"\b{re.escape(user)}\b", line)]
+                found += [
+                    f"{where}: the user name {user}" for user in users if re.search(rf"\b{re.escape(user)}\b", line)
+                ]
     return found

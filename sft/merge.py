@@ -121,8 +121,8 @@ def check_comparison(found: dict[str, Any]) -> None:
 def comparison_line(found: dict[str, Any]) -> str:
     """What `compared` found, in words."""
     return (
-        f"Logits on {found['prompts']} prompts: merged and adapter differ by {found['mean_difference']:.4f} on average "
-        f"and {found['largest_difference']:.4f} at most; the adapter moves those of its base by "
+        f"Logits on {found['prompts']} prompts: merged and adapter differ by {found['mean_difference']:.4f} on "
+        f"average and {found['largest_difference']:.4f} at most; the adapter moves those of its base by "
         f"{found['mean_effect_of_adapter']:.4f}. Same first token on {found['same_first_token']} of "
         f"{found['prompts']}"
     )
@@ -166,7 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help=f"adapter: folder with {ADAPTER_CONFIG}, or Hub id")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the merged model goes")
-    parser.add_argument("--base_model", help="onto this base model: folder or Hub id (default: the one it was trained on)")
+    parser.add_argument(
+        "--base_model", help="onto this base model: folder or Hub id (default: the one it was trained on)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --output_dir")
     args = parser.parse_args()
 

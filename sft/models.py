@@ -234,8 +234,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """(model in evaluation mode, tokenizer with a chat template) from a folder or a Hub id.
 
-    An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none", "8bit" or
-    "4bit" (NF4), as in training; `device` is that of this process, by default the first GPU or the CPU.
+    An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none",
+    "8bit" or "4bit" (NF4), as in training; `device` is that of this process, by default the first GPU or the CPU.
 
     Raises:
         UserError: no model there, an adapter whose base cannot be found, or a tokenizer without a chat template.

@@ -160,7 +160,7 @@ def check_launch(settings: Settings, launch: Launch) -> None:
         UserError: the first fault found.
     """
     if launch.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise UserError("this launch file needs DeepSpeed: pip install '.[deepspeed]' -c constraints.txt")
+        raise UserError("this launch file needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]'")
     if settings.quantised and launch.shards_weights:
         raise UserError(
             f"{settings.quantised} weights cannot be divided among GPUs ({launch.name}): training gives errors or a "

@@ -36,7 +36,6 @@ from sft.models import (
     MANIFEST,
     PROMPT_FILE,
     RECIPE,
-    base_of,
     check_model_folder,
     prompt_format,
 )
@@ -69,8 +68,8 @@ def check_facts(folder: Path) -> None:
     missing = [name for name in (MANIFEST, RECIPE, PROMPT_FILE) if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder} has no {', '.join(missing)}: publish the final_model of a run of sft/run.py (a checkpoint, or a "
-            "model from elsewhere, lacks the facts that its card would state)"
+            f"{folder} has no {', '.join(missing)}: publish the final_model of a run of sft/run.py (a checkpoint, or "
+            "a model from elsewhere, lacks the facts that its card would state)"
         )
 
 
@@ -284,8 +283,8 @@ def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
     same = sum(a == b for a, b in zip(published, own, strict=True))
     if same < len(own):
         raise UserError(
-            f"{wrong}: it gives {len(own) - same} of {len(own)} first answers otherwise than {here}. Is the base model "
-            "on the Hub the one that it was trained on?"
+            f"{wrong}: it gives {len(own) - same} of {len(own)} first answers otherwise than {here}. Is the base "
+            "model on the Hub the one that it was trained on?"
         )
     print(f"Verified: loaded afresh, every file the same, {same} of {len(own)} first answers the same")
 
@@ -328,8 +327,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="final_model of a run, or a merged one")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository on the Hub")
-    parser.add_argument("--evaluation", type=Path, nargs="+", default=[], help="evaluations of this model, for the card")
-    parser.add_argument("--merged", action="store_true", help="publish the adapter merged into its base (sft/merge.py)")
+    parser.add_argument(
+        "--evaluation", type=Path, nargs="+", default=[], help="evaluations of this model, for the card"
+    )
+    parser.add_argument(
+        "--merged", action="store_true", help="publish the adapter merged into its base (sft/merge.py)"
+    )
     parser.add_argument("--base_model", help="the base model on the Hub, where the run took it from a folder")
     parser.add_argument("--license", help="licence of what is published, as the Hub names it: cc-by-sa-4.0, ...")
     parser.add_argument("--public", action="store_true", help="let everybody see it, once it is verified")

@@ -48,7 +48,9 @@ class Server:
             import httpx
             import openai
         except ImportError:
-            raise UserError("--backend openai needs the openai package: pip install '.[server]'") from None
+            raise UserError(
+                "--backend openai needs the openai package: pip install -c constraints.txt -e '.[server]'"
+            ) from None
         if "@" in self.base_url:
             raise UserError("--base_url holds a name or key: give the key in the environment variable OPENAI_API_KEY")
         try:

@@ -151,6 +151,23 @@ def recipe_run(command, toy_options, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def trained(recipe_run, tmp_path_factory) -> Path:
+    """The final_model of a toy run, its adapter made strong enough to change every answer."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    out, done = recipe_run("pmcvqa")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("trained") / "final_model"
+    shutil.copytree(out / "final_model", folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    stronger = {name: tensor * (200 if "lora_B" in name else 1) for name, tensor in weights.items()}
+    save_file(stronger, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.fixture
 def hub(tmp_path):
     """A running server that speaks as the Hub does; its `environment` makes a command talk to it."""

@@ -19,7 +19,7 @@ TOKENS = {
     "hf_readonly": {"name": "someone", "orgs": [], "auth": {"accessToken": {"role": "read"}}},
     "hf_stranger": {"name": "stranger", "orgs": [], "auth": {"accessToken": {"role": "write"}}},
 }
-KNOWN = {"HF_TOKEN": "hf_known"}
+KNOWN, READ_ONLY = {"HF_TOKEN": "hf_known"}, {"HF_TOKEN": "hf_readonly"}
 DROP, DROP_AFTER = "connection dropped before the request was carried out", "connection dropped after it was"
 
 

@@ -1,0 +1,216 @@
+"""The model card: every number in it is one that a run or an evaluation left, and what is unknown is said to be."""
+
+import copy
+import json
+
+import pytest
+import yaml
+
+from sft.card import Facts, model_card
+from sft.config import resolve
+
+FLOORS = {"majority_letter": 0.319, "longest_option": 0.245, "choices_only": 0.301}
+RESULTS = {
+    "name": "tuned",
+    "split": "test_clean",
+    "dataset": "PMC-VQA-Processed",
+    "files": {"test_clean.csv": 2000},
+    "n": 2000,
+    "floors": FLOORS,
+    "scores": {
+        "option_likelihood": {
+            "accuracy": 0.4217,
+            "n": 2000,
+            "ci95": [0.4001, 0.4435],
+            "balanced_accuracy": 0.4022,
+            "rstd": 0.081,
+        },
+        "generation": {
+            "accuracy": 0.3151,
+            "n": 2000,
+            "ci95": [0.2951, 0.3358],
+            "balanced_accuracy": 0.3,
+            "rstd": 0.1,
+            "outcomes": {"answered": 0.97, "unparsed": 0.02, "truncated": 0.01},
+            "tokens": {"mean": 12.3},
+        },
+    },
+    "paired": {
+        "baseline": "base",
+        "option_likelihood": {"difference": 0.0811, "ci95": [0.06, 0.102], "mcnemar_p": 1.3e-9},
+    },
+    "fingerprint": {"options": {"dtype": "bfloat16", "quantization": "8bit"}},
+}
+SHA = "ab" * 32
+DATA = {
+    "name": "PMC-VQA-Processed",
+    "weight": 1.0,
+    "sources": {
+        "train.csv": {"format": "pmc_vqa_v1", "sha256": SHA, "rows": 176_948},
+        "test_clean.csv": {"format": "pmc_vqa_v1", "sha256": "cd" * 32, "rows": 2000},
+    },
+    "splits": {"train": 174_900, "dev": 2000, "test_clean": 2000},
+    **{"read": 178_948, "kept": 178_900, "rejected": 40, "duplicates": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    """What the main recipe would leave."""
+    manifest = {
+        "recipe": "pmcvqa.yaml",
+        "settings": resolve(["recipes/pmcvqa.yaml"]).on(1).values,
+        "datasets": [DATA],
+        "hardware": "1 x NVIDIA A100-SXM4-40GB, 39 GiB each",
+        "launch": "one process",
+        "world_size": 1,
+        "git_revision": "0123abc",
+        "python": "3.11.7",
+        "versions": {"torch": "2.13.0", "trl": "1.16.0"},
+        "parameters": {"total": 8_072_204_288, "trained": 41_943_040},
+    }
+    dev = {"eval_mcq_accuracy_low": 0.3, "eval_mcq_accuracy_high": 0.4, "eval_mcq_questions": 500}
+    history = [
+        {"step": 10, "loss": 1.2, "epoch": 0.1},
+        *(
+            {"step": step, "eval_loss": 1 / (step + 1), "eval_mcq_accuracy": 0.35, **dev}
+            for step in range(0, 5000, 500)
+        ),
+        {"step": 4731, "epoch": 3.0, "train_runtime": 30_960.0},
+    ]
+    return Facts(
+        repo="jane/pmc-vqa-8b",
+        base="deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+        revision="6a6f4aa4197940add57724a7707d069478df56b1",
+        is_adapter=True,
+        answer_format="letter_text",
+        licence="cc-by-sa-4.0",
+        base_licence="mit",
+        manifest=manifest,
+        dev={"best_checkpoint": "checkpoint-4500", "best": {"eval_loss": 0.5, "eval_mcq_accuracy": 0.36, **dev}},
+        history=history,
+        evaluations=[RESULTS],
+    )
+
+
+def changed(facts: Facts, **changes) -> Facts:
+    """The same facts, some of them replaced."""
+    return Facts(**{**{name: copy.deepcopy(getattr(facts, name)) for name in Facts.__dataclass_fields__}, **changes})
+
+
+def test_the_card_states_what_was_measured(facts):
+    card = model_card(facts)
+    for stated in (
+        *("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "6a6f4aa4197940add57724a7707d069478df56b1", "174,900", SHA),
+        *("2000 questions of the test_clean split", "test_clean.csv (2000)", "dtype bfloat16, quantization 8bit"),
+        *("| **option likelihood** | **0.422** | 0.400 to 0.444 |", "| floor: majority letter | 0.319 |"),
+        *("+0.081", "0.060 to 0.102", "McNemar p = 1.3e-09", "answered 97.0%", "41,943,040 of 8,072,204,288 (0.52%)"),
+        *("NVIDIA A100-SXM4-40GB", "8.6 h", "4731, of 8 packs each", "0.0002, cosine", "8-bit LoRA", "git 0123abc"),
+        *(
+            "kept: checkpoint-4500",
+            "trl 1.16.0",
+            "178,948 rows read, 178,900 kept, 40 rejected",
+            "176,948, as published",
+        ),
+        *("Not for clinical use", "It sees no image", "CC BY-SA", "cc-by-sa-4.0", "mit"),
+        'AutoPeftModelForCausalLM.from_pretrained("jane/pmc-vqa-8b"',
+    ):
+        assert stated in card
+    assert card.count("\n| ") < 70  # a long curve is told in a few of its rows
+    assert "| 4500 |" in card
+
+
+def test_a_score_that_does_not_beat_the_floors_is_said_not_to(facts):
+    card = model_card(facts)
+    assert "**By generation it is not shown to be better than the floor majority letter**" in card
+    assert "**By option likelihood" not in card
+
+
+def test_the_code_in_the_card_is_code(facts):
+    for card in (model_card(facts), model_card(changed(facts, is_adapter=False, answer_format="open"))):
+        blocks = [block.partition("```")[0] for block in card.split("```python\n")[1:]]
+        assert len(blocks) == 2
+        for block in blocks:
+            compile(block, "card", "exec")
+
+
+def test_the_example_asks_as_training_did(facts):
+    """To the character: the prompt of the card is the one that data_prep/prompts.py writes."""
+    import ast
+
+    from data_prep.prompts import ANSWER_FORMATS, OPEN, user_message
+
+    for answer_format in (*ANSWER_FORMATS, OPEN):
+        card = model_card(changed(facts, answer_format=answer_format))
+        (line,) = [line for line in card.splitlines() if line.startswith("question = ")]
+        choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
+        expected = user_message("Which stain shows iron in tissue?", choices, answer_format)
+        assert ast.literal_eval(line.removeprefix("question = ")) == expected
+
+
+def test_the_hub_reads_the_evaluation_from_the_metadata(facts, tmp_path):
+    from huggingface_hub import ModelCard
+
+    file = tmp_path / "README.md"
+    file.write_text(model_card(facts), encoding="utf-8")
+    data = ModelCard.load(file).data
+    assert (data.base_model, data.library_name, data.license) == (facts.base, "peft", "cc-by-sa-4.0")
+    assert data.datasets == ["xmcmic/PMC-VQA"]
+    likelihood, generation = data.eval_results
+    assert (likelihood.dataset_type, likelihood.dataset_split) == ("xmcmic/PMC-VQA", "test_clean")
+    assert (likelihood.metric_value, generation.metric_value) == (0.4217, 0.3151)
+    assert likelihood.metric_args == {"n": 2000, "ci95": [0.4001, 0.4435], "floors": FLOORS}
+
+
+def test_data_that_only_looks_like_pmc_vqa_is_not_called_so(facts):
+    manifest = copy.deepcopy(facts.manifest)
+    manifest["datasets"][0]["sources"]["train.csv"]["rows"] = 963
+    card = model_card(changed(facts, manifest=manifest))
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert "datasets" not in header
+    assert "medical multiple-choice questions of the files below" in card
+    assert "963, as published" not in card
+
+
+def test_what_nobody_told_is_said_to_be_unknown(facts):
+    manifest = {**facts.manifest, "git_revision": None, "datasets": [{"name": "someone/data", "weight": 0.5}]}
+    card = model_card(
+        changed(facts, evaluations=[], history=[], dev={}, licence=None, base_licence=None, manifest=manifest)
+    )
+    for words in (
+        "was not evaluated on a test split",
+        "looked at no dev split",
+        "its files are not told",
+        "each row taken 0.5 times on average",
+        "see its page",
+        "none was named by whoever published it",
+    ):
+        assert words in card
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == "other"
+    assert "model-index" not in header
+
+
+def test_facts_of_an_older_run_are_refused_in_words(facts):
+    from data_prep.command import UserError
+
+    manifest = {key: value for key, value in facts.manifest.items() if key != "parameters"}
+    with pytest.raises(UserError, match="lacks 'parameters': train or evaluate with this version"):
+        model_card(changed(facts, manifest=manifest))
+
+
+def test_the_recipe_that_travels_trains_the_same(facts, tmp_path):
+    settings = resolve(["recipes/pmcvqa.yaml", "--learning_rate", "1e-4", "--max_steps", "7"]).on(1)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(settings.as_recipe(), encoding="utf-8")
+    again = resolve([str(file)]).on(1)
+    assert again.values == settings.values
+    assert again.learning_rate == 1e-4
+
+
+def test_the_recipe_that_travels_names_no_place_of_this_machine():
+    overrides = ("--dataset_name", "/scratch/jane/PMC-VQA-Processed", "--output_dir", "~/runs/first")
+    recipe = yaml.safe_load(resolve(["recipes/pmcvqa.yaml", *overrides, "--dry_run", "yes"]).as_recipe())
+    assert (recipe["dataset_name"], recipe["output_dir"]) == ("PMC-VQA-Processed", "first")
+    assert "dry_run" not in recipe
+    assert json.dumps(recipe).count("jane") == 0

@@ -1,0 +1,93 @@
+"""One published adapter, loaded from the Hub by everything that users load it with, gives one answer."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+from tests.hub import KNOWN
+from tests.sft.test_server import free_port
+
+REPO, BASE = "someone/pmc-vqa", "someone/tiny-base"
+QUESTION, CHOICES = "Which stain shows iron?", ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
+TOKENS = 12
+
+# What the card tells users to write, in float32, so that batches and caches round alike.
+PLAIN = """
+import json, sys
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32")
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+messages = [{"role": "user", "content": sys.argv[2]}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**prompt, max_new_tokens=int(sys.argv[3]), do_sample=False)
+print("ANSWER", json.dumps(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True)))
+"""
+# transformers alone, which finds PEFT by itself.
+BY_TRANSFORMERS = PLAIN.replace("from peft import AutoPeftModelForCausalLM", "").replace(
+    "import AutoTokenizer", "import AutoModelForCausalLM, AutoTokenizer"
+).replace("AutoPeftModelForCausalLM", "AutoModelForCausalLM")  # fmt: skip
+
+
+def plainly(program, message, environment, model=REPO):
+    """The answer of a program of a few lines, in a process of its own."""
+    words = [sys.executable, "-c", program, model, message, str(TOKENS)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.rpartition("ANSWER ")[2])
+
+
+def by_server(message, environment, log):
+    """The answer of `transformers serve`, asked over HTTP."""
+    port = free_port()
+    program = os.path.join(os.path.dirname(sys.executable), "transformers")
+    words = [sys.executable, program, "serve", REPO, "--port", str(port), "--dtype", "float32", "--device", "cpu"]
+    with log.open("w") as out:
+        server = subprocess.Popen(words, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(480):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=1)
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.25)
+        asked = {"model": REPO, "messages": [{"role": "user", "content": message}], "max_tokens": TOKENS}
+        request = urllib.request.Request(
+            f"{address}/v1/chat/completions",
+            json.dumps({**asked, "temperature": 0, "stream": False}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["choices"][0]["message"]["content"]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_a_published_adapter_gives_one_answer_wherever_it_is_loaded(command, hub, trained, tiny_deepseek, tmp_path):
+    from data_prep.prompts import prompt_messages
+    from sft.models import prompt_format
+
+    hub.add("models", BASE, tiny_deepseek)
+    options = ("--repo", REPO, "--base_model", BASE, "--output_dir", tmp_path)
+    done = command("sft/publish.py", "--model_path", trained, *options, **hub.environment, **KNOWN)
+    assert done.returncode == 0, done.stderr
+    # Somebody else: an empty cache, and a token that may only read.
+    hub.model(REPO).private = False
+    environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "elsewhere")}
+
+    (message,) = prompt_messages(QUESTION, CHOICES, prompt_format(str(trained)))
+    expected = plainly(PLAIN, message["content"], environment)
+    assert plainly(BY_TRANSFORMERS, message["content"], environment, BASE) != expected  # the adapter is what answers
+    assert plainly(BY_TRANSFORMERS, message["content"], environment) == expected
+    assert by_server(message["content"], environment, tmp_path / "serve.log") == expected
+    asked = ("--question", QUESTION, "--choices", *CHOICES, "--temperature", 0, "--max_new_tokens", TOKENS, "--json")
+    done = command("sft/infer.py", "--model_path", REPO, "--dtype", "float32", *asked, **environment)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["reasoning"] + told["text"]).strip() == expected.strip()

@@ -1,0 +1,167 @@
+"""Merging: the merged model answers as the adapter does, made in the memory of one copy; rounding is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MERGE = "sft/merge.py"
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_deepseek, tmp_path_factory):
+    """A LoRA adapter for the tiny model with random weights: it changes every answer."""
+    return random_adapter(tiny_deepseek, tmp_path_factory.mktemp("adapter"))
+
+
+def random_adapter(base, folder):
+    """Write a strong random adapter for `base` into `folder`; returns it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    get_peft_model(model, config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def log_likelihoods(model_path, questions):
+    """Of every option, in float32, by our scorer."""
+    import torch
+
+    from sft.models import load_model
+    from sft.scoring import option_log_likelihoods
+
+    model, tokenizer = load_model(str(model_path), torch.float32)
+    return dict(option_log_likelihoods(model, tokenizer, questions, 4))
+
+
+def test_a_merged_model_scores_options_as_the_adapter_does_and_keeps_its_template(here, adapter, tmp_path):
+    out = tmp_path / "merged"
+    done = here(MERGE, "--model_path", adapter, "--output_dir", out)
+    assert done.returncode == 0, done.stderr
+    assert "Logits on 5 prompts: merged and adapter differ by" in done.stdout
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
+        f.name for f in out.iterdir()
+    }
+    assert (out / "chat_template.jinja").read_text() == (adapter / "chat_template.jinja").read_text()
+    config = json.loads((out / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    from sft.infer import DEMO
+
+    questions = [{"question": q, "choices": c, "answer_format": "text"} for q, c in DEMO]
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    adapted, merged, plain = (log_likelihoods(path, questions) for path in (adapter, out, base))
+    for number in range(len(questions)):
+        for a, m, p in zip(adapted[number], merged[number], plain[number], strict=True):
+            assert abs(m - a) < 0.1 * abs(p - a) + 0.05  # rounding to bfloat16 against what the adapter does
+
+
+def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
+    import torch
+
+    from data_prep.command import UserError
+    from sft.merge import check_comparison, compared
+
+    base = torch.zeros(3, 5)
+    adapted = torch.arange(15.0).reshape(3, 5)
+    check_comparison(compared(base, adapted, adapted + 0.01))
+    check_comparison(compared(adapted, adapted, adapted))  # an adapter that does nothing
+    for merged in (base, -adapted, adapted * float("nan")):
+        with pytest.raises(UserError, match="would not answer as the adapter does, and is not kept"):
+            check_comparison(compared(base, adapted, merged))
+
+
+def test_weights_are_saved_in_shards(adapter, tmp_path, monkeypatch):
+    import sft.merge
+
+    monkeypatch.setattr(sft.merge, "SHARD", "4MB")
+    base = sft.merge.check_mergeable(str(adapter))
+    sft.merge.merge(str(adapter), base, tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == set(index["weight_map"].values())
+
+
+def test_a_quantised_base_is_refused_and_the_way_out_named(here, refused, adapter, tiny_deepseek, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantised = tmp_path / "quantised"
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(tiny_deepseek, quantization_config=config).save_pretrained(quantised)
+    model = tmp_path / "adapter"
+    model.mkdir()
+    for file in adapter.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    found = json.loads((model / "adapter_config.json").read_text())
+    (model / "adapter_config.json").write_text(json.dumps({**found, "base_model_name_or_path": str(quantised)}))
+    out = tmp_path / "merged"
+    line = refused(MERGE, "--model_path", model, "--output_dir", out)
+    assert "is stored quantised (bitsandbytes): merging would round" in line
+    assert "--base_model" in line
+    assert not out.exists()
+    done = here(MERGE, "--model_path", model, "--output_dir", out, "--base_model", tiny_deepseek)
+    assert done.returncode == 0, done.stderr
+    assert (out / "model.safetensors").is_file()
+
+
+def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_deepseek, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "merged"
+    assert "is no adapter" in refused(MERGE, "--model_path", tiny_deepseek, "--output_dir", out)
+    assert "does not exist" in refused(MERGE, "--model_path", tmp_path / "none", "--output_dir", out)
+    words = (MERGE, "--model_path", adapter, "--output_dir")
+    assert "pass --overwrite" in refused(*words, tmp_path)
+    assert "does not exist" in refused(*words, out, "--base_model", tmp_path / "none")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+        assert "GiB are free: make room" in refused(*words, out)
+    assert not out.exists()
+
+
+def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
+    """Peak memory of the process over that of one which loads the libraries and no model, in copies of the model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = tmp_path / "base"
+    config = LlamaConfig(
+        vocab_size=len(deepseek_tokenizer),
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=20,
+        num_attention_heads=8,
+        bos_token_id=deepseek_tokenizer.bos_token_id,
+        eos_token_id=deepseek_tokenizer.eos_token_id,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.fill_(0.01)
+    model.save_pretrained(base)
+    deepseek_tokenizer.save_pretrained(base)
+    size = sum(parameter.numel() * 2 for parameter in model.parameters())
+    del model
+    adapter = random_adapter(base, tmp_path / "adapter")
+
+    measured = (
+        "import resource, sys; sys.argv = ['merge.py', *sys.argv[1:]]\n"
+        "import peft, torch, transformers, sft.infer, sft.merge\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "sft.merge.main()\n"
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    words = [sys.executable, "-c", measured, "--model_path", adapter, "--output_dir", tmp_path / "merged"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    copies = int(done.stdout.rpartition("PEAK ")[2]) * 1024 / size
+    print(f"{copies:.2f} copies of {size / 2**30:.2f} GiB")
+    assert copies < 1.5

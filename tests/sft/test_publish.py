@@ -1,0 +1,379 @@
+"""Publishing: what is uploaded, what never is, and what is left behind when the Hub or the network fails.
+
+The Hub is a server on loopback (tests/hub.py) that the real client talks to.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.hub import DROP, DROP_AFTER, KNOWN, READ_ONLY, Fault, Repo
+
+REPO, BASE = "someone/pmc-vqa", "someone/tiny-base"
+OURS = ("adapter_model.safetensors", "adapter_config.json", "README.md", "run_manifest.json")
+
+
+@pytest.fixture(scope="module")
+def evaluation(here, trained, few_dev, tmp_path_factory):
+    """An evaluation of it."""
+    folder = tmp_path_factory.mktemp("eval")
+    options = ("--num_samples", 16, "--dtype", "float32", "--output_dir", folder, "--name", "tuned")
+    done = here("sft/evaluate.py", "--model_path", trained, "--dataset_path", few_dev, *options)
+    assert done.returncode == 0, done.stderr
+    return folder / "tuned"
+
+
+@pytest.fixture
+def publish(command, hub, trained, tiny_deepseek, tmp_path):
+    """Publish on the server, as somebody who may, unless a token is given."""
+    base_commit = hub.add("models", BASE, tiny_deepseek, licence="mit")
+
+    def run(*options, model=trained, repo=REPO, base=BASE, **environment):
+        words = ("sft/publish.py", "--model_path", model, "--repo", repo, "--base_model", base)
+        return command(*words, "--output_dir", tmp_path / "staged", *options, **hub.environment, **KNOWN | environment)
+
+    run.base_commit = base_commit
+    return run
+
+
+def the_line(done) -> str:
+    """The one line that refuses, of a command that was refused."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_a_model_is_published_privately_with_its_card_and_nothing_else(publish, hub, trained, evaluation, tmp_path):
+    model = tmp_path / "final_model"
+    shutil.copytree(trained, model)
+    # What a trainer and its user leave in such a folder.
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "trainer_state.json",
+        ".env",
+        "notes.txt",
+        "events.out.tfevents",
+    ):
+        (model / name).write_text("secret")
+    (model / "runs").mkdir()
+    (model / "runs/log.json").write_text("{}")
+    done = publish("--evaluation", evaluation, "--tag", "v1", "--license", "cc-by-sa-4.0", model=model)
+    assert done.returncode == 0, done.stderr
+    repo = hub.model(REPO)
+    assert repo.private
+    assert set(repo.files) == {
+        *("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("chat_template.jinja", "prompt_format.json", "run_manifest.json", "recipe.yaml", "README.md"),
+        *("eval_results.json", "history.json", "loss.png", "evaluation/tuned.json"),
+    }
+    assert repo.files["adapter_model.safetensors"] == (trained / "adapter_model.safetensors").read_bytes()
+    config = json.loads(repo.files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, None)
+    assert repo.tags == {"v1": repo.head}
+    assert len(repo.commits) == 2  # the Hub's own, and ours
+    assert "every file the same, 5 of 5 first answers the same" in done.stdout
+    assert f"Published (private): {REPO}, tag v1" in done.stdout
+    published = b"".join(repo.files.values())
+    assert b"hf_known" not in published
+    assert "hf_known" not in done.stdout + done.stderr
+    assert str(tmp_path).encode() not in published
+    assert str(trained.parents[2]).encode() not in published  # where its base model lay
+    # Nothing of the folder that was published has changed.
+    assert json.loads((model / "adapter_config.json").read_text())["base_model_name_or_path"] != BASE
+
+
+def test_everybody_sees_it_only_when_it_is_verified(publish, hub):
+    done = publish("--public")
+    assert done.returncode == 0, done.stderr
+    assert not hub.model(REPO).private
+    places = [place.partition(" ")[2] for place in hub.asked]
+    opened = places.index(f"/api/models/{REPO}/settings")
+    assert max(i for i, place in enumerate(places) if "/resolve/" in place and REPO in place) < opened
+
+
+def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody_to_keep_it(publish, hub, tmp_path):
+    done = publish("--dry_run", HF_TOKEN="")
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was uploaded." in done.stdout
+    assert ("models", REPO) not in hub.repos
+    assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
+    folder = tmp_path / "staged/someone--pmc-vqa"
+    assert set(OURS) <= {path.name for path in folder.iterdir()}
+    for name in ("adapter_model.safetensors", "README.md", "adapter_config.json"):
+        assert f"{name} " in done.stdout
+
+
+def test_the_same_run_is_published_twice_to_the_same_commit(publish, hub):
+    assert publish().returncode == 0
+    first = hub.model(REPO).head
+    done = publish()
+    assert done.returncode == 0, done.stderr
+    assert hub.model(REPO).head == first
+
+
+# Fault, what the user reads, whether the model is published in the end.
+FAULTS = {
+    "token expires before the repository is made": ([Fault("POST", "/repos/create", 401)], "hf auth login", False),
+    "no right to make it": ([Fault("POST", "/repos/create", 403)], "your token may not write there", False),
+    "too many requests": ([Fault("POST", "/preupload/", 429, 2, {"Retry-After": "1"})], "Rate limited", True),
+    "too many requests to commit": ([Fault("POST", "/commit/", 429)], "too many requests: wait", True),
+    "connection drops while weights are sent": ([Fault("PUT", "/lfs/upload/", DROP, 2)], "Retrying", True),
+    "server fails while weights are sent": ([Fault("PUT", "/lfs/upload/", 500)], "Retrying", True),
+    "server refuses the weights": ([Fault("PUT", "/lfs/upload/", 403, 9)], "your token may not write there", False),
+    "connection drops before the commit": ([Fault("POST", "/commit/", DROP)], "it broke off", True),
+    "connection drops after the commit": ([Fault("POST", "/commit/", DROP_AFTER)], "it broke off", True),
+    "server is busy at the commit": ([Fault("POST", "/commit/", 503, 2)], "Next try in 2 s", True),
+    "somebody else commits meanwhile": ([Fault("POST", "/commit/", 412)], "somebody else changed", False),
+    "token expires before the commit": ([Fault("POST", "/commit/", 401)], "hf auth login", False),
+    "connection drops while it is verified": ([Fault("GET", "/tree/", DROP)], "", True),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_the_hub(fault, publish, hub, tmp_path):
+    faults, words, published = FAULTS[fault]
+    hub.faults += faults
+    done = publish()
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(f.times and f.times < 9 for f in faults)  # they happened
+    repo = hub.repos.get(("models", REPO))
+    if published:
+        assert done.returncode == 0, done.stderr
+        assert len(repo.commits) == 2  # one commit, however often it was tried
+        assert set(OURS) <= repo.files.keys()
+    else:
+        the_line(done)
+        assert repo is None or not repo.files  # nothing, or an empty private repository
+        # What was to be uploaded is here, whole; the same command, given again, succeeds.
+        assert (tmp_path / "staged/someone--pmc-vqa/README.md").is_file()
+        hub.faults.clear()
+        assert publish().returncode == 0
+        assert set(OURS) <= hub.model(REPO).files.keys()
+    assert hub.model(REPO).private
+
+
+def test_weights_that_arrived_are_not_sent_again(publish, hub):
+    hub.faults.append(Fault("POST", "/commit/", 412))
+    the_line(publish())
+    sent = sum(place.startswith("PUT /lfs/upload/") for place in hub.asked)
+    assert publish().returncode == 0
+    assert sum(place.startswith("PUT /lfs/upload/") for place in hub.asked) == sent > 0
+
+
+def test_a_file_that_arrived_as_another_is_found_and_stays_private(publish, hub, trained):
+    content = (trained / "adapter_model.safetensors").read_bytes()
+    # The server believes that it has the file, and has other bytes of the same length.
+    hub.blobs[hashlib.sha256(content).hexdigest()] = content[:-1] + bytes([content[-1] ^ 1])
+    line = the_line(publish("--public"))
+    assert "adapter_model.safetensors is other there" in line
+    assert hub.model(REPO).private
+
+
+def test_another_base_model_on_the_hub_is_found_by_its_answers(publish, hub, tiny_deepseek, tmp_path):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_deepseek, other)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek)).to(torch.bfloat16).save_pretrained(other)
+    hub.add("models", "someone/other", other)
+    line = the_line(publish("--public", base="someone/other"))
+    assert "first answers otherwise" in line
+    assert hub.model(REPO).private
+
+
+def test_the_base_model_is_pinned_where_its_commit_is_known(publish, hub):
+    done = publish(base=f"{BASE}@{publish.base_commit}")
+    assert done.returncode == 0, done.stderr
+    files = hub.model(REPO).files
+    assert json.loads(files["adapter_config.json"])["revision"] == publish.base_commit
+    assert f"at revision `{publish.base_commit}`" in files["README.md"].decode()
+
+
+def test_what_others_published_is_replaced_only_if_told_so(publish, hub):
+    theirs = {"README.md": b"mine", "model.safetensors": b"theirs", "NOTES.md": b"to keep"}
+    hub.repos["models", REPO] = Repo(private=True)
+    hub.model(REPO).commit(theirs)
+    assert "holds files that this run did not publish: pass --update" in the_line(publish())
+    assert hub.model(REPO).files == theirs
+    done = publish("--update")
+    assert done.returncode == 0, done.stderr
+    files = hub.model(REPO).files
+    assert files["NOTES.md"] == b"to keep"
+    assert "model.safetensors" not in files  # an adapter with another model's weights beside it would not load
+    assert set(OURS) <= files.keys()
+
+
+def test_a_merged_model_is_published_and_loads_without_peft(publish, hub):
+    done = publish("--merged")
+    assert done.returncode == 0, done.stderr
+    files = hub.model(REPO).files
+    assert "model.safetensors" in files
+    assert not [name for name in files if name.startswith("adapter")]
+    card = files["README.md"].decode()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
+    assert "AutoModelForCausalLM.from_pretrained" in card
+    assert "5 of 5 first answers the same" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "words"),
+    [
+        (["--repo", "nobody"], {}, "give OWNER/NAME"),
+        (["--repo", "nasa/pmc"], {}, "you may write as lab or someone"),
+        (["--tag", "../v1"], {}, "--tag ../v1: give letters"),
+        (["--base_model", "outputs"], {}, "a folder that nobody else has"),
+        (["--evaluation", "docs"], {}, "not a finished evaluation"),
+        ([], {"HF_TOKEN": ""}, "not logged in: run `hf auth login`"),
+        ([], READ_ONLY, "your token may only read"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_before_anything_is_sent(publish, hub, options, environment, words):
+    assert words in the_line(publish(*options, **environment))
+    assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
+
+
+def test_what_is_no_finished_model_of_a_run_is_refused(refused, trained, recipe_run, tiny_deepseek, tmp_path):
+    common = ("--repo", REPO, "--dry_run", "--base_model", BASE)
+    checkpoint = recipe_run("pmcvqa")[0] / "checkpoint-4"
+    assert "lacks the facts" in refused("sft/publish.py", "--model_path", checkpoint, *common)
+    assert "lacks the facts" in refused("sft/publish.py", "--model_path", tiny_deepseek, *common)
+    assert "does not exist" in refused("sft/publish.py", "--model_path", tmp_path / "none", *common)
+    line = refused("sft/publish.py", "--model_path", trained, "--repo", REPO, "--dry_run")
+    assert "name the same model on the Hub with --base_model" in line
+
+
+def test_an_evaluation_of_another_model_is_refused(refused, trained, evaluation, tmp_path):
+    folder = tmp_path / "tuned"
+    shutil.copytree(evaluation, folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["fingerprint"]["model"] = [
+        entry.replace("adapter_model", "x") for entry in results["fingerprint"]["model"]
+    ]
+    (folder / "results.json").write_text(json.dumps(results))
+    words = ("--model_path", trained, "--repo", REPO, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path)
+    assert "its weights are others" in refused("sft/publish.py", *words, "--evaluation", folder)
+
+
+def planted_in_json(file, secret):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "note": secret}))
+
+
+# Where it lies, what it is, and what the refusal says. None of these tokens was ever one.
+PLANTED = {
+    "a token in the recipe": ("recipe.yaml", "hf_" + "a1B2" * 9, "a Hugging Face token"),
+    "a token in the manifest": ("run_manifest.json", "ghp_" + "a1B2" * 9, "a GitHub token"),
+    "a key in the adapter's configuration": ("adapter_config.json", "sk-" + "a1B2" * 9, "an API key"),
+    "an AWS key": ("history.json", "AKIA" + "ABCD" * 4, "an AWS key"),
+    "a private key": ("prompt_format.json", "-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+    "a password in an address": ("recipe.yaml", "https://jane:hunter2@proxy.lab/x", "a password in an address"),
+    "a path": ("run_manifest.json", "/scratch/jane/PMC-VQA", "the path /scratch/jane/PMC-VQA"),
+    "a path under a home folder": ("recipe.yaml", "~/data/PMC-VQA", "the path ~/data/PMC-VQA"),
+    "a Windows path": ("run_manifest.json", "C:\\Users\\jane", "the path C:"),
+    "a path in the tokenizer's configuration": ("tokenizer_config.json", "/mnt/models/base", "the path /mnt"),
+    "a user's name": ("run_manifest.json", "run of jdoe, third", "the user name jdoe"),
+    "a secret of the environment": ("chat_template.jinja", "tr0ub4dor&3", "a secret of this environment"),
+    "a secret of the environment in the vocabulary": ("tokenizer.json", "tr0ub4dor&3", "a secret of this"),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_what_should_stay_here_stays_here(planted, refused, trained, tmp_path, monkeypatch):
+    file, secret, words = PLANTED[planted]
+    monkeypatch.setenv("LAB_API_KEY", "tr0ub4dor&3")
+    monkeypatch.setenv("USER", "jdoe")
+    model = tmp_path / "final_model"
+    shutil.copytree(trained, model)
+    if file.endswith(".json"):
+        planted_in_json(model / file, secret)
+    else:
+        (model / file).write_text((model / file).read_text() + f"\nnote: {secret}\n")
+    common = ("--repo", "jdoe/pmc-vqa", "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
+    line = refused("sft/publish.py", "--model_path", model, *common)
+    assert words in line
+    assert file in line
+    if "path" not in planted and "name" not in planted:
+        assert secret not in line  # the refusal does not tell it either
+    assert not (tmp_path / "staged/jdoe--pmc-vqa").exists()
+
+
+def test_a_secret_in_the_metadata_of_weights_is_found(refused, trained, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "final_model"
+    shutil.copytree(trained, model)
+    weights = model / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "from": "/home/jane/run"})
+    common = ("--repo", REPO, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
+    assert "metadata: the path /home/jane/run" in refused("sft/publish.py", "--model_path", model, *common)
+
+
+def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monkeypatch):
+    from sft.leaks import find_leaks
+
+    monkeypatch.setenv("USER", "max")
+    (tmp_path / "config.json").write_text('{"max_length": 1, "think": "</think>", "url": "https://hf.co/max/model"}')
+    (tmp_path / "tokenizer.json").write_text('{"vocab": {"/usr/bin": 1, "/home": 2}}')
+    (tmp_path / "chat_template.jinja").write_text("{{ '<|im_end|>' }}{# a/b and/or c #}")
+    assert find_leaks(tmp_path, published=("max/model",)) == []
+
+
+def test_paths_of_this_machine_are_taken_out_of_what_a_run_tells():
+    from sft.leaks import without_paths
+
+    told = {"a": "/data/jane/PMC-VQA/", "b": ["~/x/recipe.yaml", "recipes/x.yaml"], "c": '{"/m/A": 1.0}', "d": None}
+    assert without_paths(told) == {
+        "a": "PMC-VQA",
+        "b": ["recipe.yaml", "recipes/x.yaml"],
+        "c": '{"A": 1.0}',
+        "d": None,
+    }
+    assert without_paths("../elsewhere/PMC-VQA") == "PMC-VQA"
+    assert without_paths("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+
+
+# Two processes, as the recipe is launched; the model comes from the server and goes back to it.
+def pushing(hub, toy_options, recipe, out, **environment):
+    launch = {"pmcvqa_ddp": "ddp", "pmcvqa_zero2": "zero2"}[recipe]
+    words = ["-m", "accelerate.commands.accelerate_cli", "launch"]
+    words += ["--config_file", f"accelerate_configs/{launch}.yaml", "--num_processes", "2", "sft/run.py"]
+    words += [*map(str, toy_options(recipe)), "--model_name_or_path", BASE, "--eval_steps", "4", "--save_steps", "4"]
+    words += ["--output_dir", str(out), "--push_to_hub", "yes", "--hub_model_id", REPO]
+    environment = {**os.environ, **hub.environment, **KNOWN, **environment}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_run_publishes_its_model_once_when_it_is_done(hub, toy_options, tiny_deepseek, tmp_path):
+    commit = hub.add("models", BASE, tiny_deepseek)
+    done = pushing(hub, toy_options, "pmcvqa_zero2", tmp_path / "out")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    repo = hub.model(REPO)
+    assert len(repo.commits) == 2
+    assert repo.private
+    assert sum("/commit/" in place for place in hub.asked) == 1  # of two processes, one
+    config = json.loads(repo.files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, commit)
+    final = tmp_path / "out/final_model"
+    assert repo.files["adapter_model.safetensors"] == (final / "adapter_model.safetensors").read_bytes()
+    assert "first answers the same" in done.stdout
+    assert "hf_known" not in done.stdout + done.stderr
+    for file in (tmp_path / "out").rglob("*.json"):
+        assert "hf_known" not in file.read_text()
+
+
+def test_a_run_that_could_not_publish_is_refused_before_it_trains(hub, toy_options, tiny_deepseek, tmp_path):
+    hub.add("models", BASE, tiny_deepseek)
+    done = pushing(hub, toy_options, "pmcvqa_ddp", tmp_path / "out", **READ_ONLY)
+    assert done.returncode != 0
+    assert "hub_model_id someone/pmc-vqa: your token may only read" in done.stderr
+    assert not (tmp_path / "out").exists()
