@@ -37,6 +37,7 @@ from sft.models import (
     PROMPT_FILE,
     RECIPE,
     check_model_folder,
+    load_config,
     prompt_format,
 )
 
@@ -177,6 +178,8 @@ def stage(args: argparse.Namespace, base: str, evaluations: Sequence[dict[str, A
     if is_adapter := (folder / ADAPTER_CONFIG).is_file():
         config = json.loads((model / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         (folder / ADAPTER_CONFIG).unlink()  # not through the link
+        # `transformers serve` (5.23) looks at the base model's configuration before it looks for an adapter.
+        load_config(args.model_path).save_pretrained(folder)
         write_json(folder / ADAPTER_CONFIG, {**config, "base_model_name_or_path": name, "revision": revision})
     # How this machine found the tokenizer: others find it elsewhere.
     found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

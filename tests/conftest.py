@@ -179,6 +179,34 @@ def hub(tmp_path):
     server.server_close()
 
 
+@pytest.fixture
+def here_on_hub(here, hub, monkeypatch):
+    """Run a command as `here` does, with the Hub's client talking to the server.
+
+    The client reads where the Hub is when it is imported, so it has to be told again.
+    """
+    from huggingface_hub import constants, hf_api
+
+    for name, value in hub.environment.items():
+        monkeypatch.setenv(name, value)
+    endpoint = hub.environment["HF_ENDPOINT"]
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", hub.environment["HF_HOME"] + "/hub")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+    def run(script: str, *words: object, **environment: str) -> subprocess.CompletedProcess:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return here(script, *words)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def shared_rows():
     """The folder with real PMC-VQA rows, which lies beside the checkout where there is one."""

@@ -30,13 +30,13 @@ def evaluation(here, trained, few_dev, tmp_path_factory):
 
 
 @pytest.fixture
-def publish(command, hub, trained, tiny_deepseek, tmp_path):
+def publish(here_on_hub, hub, trained, tiny_deepseek, tmp_path):
     """Publish on the server, as somebody who may, unless a token is given."""
     base_commit = hub.add("models", BASE, tiny_deepseek, licence="mit")
 
     def run(*options, model=trained, repo=REPO, base=BASE, **environment):
         words = ("sft/publish.py", "--model_path", model, "--repo", repo, "--base_model", base)
-        return command(*words, "--output_dir", tmp_path / "staged", *options, **hub.environment, **KNOWN | environment)
+        return here_on_hub(*words, "--output_dir", tmp_path / "staged", *options, **KNOWN | environment)
 
     run.base_commit = base_commit
     return run
@@ -72,7 +72,7 @@ def test_a_model_is_published_privately_with_its_card_and_nothing_else(publish, 
     assert set(repo.files) == {
         *("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"),
         *("chat_template.jinja", "prompt_format.json", "run_manifest.json", "recipe.yaml", "README.md"),
-        *("eval_results.json", "history.json", "loss.png", "evaluation/tuned.json"),
+        *("eval_results.json", "history.json", "loss.png", "evaluation/tuned.json", "config.json"),
     }
     assert repo.files["adapter_model.safetensors"] == (trained / "adapter_model.safetensors").read_bytes()
     config = json.loads(repo.files["adapter_config.json"])
@@ -119,15 +119,20 @@ def test_the_same_run_is_published_twice_to_the_same_commit(publish, hub):
     assert hub.model(REPO).head == first
 
 
+ALWAYS = 1000
 # Fault, what the user reads, whether the model is published in the end.
 FAULTS = {
     "token expires before the repository is made": ([Fault("POST", "/repos/create", 401)], "hf auth login", False),
     "no right to make it": ([Fault("POST", "/repos/create", 403)], "your token may not write there", False),
-    "too many requests": ([Fault("POST", "/preupload/", 429, 2, {"Retry-After": "1"})], "Rate limited", True),
+    "too many requests": ([Fault("POST", "/preupload/", 429, 2, {"Retry-After": "1"})], "", True),
     "too many requests to commit": ([Fault("POST", "/commit/", 429)], "too many requests: wait", True),
-    "connection drops while weights are sent": ([Fault("PUT", "/lfs/upload/", DROP, 2)], "Retrying", True),
-    "server fails while weights are sent": ([Fault("PUT", "/lfs/upload/", 500)], "Retrying", True),
-    "server refuses the weights": ([Fault("PUT", "/lfs/upload/", 403, 9)], "your token may not write there", False),
+    "connection drops while weights are sent": ([Fault("PUT", "/lfs/upload/", DROP, 2)], "", True),
+    "server fails while weights are sent": ([Fault("PUT", "/lfs/upload/", 500)], "", True),
+    "server refuses the weights": (
+        [Fault("PUT", "/lfs/upload/", 403, ALWAYS)],
+        "your token may not write there",
+        False,
+    ),
     "connection drops before the commit": ([Fault("POST", "/commit/", DROP)], "it broke off", True),
     "connection drops after the commit": ([Fault("POST", "/commit/", DROP_AFTER)], "it broke off", True),
     "server is busy at the commit": ([Fault("POST", "/commit/", 503, 2)], "Next try in 2 s", True),
@@ -144,7 +149,7 @@ def test_faults_of_the_hub(fault, publish, hub, tmp_path):
     done = publish()
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    assert not any(f.times and f.times < 9 for f in faults)  # they happened
+    assert not any(f.times and f.times < ALWAYS - 5 for f in faults)  # they happened
     repo = hub.repos.get(("models", REPO))
     if published:
         assert done.returncode == 0, done.stderr
@@ -266,7 +271,8 @@ def test_an_evaluation_of_another_model_is_refused(refused, trained, evaluation,
 
 
 def planted_in_json(file, secret):
-    file.write_text(json.dumps({**json.loads(file.read_text()), "note": secret}))
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps([*told, {"note": secret}] if isinstance(told, list) else {**told, "note": secret}))
 
 
 # Where it lies, what it is, and what the refusal says. None of these tokens was ever one.
@@ -315,7 +321,9 @@ def test_a_secret_in_the_metadata_of_weights_is_found(refused, trained, tmp_path
     weights = model / "adapter_model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt", "from": "/home/jane/run"})
     common = ("--repo", REPO, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
-    assert "metadata: the path /home/jane/run" in refused("sft/publish.py", "--model_path", model, *common)
+    assert "adapter_model.safetensors, line 1: the path /home/jane/run" in refused(
+        "sft/publish.py", "--model_path", model, *common
+    )
 
 
 def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monkeypatch):
