@@ -100,10 +100,11 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
         raise UserError(f"{words}: not logged in: run `hf auth login` first") from error
     except Exception as error:  # whatever its HTTP library raises: no connection, no right, no service
         raise UserError(f"{words}: the Hub refuses: {reason(error)}") from error
-    owners = {me["name"], *(org["name"] for org in me.get("orgs", []))}
-    if repo.split("/")[0] not in owners:
+    owners, role = {me["name"], *(org["name"] for org in me.get("orgs", []))}, me["auth"]["accessToken"]["role"]
+    # A token for single organisations need not be told all of them.
+    if repo.split("/")[0] not in owners and role != "fineGrained":
         raise UserError(f"{words}: you may write as {' or '.join(sorted(owners))}: name one of them as the owner")
-    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+    if role == "read":
         raise UserError(f"{words}: your token may only read: log in with one that may write (`hf auth login`)")
     if info is not None and not info.private and not public:
         raise UserError(f"{words} is public: pass --public if that is meant")

@@ -132,9 +132,8 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
         if tag and tag in {ref.name for ref in HfApi().list_repo_refs(repo).tags}:
             raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
         names = {file.rfilename for file in info.siblings}
-        same_run = MANIFEST in names and (
-            Path(hf_hub_download(repo, MANIFEST, revision=info.sha)).read_bytes() == (model / MANIFEST).read_bytes()
-        )
+        there = Path(hf_hub_download(repo, MANIFEST, revision=info.sha)) if MANIFEST in names else None
+        same_run = there is not None and run_of(there) == run_of(model / MANIFEST)
     except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
         raise UserError(f"--repo {repo}: {reason(error)}") from error
     if names - {".gitattributes"} and not same_run and not update:
@@ -143,6 +142,12 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
             "another name"
         )
     return info.sha
+
+
+def run_of(manifest: Path) -> dict[str, Any]:
+    """What a manifest says of its run, whether the model was merged afterwards or not."""
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    return {key: value for key, value in told.items() if key != "merged"}
 
 
 def licence_of(base: str) -> str | None:
@@ -157,19 +162,20 @@ def licence_of(base: str) -> str | None:
         return None
 
 
-def stage(args: argparse.Namespace, base: str, evaluations: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write exactly what is to be published into the existing `folder`.
+def stage(
+    args: argparse.Namespace, base: str, merged_onto: str | None, evaluations: Sequence[dict[str, Any]], folder: Path
+) -> None:
+    """Write exactly what is to be published into the existing `folder`, merged onto a base model if one is given.
 
     Raises:
         UserError: the model cannot be merged, a fact is missing, or something in it should stay here.
     """
     from sft.card import Facts, model_card
+    from sft.merge import comparison_line, merge
 
     model = Path(args.model_path)
-    if args.merged:
-        from sft.merge import merge
-
-        merge(args.model_path, args.merged, folder)
+    if merged_onto:
+        print(comparison_line(merge(args.model_path, merged_onto, folder)))
     else:
         for file in sorted(path for path in model.iterdir() if any(fnmatch(path.name, name) for name in ALLOWED)):
             link_or_copy(file, folder / file.name)
@@ -233,7 +239,7 @@ def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[i
     prompts = token_ids(tokenizer, [prompt_messages(*question, answer_format) for question in DEMO], True)
     written = []
     for ids in prompts:
-        prompt = torch.tensor([ids], device=model.device)
+        prompt = torch.tensor([ids])
         output = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
@@ -248,7 +254,8 @@ def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[i
 def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
     """Load what was published, from an empty cache, and compare it with what is here: every file, and first answers.
 
-    The base model of an adapter comes from the usual cache, because its bytes are not ours.
+    The base model of an adapter comes from the usual cache, because its bytes are not ours. On the CPU, because a GPU
+    that trained the model in less memory may not hold it in bfloat16.
 
     Raises:
         UserError: a file is missing or other, the model cannot be loaded, or it answers otherwise.
@@ -263,7 +270,6 @@ def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
 
     wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}, private) and not as it should be"
     asked = prompt_format(str(staged))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(dir=staged.parent) as cache:
         try:
             fresh = Path(patiently(lambda: snapshot_download(args.repo, revision=commit, cache_dir=cache)))
@@ -275,14 +281,14 @@ def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
                 raise UserError(f"{wrong}: {there.name} is {'other' if there.is_file() else 'not'} there")
         kind = AutoPeftModelForCausalLM if (fresh / ADAPTER_CONFIG).is_file() else AutoModelForCausalLM
         try:
-            model = kind.from_pretrained(fresh, dtype=torch.bfloat16, device_map={"": device}).eval()
-            tokenizer = AutoTokenizer.from_pretrained(fresh)
+            model = kind.from_pretrained(fresh, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(fresh, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{wrong}: it cannot be loaded: {first_line(error)}") from error
-        published = first_answers(model, tokenizer, asked)
+        published = first_answers(model.eval(), tokenizer, asked)
         del model
     here = str(staged) if args.merged else args.model_path
-    own = first_answers(*load_model(here, torch.bfloat16, device=device), asked)
+    own = first_answers(*load_model(here, torch.bfloat16, device="cpu"), asked)
     same = sum(a == b for a, b in zip(published, own, strict=True))
     if same < len(own):
         raise UserError(
@@ -317,7 +323,7 @@ def after_training(settings: Any, final: Path) -> None:
     """
     words = ["sft/publish.py", "--model_path", str(final), "--repo", settings.hub_model_id]
     words += ["--public"] if settings.hub_private_repo is False else []
-    own = re.compile(r"RANK$|WORLD_SIZE$|^(MASTER|TORCHELASTIC|ACCELERATE|FSDP|ROLE|GROUP)_")
+    own = re.compile(r"RANK$|WORLD_SIZE$|^(MASTER|TORCHELASTIC|ACCELERATE|FSDP|ROLE|GROUP)_|^OMP_NUM_THREADS$")
     environment = {name: value for name, value in os.environ.items() if not own.search(name)}
     script = str(Path(__file__).resolve())
     done = subprocess.run([sys.executable, script, *words[1:]], env=environment, check=False)
@@ -359,16 +365,16 @@ def main() -> None:
     if len({results["name"] for results in evaluations}) < len(evaluations):
         raise UserError("--evaluation: two of them have the same name: evaluate with another --name")
     folder = args.output_dir / args.repo.replace("/", "--")
+    merged_onto = None
     if args.merged:
         from sft.merge import check_disk, check_mergeable, weight_bytes
 
-        # The run's own base, which is here; `base` is what the card names.
-        args.merged = check_mergeable(args.model_path)
-        check_disk(folder, weight_bytes(args.merged))
+        merged_onto = check_mergeable(args.model_path)  # where the run found it; `base` is what the card names
+        check_disk(folder, weight_bytes(merged_onto) * (1 if args.dry_run else 2))  # verification downloads it again
     parent = None if args.dry_run else check_repository(args.repo, model, args.public, args.update, args.tag)
 
     with whole_folder(folder, overwrite=True) as temporary:
-        stage(args, base, evaluations, temporary)
+        stage(args, base, merged_onto, evaluations, temporary)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
         print(f"  {file.relative_to(folder)!s:<40} {file.stat().st_size:>15,} bytes")

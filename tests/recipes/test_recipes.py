@@ -61,6 +61,20 @@ def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float3
         assert (out / name).stat().st_size > 100
 
 
+@pytest.mark.parametrize("recipe", RUNNABLE)
+def test_the_model_of_a_recipe_can_be_published(recipe, recipe_run, reasoned, here, tmp_path):
+    out, _ = recipe_run(recipe, **({"data": reasoned} if "reasoning" in recipe else {}))
+    options = ("--repo", "someone/model", "--base_model", "someone/base", "--output_dir", tmp_path, "--dry_run")
+    done = here("sft/publish.py", "--model_path", out / "final_model", *options)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "someone--model/README.md").read_text()
+    settings = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())
+    quantised = "8-bit " if settings.get("load_in_8bit") else "4-bit (NF4) " if settings.get("load_in_4bit") else ""
+    method = f"{quantised}LoRA" if settings["use_peft"] else "full fine-tune"
+    assert f"| method | {method} |" in card
+    assert ("adapter_model.safetensors" if settings["use_peft"] else "model.safetensors") in done.stdout
+
+
 def test_fsdp2_recipe_goes_as_far_as_preflight_because_sharding_needs_gpus(launched_as):
     from sft.config import resolve
     from sft.hardware import named

@@ -228,7 +228,14 @@ def test_a_merged_model_is_published_and_loads_without_peft(publish, hub):
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
     assert "AutoModelForCausalLM.from_pretrained" in card
+    assert "merged and adapter differ by" in done.stdout
     assert "5 of 5 first answers the same" in done.stdout
+    # The same run may do it again, and publish its adapter instead.
+    assert publish("--merged").returncode == 0
+    assert len(hub.model(REPO).commits) == 2
+    done = publish()
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" not in hub.model(REPO).files
 
 
 @pytest.mark.parametrize(
