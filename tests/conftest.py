@@ -14,6 +14,9 @@ import pytest
 # Before any Hugging Face library is imported: nothing in the suite may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before torch is imported: one thread a process, as accelerate's launcher gives each of its own. Several would spin
+# while they wait for one another, at toy size longer than they compute, and two tests run at a time.
+os.environ["OMP_NUM_THREADS"] = "1"
 # The user's own cache is neither read nor filled.
 _cache = tempfile.TemporaryDirectory()
 os.environ["HF_HOME"] = _cache.name
