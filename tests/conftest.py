@@ -26,6 +26,27 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared/data"
 
 
+# Files that launch two processes or look at what those left; elsewhere, two_processes in the name of a test says so.
+# They share the runs of recipes, and two launchers at a time could take the same port; test_launch.py finds it taken.
+LAUNCHING = (
+    *("test_recipes.py", "test_invariance.py", "test_launch.py", "test_publish.py", "test_selection.py"),
+    "test_survive.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which `make test` uses
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs what launches two processes; every other file goes to one of them, whole, with its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "launching" if file.endswith(LAUNCHING) or "two_processes" in nodeid else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def command():
     """Run a command of the project from its top folder; returns the completed process, output as text."""
