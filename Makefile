@@ -32,7 +32,8 @@ quickstart: $(STAMP) $(MODEL)  ## prepare, train, evaluate and ask on embedded d
 	@$(BIN)/python sft/quickstart.py
 
 test: $(STAMP) $(MODEL)  ## run the whole test suite, offline
-	@$(BIN)/python -m pytest
+	@# Two tests at a time: nearly all of them are work for one core (tests/conftest.py divides them).
+	@$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(STAMP)  ## check style, formatting, and the packages for known vulnerabilities
 	@$(BIN)/ruff check .

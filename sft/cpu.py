@@ -1,4 +1,15 @@
-"""Training on a CPU: the one patch that this project makes to a library."""
+"""Training on a CPU: the two patches that this project makes to libraries."""
+
+
+def without_deepspeeds_inference_kernels() -> None:
+    """Keep DeepSpeed from compiling, at its first start on a CPU, what its inference alone calls.
+
+    That needs a C++ compiler and takes it a minute; training under DeepSpeed talks through gloo in any case.
+    """
+    import deepspeed.ops
+
+    # DeepSpeed 0.19 asks this table before it builds (deepspeed/comm/torch.py).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def score_labelled_positions_only() -> bool:

@@ -42,10 +42,13 @@ def main() -> None:
 
     # Imported here, so that --help and a misspelt recipe answer at once.
     from sft import preflight, trial
+    from sft.cpu import score_labelled_positions_only, without_deepspeeds_inference_kernels
     from sft.hardware import this_machine
     from sft.launch import current_launch
 
     launch, hardware = current_launch(), this_machine()
+    if launch.kind == "deepspeed" and not hardware.count:
+        without_deepspeeds_inference_kernels()
     settings = settings.on(launch.processes)
     is_main = int(os.environ.get("RANK", "0")) == 0
     if settings.print_config:
@@ -58,7 +61,6 @@ def main() -> None:
 
     from sft import checkpoints, models, publish
     from sft.chat import tokenized_for, trained_columns
-    from sft.cpu import score_labelled_positions_only
     from sft.data import data_fingerprint
     from sft.selection import DevQuestions, History
 

@@ -14,6 +14,9 @@ import pytest
 # Before any Hugging Face library is imported: nothing in the suite may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before torch is imported: one thread a process, as accelerate's launcher gives each of its own. Several would spin
+# while they wait for one another, at toy size longer than they compute, and two tests run at a time.
+os.environ["OMP_NUM_THREADS"] = "1"
 # The user's own cache is neither read nor filled.
 _cache = tempfile.TemporaryDirectory()
 os.environ["HF_HOME"] = _cache.name
@@ -21,6 +24,27 @@ os.environ["TRACKIO_DIR"] = f"{_cache.name}/trackio"
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared/data"
+
+
+# Files that launch two processes or look at what those left; elsewhere, two_processes in the name of a test says so.
+# They share the runs of recipes, and two launchers at a time could take the same port; test_launch.py finds it taken.
+LAUNCHING = (
+    *("test_recipes.py", "test_invariance.py", "test_launch.py", "test_publish.py", "test_selection.py"),
+    "test_survive.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which `make test` uses
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs what launches two processes; every other file goes to one of them, whole, with its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "launching" if file.endswith(LAUNCHING) or "two_processes" in nodeid else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
