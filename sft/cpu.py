@@ -6,10 +6,12 @@ def without_deepspeeds_inference_kernels() -> None:
 
     That needs a C++ compiler and takes it a minute; training under DeepSpeed talks through gloo in any case.
     """
+    import deepspeed
     import deepspeed.ops
 
-    # DeepSpeed 0.19 asks this table before it builds (deepspeed/comm/torch.py).
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Only the versions that ask this table before they build (deepspeed/comm/torch.py).
+    if deepspeed.__version__.startswith("0.19."):
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def score_labelled_positions_only() -> bool:
