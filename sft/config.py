@@ -191,7 +191,7 @@ class Settings:
     @property
     def model(self) -> str:
         """The model to start from, with its revision: a folder, or ``OWNER/NAME@REVISION`` on the Hub."""
-        pinned = self.model_revision and not Path(self.model_name_or_path).exists()
+        pinned = self.model_revision not in (None, "main") and not Path(self.model_name_or_path).exists()
         return f"{self.model_name_or_path}@{self.model_revision}" if pinned else self.model_name_or_path
 
     def dataset_weights(self) -> dict[str, float]:

@@ -7,6 +7,26 @@ import sys
 import pytest
 
 MERGE = "sft/merge.py"
+# Runs sft/merge.py and looks every few milliseconds at the memory of its own that the process holds, in KiB.
+MEASURE = """
+import re, threading, time
+import peft, torch, transformers
+import sft.infer, sft.merge
+
+def held():
+    return int(re.search(r"RssAnon:\\s*(\\d+)", open("/proc/self/status").read())[1])
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, held())
+        time.sleep(0.005)
+
+before = peak = held()
+threading.Thread(target=watch, daemon=True).start()
+sft.merge.main()
+print("PEAK", peak - before)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -15,15 +35,19 @@ def adapter(tiny_deepseek, tmp_path_factory):
     return random_adapter(tiny_deepseek, tmp_path_factory.mktemp("adapter"))
 
 
-def random_adapter(base, folder):
+ALL_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def random_adapter(base, folder, targets=("q_proj", "v_proj", "down_proj")):
     """Write a strong random adapter for `base` into `folder`; returns it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    targets = ["q_proj", "v_proj", "down_proj"]
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=list(targets), init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     get_peft_model(model, config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
@@ -127,7 +151,7 @@ def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_dee
 
 
 def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
-    """Peak memory of the process over that of one which loads the libraries and no model, in copies of the model."""
+    """Memory that the system cannot take back (file pages it can), at the peak, over that of the libraries alone."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -150,18 +174,11 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
     deepseek_tokenizer.save_pretrained(base)
     size = sum(parameter.numel() * 2 for parameter in model.parameters())
     del model
-    adapter = random_adapter(base, tmp_path / "adapter")
+    adapter = random_adapter(base, tmp_path / "adapter", ALL_PROJECTIONS)
 
-    measured = (
-        "import re, sys; sys.argv = ['merge.py', *sys.argv[1:]]\n"
-        "import peft, torch, transformers, sft.infer, sft.merge\n"
-        # Of this process alone: getrusage would tell the peak of the one that started it.
-        "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
-        "before = peak()\n"
-        "sft.merge.main()\n"
-        "print('PEAK', peak() - before)"
-    )
-    words = [sys.executable, "-c", measured, "--model_path", adapter, "--output_dir", tmp_path / "merged"]
+    program = tmp_path / "measure.py"
+    program.write_text(MEASURE)
+    words = [sys.executable, program, "--model_path", adapter, "--output_dir", tmp_path / "merged"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     copies = int(done.stdout.rpartition("PEAK ")[2]) * 1024 / size

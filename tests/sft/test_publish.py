@@ -368,7 +368,7 @@ def pushing(hub, toy_options, recipe, out, **environment):
     return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_run_publishes_its_model_once_when_it_is_done(hub, toy_options, tiny_deepseek, tmp_path):
+def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(hub, toy_options, tiny_deepseek, tmp_path):
     commit = hub.add("models", BASE, tiny_deepseek)
     done = pushing(hub, toy_options, "pmcvqa_zero2", tmp_path / "out")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -386,7 +386,9 @@ def test_a_run_publishes_its_model_once_when_it_is_done(hub, toy_options, tiny_d
         assert "hf_known" not in file.read_text()
 
 
-def test_a_run_that_could_not_publish_is_refused_before_it_trains(hub, toy_options, tiny_deepseek, tmp_path):
+def test_a_run_on_two_processes_that_could_not_publish_is_refused_before_it_trains(
+    hub, toy_options, tiny_deepseek, tmp_path
+):
     hub.add("models", BASE, tiny_deepseek)
     done = pushing(hub, toy_options, "pmcvqa_ddp", tmp_path / "out", **READ_ONLY)
     assert done.returncode != 0
