@@ -14,8 +14,8 @@ from data_prep.command import UserError, first_line
 
 T = TypeVar("T")
 
-# Seconds before each further try; the files that have arrived are not sent again.
-PAUSES = (1, 2, 4, 8, 16)
+# Seconds before each further try; the files that have arrived are not sent again. Somebody waits for a question.
+PAUSES, PAUSES_OF_QUESTIONS = (1, 2, 4, 8, 16), (1, 2)
 # Answers of a server that may well answer otherwise in a while.
 PASSING = {408, 429, 500, 502, 503, 504}
 # What an answer means to the user, where the server's own words may not tell.
@@ -50,13 +50,19 @@ def status_of(error: BaseException) -> int | None:
 
 
 def no_answer(error: BaseException) -> bool:
-    """Whether the connection failed or broke off: an error of the client's HTTP library, whichever it uses."""
-    return status_of(error) is None and any(type(link).__module__.startswith("httpx") for link in chain(error))
+    """Whether the connection failed or broke off: an error of the client's HTTP library, or of its storage's (Xet)."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    links = [link for link in chain(error) if not isinstance(link, OfflineModeIsEnabled)]
+    of_library = any(type(link).__module__.startswith("httpx") for link in links)
+    return status_of(error) is None and (
+        of_library or any(isinstance(link, ConnectionError | TimeoutError) for link in links)
+    )
 
 
-def patiently(call: Callable[[], T]) -> T:
+def patiently(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
     """The result of `call`, tried again after what passes."""
-    for pause in (*PAUSES, None):
+    for pause in (*pauses, None):
         try:
             return call()
         except Exception as error:  # whatever the client's HTTP library raises
@@ -72,7 +78,10 @@ def reason(error: BaseException) -> str:
     if no_answer(error):
         return f"no connection, or it broke off ({first_line(list(chain(error))[-1])})"
     status = status_of(error)
-    return MEANING.get(status, first_line(error)) if status else first_line(error)
+    said = next((link.server_message for link in chain(error) if getattr(link, "server_message", None)), None)
+    if status in MEANING:
+        return MEANING[status] + (f" (the Hub says: {said})" if said else "")
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
@@ -92,23 +101,39 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
         validate_repo_id(repo)
         if repo.count("/") != 1:
             raise HFValidationError("it has no owner" if "/" not in repo else "it has more than one /")
-        me = api.whoami()
-        info = api.repo_info(repo, repo_type=kind) if api.repo_exists(repo, repo_type=kind) else None
+        me = patiently(api.whoami, PAUSES_OF_QUESTIONS)
+        there = patiently(lambda: api.repo_exists(repo, repo_type=kind), PAUSES_OF_QUESTIONS)
+        info = patiently(lambda: api.repo_info(repo, repo_type=kind), PAUSES_OF_QUESTIONS) if there else None
     except HFValidationError as error:
         raise UserError(f"{words}: give OWNER/NAME: {first_line(error)}") from error
     except LocalTokenNotFoundError as error:
         raise UserError(f"{words}: not logged in: run `hf auth login` first") from error
     except Exception as error:  # whatever its HTTP library raises: no connection, no right, no service
         raise UserError(f"{words}: the Hub refuses: {reason(error)}") from error
-    owners, role = {me["name"], *(org["name"] for org in me.get("orgs", []))}, me["auth"]["accessToken"]["role"]
-    # A token for single organisations need not be told all of them.
-    if repo.split("/")[0] not in owners and role != "fineGrained":
+    owners = {me["name"], *(org["name"] for org in me.get("orgs") or [])}
+    # A browser's login has no role, and a fine-grained token need not be told all organisations.
+    role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
+    if repo.split("/")[0] not in owners and role in ("read", "write"):
         raise UserError(f"{words}: you may write as {' or '.join(sorted(owners))}: name one of them as the owner")
     if role == "read":
         raise UserError(f"{words}: your token may only read: log in with one that may write (`hf auth login`)")
     if info is not None and not info.private and not public:
-        raise UserError(f"{words} is public: pass --public if that is meant")
+        raise UserError(f"{words} is public: pass --public (in a recipe, hub_private_repo: false) if that is meant")
     return info
+
+
+def create(option: str, repo: str, kind: str) -> None:
+    """Make the repository, empty and private, unless it is there: that tells for certain that the token may write.
+
+    Raises:
+        UserError: the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        patiently(lambda: HfApi().create_repo(repo, repo_type=kind, private=True, exist_ok=True))
+    except Exception as error:  # as above
+        raise UserError(f"{option} {repo} cannot be made: {reason(error)}") from error
 
 
 def push(
@@ -144,8 +169,8 @@ def push(
             parent_commit=parent,
         )
 
+    create(option, repo, kind)
     try:
-        patiently(lambda: api.create_repo(repo, repo_type=kind, private=True, exist_ok=True))
         return patiently(upload)
     except Exception as error:  # as above; hours of work must not end in a traceback
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.command import UserError
 from data_prep.formats import FORMATS
-from data_prep.prompts import user_message
+from data_prep.prompts import OPEN, user_message
 from sft.compare import SCORES
 
 # Rows of the published files (arXiv 2305.10415 and the data set's card): a file of this name and format with as many
@@ -42,6 +42,7 @@ class Facts:
     dev: dict[str, Any]  # eval_results.json
     history: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]  # results.json of each
+    evaluated_before_merging: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def named_files(evaluation: dict[str, Any]) -> str:
 def evaluation_part(facts: Facts) -> str:
     """Accuracies with intervals and floors, or that there are none."""
     if not facts.evaluations:
-        return "The model was not evaluated on a test split. The dev split, below, chose the checkpoint."
+        return "The model was not evaluated on a test split."
     parts = []
     for evaluation in facts.evaluations:
         options = evaluation["fingerprint"]["options"]
@@ -155,9 +156,7 @@ def evaluation_part(facts: Facts) -> str:
             [f"floor: {name.replace('_', ' ')}", f"{value:.3f}", "", "", ""]
             for name, value in evaluation["floors"].items()
         ]
-        merged = (
-            "" if facts.is_adapter or not facts.settings["use_peft"] else ", measured with the adapter, before merging"
-        )
+        merged = ", measured with the adapter, before merging" if facts.evaluated_before_merging else ""
         parts.append(
             f"{evaluation['n']} questions of the {evaluation['split']} split of {evaluation['dataset']}: "
             f"{named_files(evaluation)}; {how}{merged}.\n\n"
@@ -214,12 +213,14 @@ def dev_part(facts: Facts) -> str:
         return [loss, f"{row['eval_mcq_accuracy']:.3f}", interval(bounds), row["eval_mcq_questions"]]
 
     lines = [[step, *cells(rows[step])] for step in shown]
-    kept = facts.dev.get("best", {})
-    if kept:
-        lines.append([f"kept: {facts.dev.get('best_checkpoint') or 'the last step'}", *cells(kept)])
-    left_out = f" ({len(shown)} of {len(steps)} evaluations)" if len(shown) < len(steps) else ""
+    chosen = facts.settings["load_best_model_at_end"]
+    if kept := facts.dev.get("best", {}):
+        name = facts.dev.get("best_checkpoint") if chosen else None
+        lines.append([f"kept: {name or 'the last step'}", *cells(kept)])
+    left_out = f"{len(shown)} of {len(steps)} evaluations; " if len(shown) < len(steps) else ""
+    why = "Dev chose the checkpoint, so its numbers are not those of a test. " if chosen else ""
     return (
-        f"Dev chose the checkpoint, so its numbers are not those of a test{left_out}; `history.json` has all.\n\n"
+        f"{why}{left_out}`history.json` has all.\n\n"
         + table(["step", "dev loss (nats a token)", "dev accuracy", "95 % interval", "questions"], lines)
         + "\n\n![Loss and dev accuracy over the steps](loss.png)"
     )
@@ -358,23 +359,30 @@ def model_card(facts: Facts) -> str:
     Raises:
         UserError: the facts lack something that every run since this program writes cards has left.
     """
-    pinned = f" at revision `{facts.revision}`" if facts.revision else ""
-    merged = "merged model, a LoRA adapter in the weights of" if facts.settings["use_peft"] else "full fine-tune of"
-    kind = "LoRA adapter for" if facts.is_adapter else merged
-    rows = sum(data.get("splits", {}).get("train", 0) for data in facts.manifest["datasets"])
-    of = "of PMC-VQA" if facts.is_pmc_vqa else "of the files below"
     try:
+        pinned = f" at revision `{facts.revision}`" if facts.revision else ""
+        merged = (
+            "merged model, a LoRA adapter in the weights of" if facts.settings["use_peft"] else "full fine-tune of"
+        )
+        kind = "LoRA adapter for" if facts.is_adapter else merged
+        rows = round(
+            sum(data["weight"] * data.get("splits", {}).get("train", 0) for data in facts.manifest["datasets"])
+        )
+        epochs = facts.history[-1].get("epoch") if facts.history else None
+        trained_on = f"{epochs:.3g} epochs of {rows:,}" if epochs else f"{rows:,}"
+        of = "of PMC-VQA" if facts.is_pmc_vqa else "of the files below"
+        options = "pick one of several options" if facts.answer_format != OPEN else "answer in a few words"
         return f"""---
 {metadata(facts)}
 ---
 # {facts.repo.split("/")[1]}
 
 A {kind} [{facts.base}](https://huggingface.co/{facts.base}){pinned}.
-Fine-tuned on {rows:,} medical multiple-choice questions {of}, with [TRL](https://github.com/huggingface/trl)'s
-SFTTrainer; it answers in the format `{facts.answer_format}`.
+Fine-tuned on {trained_on} rows of medical multiple-choice questions {of}, with
+[TRL](https://github.com/huggingface/trl)'s SFTTrainer; it answers in the format `{facts.answer_format}`.
 
-**Not for clinical use.** A language model that was trained to pick options. It sees no image: a question about a
-figure is answered from its words alone. It is meant for research on medical question answering and on fine-tuning.
+**Not for clinical use.** A language model that was trained to {options}. It sees no image: a question about a figure
+is answered from its words alone. It is meant for research on medical question answering and on fine-tuning.
 
 ## Use
 

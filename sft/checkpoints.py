@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from data_prep.command import UserError, write_json
+from data_prep.command import UserError, read_json, write_json
 from sft.config import AUTO, Settings
 from sft.data import provenance
 from sft.hardware import Hardware
@@ -40,7 +40,7 @@ FREE = {
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "mcq_eval_samples"),
     *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
     *("attn_implementation", "global_batch_size", "per_device_eval_batch_size", "dataset_num_proc"),
-    *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps"),
+    *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps", "push_to_hub"),
 }
 FREE_KINDS = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
 # A second signal within so many seconds is an echo of the first; later it ends the process at once.
@@ -422,9 +422,9 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
         for name in FACTS:
             if (final.parent / name).is_file():
                 shutil.copyfile(final.parent / name, temporary / name)
-        description = json.loads((final.parent / MANIFEST).read_text(encoding="utf-8"))
+        description = read_json(final.parent / MANIFEST)
         write_json(temporary / MANIFEST, without_paths(description))
-        (temporary / RECIPE).write_text(settings.as_recipe(), encoding="utf-8")
+        (temporary / RECIPE).write_text(settings.as_recipe(description["base_model"]["revision"]), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     trainer.accelerator.wait_for_everyone()

@@ -46,8 +46,11 @@ OTHER_NAMES = {
 }
 
 
-# Keys that say how a run is started, not what it learns: no part of the recipe that travels with its model.
-OF_THE_START = ("resume_from_checkpoint", "resume_weights_only", "print_config", "dry_run", "probe_steps")
+# Keys that say how a run is started or where its model goes, not what it learns: they do not travel with the model.
+OF_THE_START = (
+    *("resume_from_checkpoint", "resume_weights_only", "print_config", "dry_run", "probe_steps", "price_per_hour"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+)
 
 # Words in resume_from_checkpoint that mean the latest checkpoint in output_dir.
 AUTO = ("auto", "yes", "true")
@@ -235,15 +238,14 @@ class Settings:
             lines.append(f"{line:<70} # {self.sources.get(key, 'default')}")
         return "\n".join(lines)
 
-    def as_recipe(self) -> str:
-        """What recipe and command line set, as a recipe: other people train the same with it."""
+    def as_recipe(self, revision: str | None = None) -> str:
+        """What recipe and command line set, as a recipe, with its base model at `revision`: it trains the same."""
         given = (key for key in self.values if self.sources.get(key) not in (None, "global_batch_size"))
-        lines = (
-            f"{key}: {json.dumps(without_paths(self.values[key]), ensure_ascii=False)}\n"
-            for key in given
-            if key not in (*OF_THE_START, "price_per_hour")
+        values = {key: self.values[key] for key in given if key not in OF_THE_START}
+        values |= {"model_revision": revision} if revision else {}
+        return "".join(
+            f"{key}: {json.dumps(without_paths(value), ensure_ascii=False)}\n" for key, value in values.items()
         )
-        return "".join(lines)
 
     def build(self) -> tuple[Any, Any, Any, RunArguments]:
         """(ScriptArguments, SFTConfig, ModelConfig, RunArguments). Joins the launcher's other processes.

@@ -23,16 +23,22 @@ TOKENS = {
     "a Slack token": ("xox", r"\bxox[abeoprs]-[\w-]{10,}"),
     "a JSON web token": ("eyJ", r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}"),
     "a private key": ("PRIVATE KEY", r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password in an address": ("://", r"://[^/\s:@]+:[^/\s:@]+@"),
+    "a password in an address": ("://", r"://[^/\s:@]+:[^/\s:@]+@|://[^/\s:@]{12,}@"),
 }
 # Variables of the environment whose values are secrets.
-SECRET_NAMES = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.IGNORECASE)
+SECRET_NAMES = re.compile(
+    r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASS|PWD|CREDENTIAL|(?:^|_)PAT)S?(?:_|$)", re.IGNORECASE
+)
 # An absolute path, of Linux, macOS or Windows, or one under a home folder; no path of an address, no closing tag.
 _PATH = re.compile(
-    r"(?:(?<![^\s\"'`(=,:\[])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
+    r"(?:(?<![\w./<~])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
 )
 # Accounts that tell nothing of anybody.
-NOBODY = {"root", "user", "users", "ubuntu", "admin", "debian", "jovyan", "docker", "runner", "nobody", "home"}
+NOBODY = {
+    *("root", "user", "users", "ubuntu", "admin", "debian", "jovyan", "docker", "runner", "nobody", "home", "vscode"),
+    # ... and names that values of our own files are, too.
+    *("train", "dev", "test", "data", "text", "letter", "steps", "epoch", "best", "adapter", "model", "lora", "none"),
+}
 # Files of words that somebody else chose: of the base model's tokenizer. "/usr" may well be a word.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"}
 TEXTS = {".json", ".yaml", ".yml", ".md", ".txt", ".jinja", ".jsonl", ".csv"}
@@ -69,10 +75,28 @@ def known_secrets() -> set[str]:
 
 def user_names() -> set[str]:
     """The names under which this machine knows whoever runs this, unless they are nobody's in particular."""
-    names = {Path.home().name, os.environ.get("USER", ""), os.environ.get("LOGNAME", "")}
+    home = Path.home()
+    names = {os.environ.get("USER", ""), os.environ.get("LOGNAME", "")}
+    names |= {home.name} if home.parent.name in ("home", "Users") else set()
     with contextlib.suppress(KeyError, OSError):  # a container without an entry for this user
         names.add(getpass.getuser())
     return {name for name in names if len(name) > 2 and name.lower() not in NOBODY}
+
+
+def values_of(file: Path, text: str) -> str:
+    """What stands in a JSON or YAML file without its keys, which are words of the programs that wrote it."""
+    if file.suffix != ".json":
+        return re.sub(r"^\s*[\w-]+:", "", text, flags=re.MULTILINE)
+
+    def leaves(value: Any) -> list[str]:
+        if isinstance(value, dict | list):
+            return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in leaves(item)]
+        return [value] if isinstance(value, str) else []
+
+    try:
+        return "\n".join(leaves(json.loads(text)))
+    except ValueError:
+        return text
 
 
 def _text_of(file: Path) -> str:
@@ -90,27 +114,29 @@ def _text_of(file: Path) -> str:
 def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
     """What in the files of `folder` should stay here: "FILE, line N: WHAT", without repeating a secret.
 
-    `published` are names that everybody may know although a user's name may be in them, such as the repository's.
+    `published` are ids on the Hub, the first that of the repository: everybody may know the names in them.
     """
     tokens = {what: re.compile(pattern) for what, (_, pattern) in TOKENS.items()}
     if secrets := known_secrets():
         tokens["a secret of this environment"] = re.compile("|".join(map(re.escape, secrets)))
-    users = {f"the user name {name}": re.compile(rf"\b{re.escape(name)}\b") for name in user_names()}
+    owner = published[0].split("/")[0].lower() if published else ""
+    users = [name for name in user_names() if name.lower() != owner]
     found = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        text = _text_of(file)
-        without_names = text
-        for name in published:
-            without_names = without_names.replace(name, "*" * len(name))
+        text, name = _text_of(file), file.relative_to(folder)
         foreign = file.name in VOCABULARIES
-        is_text, has_values = file.suffix in (*TEXTS, ".safetensors"), file.suffix in (".json", ".yaml")
-        sought = [(text, {what: pattern for what, pattern in tokens.items() if TOKENS.get(what, ("",))[0] in text})]
-        sought += [(text, {"the path": _PATH})] if is_text and not foreign else []
-        sought += [(without_names, users)] if has_values and not foreign else []
-        for within, patterns in sought:
-            for what, pattern in patterns.items():
-                for match in pattern.finditer(within):
-                    line = text.count("\n", 0, match.start()) + 1
-                    told = f" {match[0][:80]}" if pattern is _PATH else ""
-                    found.append(f"{file.relative_to(folder)}, line {line}: {what}{told}")
+        sought = {what: pattern for what, pattern in tokens.items() if TOKENS.get(what, ("",))[0] in text}
+        if not foreign and file.suffix in (*TEXTS, ".safetensors"):
+            sought["the path"] = _PATH
+        for what, pattern in sought.items():
+            for match in pattern.finditer(text):
+                told = f" {match[0][:80]}" if pattern is _PATH else ""
+                found.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{told}")
+        if not foreign and file.suffix in (".json", ".yaml"):
+            values = values_of(file, text)
+            for known in published:
+                values = values.replace(known, "")
+            for user in users:
+                if re.search(rf"(?<![a-z0-9]){re.escape(user)}(?![a-z0-9])", values, re.IGNORECASE):
+                    found.append(f"{name}: the user name {user}")
     return found

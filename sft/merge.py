@@ -11,13 +11,14 @@ model that does not answer as the adapter does is not kept.
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, check_free, run, whole_folder, write_json
+from data_prep.command import UserError, check_free, read_json, run, whole_folder, write_json
+from data_prep.hub import pinned
+from sft.leaks import without_paths
 from sft.models import (
     ADAPTER_CONFIG,
     FACTS,
@@ -26,8 +27,10 @@ from sft.models import (
     RECIPE,
     base_of,
     check_model_folder,
+    commit_of,
     load_config,
     load_model,
+    model_file,
     prompt_format,
 )
 
@@ -154,11 +157,11 @@ def merge(model_path: str, base: str, folder: Path) -> dict[str, Any]:
     model.save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
     for name in (PROMPT_FILE, RECIPE, *FACTS):
-        if (file := Path(model_path) / name).is_file():
+        if file := model_file(model_path, name):
             shutil.copyfile(file, folder / name)
-    if (file := Path(model_path) / MANIFEST).is_file():
-        description = json.loads(file.read_text(encoding="utf-8"))
-        write_json(folder / MANIFEST, {**description, "merged": found})
+    if file := model_file(model_path, MANIFEST):
+        onto = {"name": without_paths(pinned(base)[0]), "revision": commit_of(base)}
+        write_json(folder / MANIFEST, {**read_json(file), "merged": {**found, "onto": onto}})
     return found
 
 

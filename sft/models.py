@@ -4,12 +4,11 @@ On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag. Code from a
 weights are read from safetensors alone.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line, write_json
+from data_prep.command import UserError, first_line, read_json, write_json
 from data_prep.hub import pinned
 from data_prep.prompts import PROMPT_VERSION
 from sft.chat import set_chat_template
@@ -58,7 +57,7 @@ def commit_of(model_path: str) -> str | None:
 def prompt_format(model_path: str) -> str | None:
     """The answer format a model was trained with, or None where its files do not say."""
     file = model_file(model_path, PROMPT_FILE)
-    return json.loads(file.read_text(encoding="utf-8"))["answer_format"] if file else None
+    return read_json(file)["answer_format"] if file else None
 
 
 def check_model_folder(model_path: str) -> None:
@@ -167,7 +166,7 @@ def base_of(model_path: str) -> str:
     file = model_file(model_path, ADAPTER_CONFIG)
     if file is None:
         return model_path
-    adapter = json.loads(file.read_text(encoding="utf-8"))
+    adapter = read_json(file)
     base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
@@ -180,7 +179,8 @@ def unloadable(what: str, error: Exception) -> UserError:
             "transformers knows"
         )
     reason = first_line(error).rstrip(".")
-    advice = "" if isinstance(error, UserError) else ". Check the name and the network, or give a local model folder"
+    looked_for = isinstance(error, OSError | ValueError)
+    advice = ". Check the name and the network, or give a local model folder" if looked_for else ""
     return UserError(f"{what} cannot be loaded: {reason}{advice}")
 
 
@@ -269,6 +269,6 @@ def load_model(
         if base != model_path:
             adapter, adapter_revision = pinned(model_path)
             model = PeftModel.from_pretrained(model, adapter, revision=adapter_revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last, of weights of other sizes
         raise unloadable(words, error) from error
     return model.eval(), tokenizer

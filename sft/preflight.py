@@ -43,10 +43,11 @@ def check_recipe(settings: Settings) -> None:
             f"model_name_or_path {settings.model_name_or_path}: write the revision as model_revision: {revision}, and "
             f"model_name_or_path: {name}"
         )
-    if {"trust_remote_code", "use_safetensors", "revision"} & as_dict(settings.model_init_kwargs).keys():
+    elsewhere = {"trust_remote_code", "use_safetensors", "revision", "token", "use_auth_token"}
+    if found := elsewhere & as_dict(settings.model_init_kwargs).keys():
         raise UserError(
-            "model_init_kwargs sets trust_remote_code, use_safetensors or revision: code from model repositories is "
-            "never run, weights are read from safetensors alone, and the revision is model_revision"
+            f"model_init_kwargs sets {', '.join(sorted(found))}: code from model repositories is never run, weights "
+            "are read from safetensors alone, the revision is model_revision, and a token in a recipe is a token lost"
         )
     check_publishing(settings)
     evaluating = settings.eval_strategy != "no"
@@ -54,6 +55,10 @@ def check_recipe(settings: Settings) -> None:
         raise UserError(
             f"dataset_test_split {settings.dataset_test_split} would choose the checkpoint by the test questions: "
             "use dev, and read the test split with sft/evaluate.py"
+        )
+    if settings.dataset_train_split.startswith("test"):
+        raise UserError(
+            f"dataset_train_split {settings.dataset_train_split} would train on the test questions: use train"
         )
     if settings.load_in_8bit and settings.load_in_4bit:
         raise UserError("load_in_8bit and load_in_4bit are both on: choose one")

@@ -25,8 +25,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line, run, whole_folder, write_json
-from data_prep.hub import check_push, make_public, patiently, pinned, push, reason
+from data_prep.command import UserError, first_line, read_json, run, terminated_as_exit, whole_folder, write_json
+from data_prep.hub import (
+    PAUSES_OF_QUESTIONS,
+    check_push,
+    create,
+    make_public,
+    patiently,
+    pinned,
+    push,
+    reason,
+    status_of,
+)
 from sft.compare import RESULTS, SCHEMA_VERSION
 from sft.leaks import find_leaks
 from sft.models import (
@@ -36,6 +46,7 @@ from sft.models import (
     MANIFEST,
     PROMPT_FILE,
     RECIPE,
+    base_of,
     check_model_folder,
     load_config,
     prompt_format,
@@ -80,8 +91,12 @@ def check_base(model_path: str, given: str | None) -> str:
     Raises:
         UserError: it is a folder of this machine, or no id.
     """
-    manifest = json.loads((Path(model_path) / MANIFEST).read_text(encoding="utf-8"))
-    trained = manifest["base_model"]
+    manifest = read_json(Path(model_path) / MANIFEST)
+    try:
+        trained = manifest["merged"]["onto"] if "merged" in manifest else manifest["base_model"]
+        trained = {"name": trained["name"], "revision": trained["revision"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{model_path}/{MANIFEST} does not tell the base model: train with this version") from error
     base = given or (f"{trained['name']}@{trained['revision']}" if trained["revision"] else trained["name"])
     name, _ = pinned(base)
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -123,19 +138,22 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
     Raises:
         UserError: as `check_push`; or the repository holds what this run did not publish, or has the tag.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     info = check_push("--repo", repo, "model", public)
     if info is None:
         return None
     try:
-        if tag and tag in {ref.name for ref in HfApi().list_repo_refs(repo).tags}:
-            raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
+        tags = patiently(lambda: tags_of(repo), PAUSES_OF_QUESTIONS) if tag else {}
         names = {file.rfilename for file in info.siblings}
         there = Path(hf_hub_download(repo, MANIFEST, revision=info.sha)) if MANIFEST in names else None
         same_run = there is not None and run_of(there) == run_of(model / MANIFEST)
-    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
+    except UserError:
+        raise
+    except Exception as error:  # whatever the HTTP library raises
         raise UserError(f"--repo {repo}: {reason(error)}") from error
+    if tag and tag in tags and not same_run:
+        raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
     if names - {".gitattributes"} and not same_run and not update:
         raise UserError(
             f"--repo {repo} holds files that this run did not publish: pass --update to replace its model, or choose "
@@ -146,8 +164,34 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
 
 def run_of(manifest: Path) -> dict[str, Any]:
     """What a manifest says of its run, whether the model was merged afterwards or not."""
-    told = json.loads(manifest.read_text(encoding="utf-8"))
-    return {key: value for key, value in told.items() if key != "merged"}
+    told = read_json(manifest)
+    return {key: value for key, value in told.items() if key != "merged"} if isinstance(told, dict) else {}
+
+
+def tags_of(repo: str) -> dict[str, str]:
+    """The commit of each tag of a repository."""
+    from huggingface_hub import HfApi
+
+    return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo).tags}
+
+
+def set_tag(repo: str, tag: str, commit: str) -> None:
+    """Give a commit a tag, unless it has it.
+
+    Raises:
+        UserError: the Hub refuses, or the tag names another commit.
+    """
+    from huggingface_hub import HfApi
+
+    def tagged() -> None:
+        if tags_of(repo).get(tag) != commit:
+            HfApi().create_tag(repo, tag=tag, revision=commit)
+
+    try:
+        patiently(tagged)
+    except Exception as error:  # whatever the HTTP library raises
+        why = "it names another commit: choose another" if status_of(error) == 409 else reason(error)
+        raise UserError(f"--repo {repo} is published, but not tagged {tag}: {why}") from error
 
 
 def licence_of(base: str) -> str | None:
@@ -182,13 +226,14 @@ def stage(
         (folder / CARD).unlink(missing_ok=True)
     name, revision = pinned(base)
     if is_adapter := (folder / ADAPTER_CONFIG).is_file():
-        config = json.loads((model / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        (folder / ADAPTER_CONFIG).unlink()  # not through the link
+        config = read_json(model / ADAPTER_CONFIG)
+        for rewritten in (ADAPTER_CONFIG, "config.json"):
+            (folder / rewritten).unlink(missing_ok=True)  # not through the link
         # `transformers serve` (5.23) looks at the base model's configuration before it looks for an adapter.
-        load_config(args.model_path).save_pretrained(folder)
+        load_config(base_here(args.model_path, base)).save_pretrained(folder)
         write_json(folder / ADAPTER_CONFIG, {**config, "base_model_name_or_path": name, "revision": revision})
     # How this machine found the tokenizer: others find it elsewhere.
-    found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "tokenizer_config.json")
     (folder / "tokenizer_config.json").unlink()
     found = {key: value for key, value in found.items() if key not in ("is_local", "local_files_only")}
     write_json(folder / "tokenizer_config.json", found)
@@ -197,8 +242,9 @@ def stage(
         write_json(folder / EVALUATION / f"{results['name']}.json", results)
 
     def told(name: str, otherwise: Any) -> Any:
-        return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else otherwise
+        return read_json(folder / name) if (folder / name).is_file() else otherwise
 
+    manifest = read_json(folder / MANIFEST)
     facts = Facts(
         repo=args.repo,
         base=name,
@@ -207,16 +253,24 @@ def stage(
         answer_format=prompt_format(str(folder)),
         licence=args.license,
         base_licence=licence_of(base),
-        manifest=told(MANIFEST, {}),
+        manifest=manifest,
         dev=told("eval_results.json", {}),
         history=told("history.json", []),
         evaluations=list(evaluations),
+        evaluated_before_merging=merged_onto is not None,
     )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
-    leaks = find_leaks(folder, published=(args.repo, name))
+    data = [str(told["name"]) for told in manifest.get("datasets", []) if not Path(str(told["name"])).exists()]
+    leaks = find_leaks(folder, published=(args.repo, name, *(id for id in data if id.count("/") == 1)))
     if leaks:
         more = f" (and {len(leaks) - 3} more)" if len(leaks) > 3 else ""
         raise UserError(f"not published, because it would tell: {'; '.join(leaks[:3])}{more}: take it out of {model}")
+
+
+def base_here(model_path: str, base: str) -> str:
+    """The base model that an adapter names, or `base` where its folder is gone."""
+    named = base_of(model_path)
+    return named if Path(named).exists() else base
 
 
 def link_or_copy(file: Path, to: Path) -> None:
@@ -251,7 +305,7 @@ def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[i
     return written
 
 
-def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
+def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> None:
     """Load what was published, from an empty cache, and compare it with what is here: every file, and first answers.
 
     The base model of an adapter comes from the usual cache, because its bytes are not ours. On the CPU, because a GPU
@@ -268,11 +322,12 @@ def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
     from data_prep.sources import sha256
     from sft.models import load_model
 
-    wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}, private) and not as it should be"
+    wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}) and not as it should be"
     asked = prompt_format(str(staged))
-    with tempfile.TemporaryDirectory(dir=staged.parent) as cache:
+    with terminated_as_exit(), tempfile.TemporaryDirectory(dir=staged.parent) as cache:
+        ours = {"revision": commit, "cache_dir": cache, "allow_patterns": list(ALLOWED)}
         try:
-            fresh = Path(patiently(lambda: snapshot_download(args.repo, revision=commit, cache_dir=cache)))
+            fresh = Path(patiently(lambda: snapshot_download(args.repo, **ours)))
         except Exception as error:  # whatever the HTTP library raises
             raise UserError(f"{wrong}: it cannot be downloaded again: {reason(error)}") from error
         for file in (path for path in staged.rglob("*") if path.is_file()):
@@ -283,12 +338,13 @@ def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
         try:
             model = kind.from_pretrained(fresh, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(fresh, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+            published = first_answers(model.eval(), tokenizer, asked)
+            del model
+            here = str(staged) if args.merged else args.model_path
+            base_model = base_here(here, base)
+            own = first_answers(*load_model(here, torch.bfloat16, device="cpu", base=base_model), asked)
+        except (OSError, ValueError, RuntimeError, UserError) as error:
             raise UserError(f"{wrong}: it cannot be loaded: {first_line(error)}") from error
-        published = first_answers(model.eval(), tokenizer, asked)
-        del model
-    here = str(staged) if args.merged else args.model_path
-    own = first_answers(*load_model(here, torch.bfloat16, device="cpu"), asked)
     same = sum(a == b for a, b in zip(published, own, strict=True))
     if same < len(own):
         raise UserError(
@@ -299,18 +355,24 @@ def verify(args: argparse.Namespace, staged: Path, commit: str) -> None:
 
 
 def check_run(settings: Any) -> None:
-    """Ask the Hub, before a run with push_to_hub, whether its model could be published in the end.
+    """Make sure, before a run with push_to_hub, that its model can be published in the end.
+
+    The repository is made now, empty and private: nothing else tells for certain that the token may write there.
 
     Raises:
-        UserError: as `check_push`, or the repository holds files already.
+        UserError: as `check_push`, or the repository holds files already, or cannot be made.
     """
     repo = settings.hub_model_id
     info = check_push("hub_model_id", repo, "model", settings.hub_private_repo is False)
-    if info is not None and {file.rfilename for file in info.siblings} - {".gitattributes"}:
+    names = {file.rfilename for file in info.siblings} if info else set()
+    # A run that is continued may have published already; sft/publish.py looks whether it was this one.
+    continued = settings.resume_from_checkpoint is not None and MANIFEST in names
+    if names - {".gitattributes"} and not continued:
         raise UserError(
             f"hub_model_id {repo} holds files already: choose another name, or publish afterwards with "
             "sft/publish.py --update"
         )
+    create("hub_model_id", repo, "model")
 
 
 def after_training(settings: Any, final: Path) -> None:
@@ -369,7 +431,13 @@ def main() -> None:
     if args.merged:
         from sft.merge import check_disk, check_mergeable, weight_bytes
 
-        merged_onto = check_mergeable(args.model_path)  # where the run found it; `base` is what the card names
+        # Onto the base that the run had; or onto the one that is named, where that is gone or quantised.
+        try:
+            merged_onto = check_mergeable(args.model_path, base_here(args.model_path, base))
+        except UserError:
+            if not args.base_model:
+                raise
+            merged_onto = check_mergeable(args.model_path, base)
         check_disk(folder, weight_bytes(merged_onto) * (1 if args.dry_run else 2))  # verification downloads it again
     parent = None if args.dry_run else check_repository(args.repo, model, args.public, args.update, args.tag)
 
@@ -383,18 +451,13 @@ def main() -> None:
         print("Nothing was uploaded.")
         return
 
-    from huggingface_hub import HfApi
-
     commit = push("--repo", args.repo, "model", folder, "A model with its card", ALLOWED, ALLOWED, parent).oid
     print(f"Uploaded: {args.repo}, commit {commit}", flush=True)
-    verify(args, folder, commit)
+    verify(args, base, folder, commit)
     if args.public:
         make_public("--repo", args.repo, "model")
     if args.tag:
-        try:
-            patiently(lambda: HfApi().create_tag(args.repo, tag=args.tag, revision=commit))
-        except Exception as error:  # whatever the HTTP library raises
-            raise UserError(f"--repo {args.repo} is published, but not tagged: {reason(error)}") from error
+        set_tag(args.repo, args.tag, commit)
     seen = "public" if args.public else "private"
     print(f"Published ({seen}): {args.repo}{f', tag {args.tag}' if args.tag else ''}")
 

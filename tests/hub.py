@@ -17,9 +17,11 @@ from pathlib import Path
 TOKENS = {
     "hf_known": {"name": "someone", "orgs": [{"name": "lab"}], "auth": {"accessToken": {"role": "write"}}},
     "hf_readonly": {"name": "someone", "orgs": [], "auth": {"accessToken": {"role": "read"}}},
+    # As a login in the browser is told: without a role.
+    "hf_oauth": {"name": "someone", "orgs": None, "auth": {"type": "oauth"}},
     "hf_stranger": {"name": "stranger", "orgs": [], "auth": {"accessToken": {"role": "write"}}},
 }
-KNOWN, READ_ONLY = {"HF_TOKEN": "hf_known"}, {"HF_TOKEN": "hf_readonly"}
+KNOWN, READ_ONLY, BY_BROWSER = ({"HF_TOKEN": token} for token in ("hf_known", "hf_readonly", "hf_oauth"))
 DROP, DROP_AFTER = "connection dropped before the request was carried out", "connection dropped after it was"
 
 
@@ -167,8 +169,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def may_write(self, repo: str) -> bool:
         """Whether the token may change the repository."""
-        owners = [self.user["name"], *(org["name"] for org in self.user["orgs"])] if self.user else []
-        return repo.split("/")[0] in owners and self.user["auth"]["accessToken"]["role"] == "write"
+        owners = [self.user["name"], *(org["name"] for org in self.user["orgs"] or [])] if self.user else []
+        return repo.split("/")[0] in owners and self.user["auth"].get("accessToken", {}).get("role") != "read"
 
     def create(self, wanted: dict) -> None:
         """Make a repository."""

@@ -101,7 +101,8 @@ def changed(facts: Facts, **changes) -> Facts:
 def test_the_card_states_what_was_measured(facts):
     card = model_card(facts)
     for stated in (
-        *("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "6a6f4aa4197940add57724a7707d069478df56b1", "174,900", SHA),
+        *("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "6a6f4aa4197940add57724a7707d069478df56b1", SHA),
+        *("Fine-tuned on 3 epochs of 174,900 rows", "Dev chose the checkpoint", "8 of 10 evaluations"),
         *("2000 questions of the test_clean split", "test_clean.csv (2000)", "dtype bfloat16, quantization 8bit"),
         *("| **option likelihood** | **0.422** | 0.400 to 0.444 |", "| floor: majority letter | 0.319 |"),
         *("+0.081", "0.060 to 0.102", "McNemar p = 1.3e-09", "answered 97.0%", "41,943,040 of 8,072,204,288 (0.52%)"),
@@ -168,7 +169,7 @@ def test_data_that_only_looks_like_pmc_vqa_is_not_called_so(facts):
     card = model_card(changed(facts, manifest=manifest))
     header = yaml.safe_load(card.split("---\n")[1])
     assert "datasets" not in header
-    assert "medical multiple-choice questions of the files below" in card
+    assert "rows of medical multiple-choice questions of the files below" in card
     assert "963, as published" not in card
 
 
@@ -191,6 +192,15 @@ def test_what_nobody_told_is_said_to_be_unknown(facts):
     assert "model-index" not in header
 
 
+def test_the_card_says_when_dev_chose_nothing_and_when_an_adapter_was_measured(facts):
+    settings = {**facts.settings, "load_best_model_at_end": False}
+    card = model_card(changed(facts, manifest={**facts.manifest, "settings": settings}, is_adapter=False))
+    assert "Dev chose" not in card
+    assert "| kept: the last step |" in card
+    assert "before merging" not in card
+    assert "measured with the adapter, before merging" in model_card(changed(facts, evaluated_before_merging=True))
+
+
 def test_facts_of_an_older_run_are_refused_in_words(facts):
     from data_prep.command import UserError
 
@@ -200,12 +210,15 @@ def test_facts_of_an_older_run_are_refused_in_words(facts):
 
 
 def test_the_recipe_that_travels_trains_the_same(facts, tmp_path):
+    pushing = ("--push_to_hub", "yes", "--hub_model_id", "jane/x")
     settings = resolve(["recipes/pmcvqa.yaml", "--learning_rate", "1e-4", "--max_steps", "7"]).on(1)
+    pushed = resolve(["recipes/pmcvqa.yaml", "--learning_rate", "1e-4", "--max_steps", "7", *pushing]).on(1)
     file = tmp_path / "recipe.yaml"
-    file.write_text(settings.as_recipe(), encoding="utf-8")
+    file.write_text(pushed.as_recipe(), encoding="utf-8")
     again = resolve([str(file)]).on(1)
     assert again.values == settings.values
     assert again.learning_rate == 1e-4
+    assert yaml.safe_load(settings.as_recipe("0123abc"))["model_revision"] == "0123abc"
 
 
 def test_the_recipe_that_travels_names_no_place_of_this_machine():

@@ -135,6 +135,18 @@ def test_a_quantised_base_is_refused_and_the_way_out_named(here, refused, adapte
     assert (out / "model.safetensors").is_file()
 
 
+def test_the_facts_of_a_run_travel_and_name_what_it_was_merged_onto(trained, tmp_path):
+    import sft.merge
+
+    base = sft.merge.check_mergeable(str(trained))
+    sft.merge.merge(str(trained), base, tmp_path)
+    for name in ("recipe.yaml", "history.json", "eval_results.json", "prompt_format.json"):
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+    told = json.loads((tmp_path / "run_manifest.json").read_text())
+    assert told["merged"]["onto"] == {"name": "tiny-deepseek", "revision": None}
+    assert told["merged"]["prompts"] == 5
+
+
 def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_deepseek, tmp_path, monkeypatch):
     import shutil
 
@@ -160,7 +172,7 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
         vocab_size=len(deepseek_tokenizer),
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=20,
+        num_hidden_layers=10,
         num_attention_heads=8,
         bos_token_id=deepseek_tokenizer.bos_token_id,
         eos_token_id=deepseek_tokenizer.eos_token_id,
@@ -183,4 +195,4 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
     assert done.returncode == 0, done.stderr
     copies = int(done.stdout.rpartition("PEAK ")[2]) * 1024 / size
     print(f"{copies:.2f} copies of {size / 2**30:.2f} GiB")
-    assert copies < 1.5
+    assert copies < 1.2

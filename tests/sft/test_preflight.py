@@ -64,6 +64,24 @@ REFUSALS = {
     "test split": ("pmcvqa", None, "A100-80GB", "--dataset_test_split test_clean", "use dev"),
     "save and eval steps": ("pmcvqa", None, "A100-80GB", "--eval_steps 300", "not a multiple of eval_steps 300"),
     "save and eval strategy": ("pmcvqa", None, "A100-80GB", "--save_strategy epoch", "set both to steps"),
+    "trained on test": (
+        *("pmcvqa", None, "A100-80GB", "--dataset_train_split test_clean"),
+        "would train on the test questions",
+    ),
+    "a revision in the name": (
+        *("pmcvqa", None, "A100-80GB", "--model_name_or_path someone/model@abc"),
+        "write the revision as model_revision: abc",
+    ),
+    "a token in the recipe": (
+        *("pmcvqa", None, "A100-80GB", '--model_init_kwargs {"token":"hf_x"}'),
+        "a token in a recipe is a token lost",
+    ),
+    "nowhere to publish": ("pmcvqa", None, "A100-80GB", "--push_to_hub yes", "set hub_model_id: OWNER/NAME"),
+    "a place to publish, and no push": ("pmcvqa", None, "A100-80GB", "--hub_model_id a/b", "push_to_hub is off"),
+    "published without a base": (
+        *("pmcvqa", None, "A100-80GB", "--push_to_hub yes --hub_model_id a/b --model_name_or_path recipes"),
+        "is a folder, which nobody else can load",
+    ),
     "too few checkpoints": ("pmcvqa", None, "A100-80GB", "--save_total_limit 1", "set it to 2 or more"),
     "selection without questions": ("pmcvqa", None, "A100-80GB", "--mcq_eval_samples 0", "set mcq_eval_samples"),
     "questions without evaluation": (

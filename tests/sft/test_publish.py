@@ -13,7 +13,7 @@ import sys
 import pytest
 import yaml
 
-from tests.hub import DROP, DROP_AFTER, KNOWN, READ_ONLY, Fault, Repo
+from tests.hub import BY_BROWSER, DROP, DROP_AFTER, KNOWN, READ_ONLY, Fault, Repo
 
 REPO, BASE = "someone/pmc-vqa", "someone/tiny-base"
 OURS = ("adapter_model.safetensors", "adapter_config.json", "README.md", "run_manifest.json")
@@ -139,6 +139,8 @@ FAULTS = {
     "somebody else commits meanwhile": ([Fault("POST", "/commit/", 412)], "somebody else changed", False),
     "token expires before the commit": ([Fault("POST", "/commit/", 401)], "hf auth login", False),
     "connection drops while it is verified": ([Fault("GET", "/tree/", DROP)], "", True),
+    "connection drops at the first question": ([Fault("GET", "/whoami", DROP)], "it broke off", True),
+    "connection drops after the tag": ([Fault("POST", "/tag/", DROP_AFTER)], "it broke off", True),
 }
 
 
@@ -146,7 +148,7 @@ FAULTS = {
 def test_faults_of_the_hub(fault, publish, hub, tmp_path):
     faults, words, published = FAULTS[fault]
     hub.faults += faults
-    done = publish()
+    done = publish("--tag", "v1")
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not any(f.times and f.times < ALWAYS - 5 for f in faults)  # they happened
@@ -155,6 +157,7 @@ def test_faults_of_the_hub(fault, publish, hub, tmp_path):
         assert done.returncode == 0, done.stderr
         assert len(repo.commits) == 2  # one commit, however often it was tried
         assert set(OURS) <= repo.files.keys()
+        assert repo.tags == {"v1": repo.head}
     else:
         the_line(done)
         assert repo is None or not repo.files  # nothing, or an empty private repository
@@ -181,6 +184,42 @@ def test_a_file_that_arrived_as_another_is_found_and_stays_private(publish, hub,
     line = the_line(publish("--public"))
     assert "adapter_model.safetensors is other there" in line
     assert hub.model(REPO).private
+
+
+def test_a_login_in_the_browser_may_publish(publish, hub):
+    done = publish(**BY_BROWSER)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_passes_is_told_from_what_does_not():
+    """hf_xet, which stores weights on the real Hub and cannot be used here, raises Python's own ConnectionError."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    from data_prep.hub import no_answer
+
+    wrapped = RuntimeError("Error while uploading")
+    wrapped.__cause__ = ConnectionError("server closed the connection")
+    assert no_answer(wrapped)
+    assert no_answer(TimeoutError())
+    assert not no_answer(OfflineModeIsEnabled("HF_HUB_OFFLINE is set"))
+    assert not no_answer(ValueError("no such file"))
+
+
+def test_the_reason_that_the_hub_gives_is_passed_on(publish, hub):
+    hub.faults.append(Fault("POST", "/repos/create", 403, 1, {"X-Error-Message": "Private storage limit reached"}))
+    assert "(the Hub says: Private storage limit reached" in the_line(publish())
+
+
+def test_a_base_model_of_another_size_is_refused_in_words(publish, hub, tiny_deepseek, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_deepseek, other)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek, hidden_size=128)).save_pretrained(other)
+    hub.add("models", "someone/other", other)
+    line = the_line(publish(base="someone/other"))
+    assert "is uploaded" in line
+    assert "it cannot be loaded" in line
 
 
 def test_another_base_model_on_the_hub_is_found_by_its_answers(publish, hub, tiny_deepseek, tmp_path):
@@ -265,6 +304,23 @@ def test_what_is_no_finished_model_of_a_run_is_refused(refused, trained, recipe_
     assert "name the same model on the Hub with --base_model" in line
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("run_manifest.json", "{,}", "run_manifest.json cannot be read"),
+        ("run_manifest.json", "{}", "does not tell the base model"),
+        ("history.json", "[", "history.json cannot be read"),
+        ("prompt_format.json", "", "prompt_format.json cannot be read"),
+    ],
+)
+def test_a_file_that_was_damaged_by_hand_is_named(refused, trained, tmp_path, file, content, words):
+    model = tmp_path / "final_model"
+    shutil.copytree(trained, model)
+    (model / file).write_text(content)
+    common = ("--repo", REPO, "--dry_run", "--base_model", BASE, "--output_dir", tmp_path / "staged")
+    assert words in refused("sft/publish.py", "--model_path", model, *common)
+
+
 def test_an_evaluation_of_another_model_is_refused(refused, trained, evaluation, tmp_path):
     folder = tmp_path / "tuned"
     shutil.copytree(evaluation, folder)
@@ -295,6 +351,9 @@ PLANTED = {
     "a Windows path": ("run_manifest.json", "C:\\Users\\jane", "the path C:"),
     "a path in the tokenizer's configuration": ("tokenizer_config.json", "/mnt/models/base", "the path /mnt"),
     "a user's name": ("run_manifest.json", "run of jdoe, third", "the user name jdoe"),
+    "a user's name in a name": ("recipe.yaml", "runs_JDoe_3", "the user name jdoe"),
+    "a token in an address": ("recipe.yaml", "https://0123456789abcdef@proxy.lab/x", "a password in an address"),
+    "a path behind a bar": ("history.json", "a|/scratch/jane/x", "the path /scratch/jane/x"),
     "a secret of the environment": ("chat_template.jinja", "tr0ub4dor&3", "a secret of this environment"),
     "a secret of the environment in the vocabulary": ("tokenizer.json", "tr0ub4dor&3", "a secret of this"),
 }
@@ -311,13 +370,13 @@ def test_what_should_stay_here_stays_here(planted, refused, trained, tmp_path, m
         planted_in_json(model / file, secret)
     else:
         (model / file).write_text((model / file).read_text() + f"\nnote: {secret}\n")
-    common = ("--repo", "jdoe/pmc-vqa", "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
+    common = ("--repo", "lab/pmc-vqa", "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
     line = refused("sft/publish.py", "--model_path", model, *common)
     assert words in line
     assert file in line
     if "path" not in planted and "name" not in planted:
         assert secret not in line  # the refusal does not tell it either
-    assert not (tmp_path / "staged/jdoe--pmc-vqa").exists()
+    assert not (tmp_path / "staged/lab--pmc-vqa").exists()
 
 
 def test_a_secret_in_the_metadata_of_weights_is_found(refused, trained, tmp_path):
@@ -341,6 +400,11 @@ def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monke
     (tmp_path / "tokenizer.json").write_text('{"vocab": {"/usr/bin": 1, "/home": 2}}')
     (tmp_path / "chat_template.jinja").write_text("{{ '<|im_end|>' }}{# a/b and/or c #}")
     assert find_leaks(tmp_path, published=("max/model",)) == []
+    # Whoever publishes under the own name gives it away; and it may be a word that the file's writer chose.
+    (tmp_path / "config.json").write_text('{"max": 1, "dataset_name": "max/PMC-VQA-Processed"}')
+    assert find_leaks(tmp_path, published=("max/model",)) == []
+    assert find_leaks(tmp_path, published=("lab/model", "max/PMC-VQA-Processed")) == []
+    assert find_leaks(tmp_path, published=("lab/model",)) == ["config.json: the user name max"]
 
 
 def test_paths_of_this_machine_are_taken_out_of_what_a_run_tells():
@@ -393,4 +457,9 @@ def test_a_run_on_two_processes_that_could_not_publish_is_refused_before_it_trai
     done = pushing(hub, toy_options, "pmcvqa_ddp", tmp_path / "out", **READ_ONLY)
     assert done.returncode != 0
     assert "hub_model_id someone/pmc-vqa: your token may only read" in done.stderr
+    # A fine-grained token does not tell what it may do; the repository is made first, which tells.
+    hub.faults.append(Fault("POST", "/repos/create", 403))
+    done = pushing(hub, toy_options, "pmcvqa_ddp", tmp_path / "out")
+    assert done.returncode != 0
+    assert "hub_model_id someone/pmc-vqa cannot be made: your token may not write there" in done.stderr
     assert not (tmp_path / "out").exists()
