@@ -22,6 +22,11 @@ PUBLISHED = {
     ("pmc_vqa_v2", "test_2.csv"): 33_430,
 }
 PMC_VQA = "xmcmic/PMC-VQA"
+# What each score is, for readers of the card.
+MEANINGS = {
+    "option_likelihood": "Option likelihood: the option whose completion, as trained, is the likeliest.",
+    "generation": "Generation: the model writes, the text is parsed strictly, and what states no option is wrong.",
+}
 # Rows of the table of the dev curve.
 CURVE = 8
 SHOWN_VERSIONS = ("trl", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed", "datasets", "torch")
@@ -177,10 +182,11 @@ def evaluation_part(facts: Facts) -> str:
                 parts.append(
                     f"{SCORES[score].capitalize()}: {shares}; {found['tokens']['mean']:.0f} tokens an answer."
                 )
+    scores = {score for evaluation in facts.evaluations for score in evaluation["scores"]}
     parts.append(
-        "Option likelihood: the option whose completion, as trained, is the likeliest. Generation: the model writes, "
-        "the text is parsed strictly, and what states no single option is wrong. Intervals are Wilson's; RStd is the "
-        "standard deviation of recall over the letters (arXiv 2309.03882); the floors need no look at the question."
+        " ".join(words for score, words in MEANINGS.items() if score in scores)
+        + " Intervals are Wilson's; RStd is the standard deviation of recall over the letters (arXiv 2309.03882); the "
+        "floors need no look at the question."
     )
     return "\n\n".join(parts)
 
@@ -341,7 +347,7 @@ model = AutoModelForCausalLM.from_pretrained("{facts.repo}", dtype="bfloat16")""
 tokenizer = AutoTokenizer.from_pretrained("{facts.repo}")
 ```
 
-It was trained with prompts of this form, and answers others less well:
+It was trained with prompts of this form:
 
 ```python
 question = {question}
@@ -360,7 +366,9 @@ def model_card(facts: Facts) -> str:
         UserError: the facts lack something that every run since this program writes cards has left.
     """
     try:
-        pinned = f" at revision `{facts.revision}`" if facts.revision else ""
+        pinned = (
+            f" at revision `{facts.revision}`" if facts.revision else ", taken from a folder: no revision is known"
+        )
         merged = (
             "merged model, a LoRA adapter in the weights of" if facts.settings["use_peft"] else "full fine-tune of"
         )
@@ -369,7 +377,7 @@ def model_card(facts: Facts) -> str:
             sum(data["weight"] * data.get("splits", {}).get("train", 0) for data in facts.manifest["datasets"])
         )
         epochs = facts.history[-1].get("epoch") if facts.history else None
-        trained_on = f"{epochs:.3g} epochs of {rows:,}" if epochs else f"{rows:,}"
+        trained_on = f"{rows:,} rows" + (f" (epochs: {epochs:.3g})" if epochs else "")
         of = "of PMC-VQA" if facts.is_pmc_vqa else "of the files below"
         options = "pick one of several options" if facts.answer_format != OPEN else "answer in a few words"
         return f"""---
@@ -378,7 +386,7 @@ def model_card(facts: Facts) -> str:
 # {facts.repo.split("/")[1]}
 
 A {kind} [{facts.base}](https://huggingface.co/{facts.base}){pinned}.
-Fine-tuned on {trained_on} rows of medical multiple-choice questions {of}, with
+Fine-tuned on {trained_on} of medical multiple-choice questions {of}, with
 [TRL](https://github.com/huggingface/trl)'s SFTTrainer; it answers in the format `{facts.answer_format}`.
 
 **Not for clinical use.** A language model that was trained to {options}. It sees no image: a question about a figure
