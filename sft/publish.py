@@ -118,7 +118,7 @@ def read_results(folder: Path, model: Path) -> dict[str, Any]:
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         evaluated = set(results["fingerprint"]["model"])
-        version = results["schema_version"]
+        version, name = results["schema_version"], Path(results["name"]).name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--evaluation {folder} is not a finished evaluation: name a folder with {RESULTS}") from error
     if version != SCHEMA_VERSION:
@@ -129,7 +129,7 @@ def read_results(folder: Path, model: Path) -> dict[str, Any]:
             f"--evaluation {folder} is not of {model} (its weights are others): evaluate this model with "
             f"python sft/evaluate.py --model_path {model}"
         )
-    return results
+    return {**results, "name": name}  # which becomes a file's
 
 
 def check_repository(repo: str, model: Path, public: bool, update: bool, tag: str | None) -> str | None:
