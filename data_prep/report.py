@@ -88,7 +88,7 @@ def data_card(report: dict[str, Any]) -> str:
     """
     formats = sorted({source["format"] for source in report["sources"].values()})
     licences = sorted({FORMATS[name].licence for name in formats})
-    titles = ", ".join(f"{FORMATS[name].title} ({FORMATS[name].licence})" for name in formats)
+    titles = ", ".join(f"{FORMATS[name].title} (published under {FORMATS[name].licence})" for name in formats)
     files = "\n".join(f"  - split: {split}\n    path: {split}/{name}" for split, name in report["files"].items())
     counts = "\n".join(
         f"| {split} | {summary['rows']} | {summary['floors']['majority_letter']:.3f} | "
@@ -120,8 +120,9 @@ configs:
 ---
 # Medical multiple-choice questions, prepared for supervised fine-tuning
 
-Made from {titles}. Rows are chat messages with the question, its options and the right one beside them; a text-only
-model does not see the figures. Not for clinical use.
+Made from files in the format of {titles}. Rows are chat messages
+with the question, its options and the right one beside them; a text-only model does not see the figures. Not for
+clinical use.
 
 | split | rows | floor: majority letter | floor: longest option |
 |---|---|---|---|

@@ -20,6 +20,10 @@ FINGERPRINT = "fingerprint.json"
 DECIDE = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
+# Words for the parts of a fingerprint, where their names do not say what the user did.
+DIFFERS = {"questions": "questions (another --split, --dataset_path, --num_samples or --seed)", "model": "weights"}
+
+
 class Answers:
     """The answers in `folder`, by task and question id.
 
@@ -42,12 +46,14 @@ class Answers:
             return
         try:
             earlier = json.loads(file.read_text(encoding="utf-8"))
-            differs = ", ".join(key for key in fingerprint if earlier.get(key) != fingerprint[key])
+            differs = " and ".join(
+                DIFFERS.get(key, key) for key in fingerprint if earlier.get(key) != fingerprint[key]
+            )
         except (ValueError, AttributeError) as error:
             raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
         if differs:
             raise UserError(
-                f"{folder.parent} holds an evaluation with another {differs}: pass --overwrite to replace it, or "
+                f"{folder.parent} holds an evaluation with other {differs}: pass --overwrite to replace it, or "
                 "choose another --name"
             )
         self.read()

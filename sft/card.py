@@ -48,6 +48,7 @@ class Facts:
     history: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]  # results.json of each
     evaluated_before_merging: bool = False
+    base_was_named: bool = False  # by whoever published it, in the place of a folder
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -162,14 +163,17 @@ def evaluation_part(facts: Facts) -> str:
             for name, value in evaluation["floors"].items()
         ]
         merged = ", measured with the adapter, before merging" if facts.evaluated_before_merging else ""
+        whole = evaluation.get("questions_in_split", evaluation["n"])
+        drawn = f"{evaluation['n']} questions" + (f", drawn from the {whole}" if whole != evaluation["n"] else "")
         parts.append(
-            f"{evaluation['n']} questions of the {evaluation['split']} split of {evaluation['dataset']}: "
+            f"{drawn} of the {evaluation['split']} split of {evaluation['dataset']}: "
             f"{named_files(evaluation)}; {how}{merged}.\n\n"
             + table(["", "accuracy", "95 % interval", "balanced by gold letter", "RStd"], rows)
         )
         for score, title in SCORES.items():
             if score in evaluation.get("paired", {}):
-                parts.append(against(evaluation["paired"]["baseline"], title, evaluation["paired"][score]))
+                accuracy = evaluation["scores"][score]["accuracy"]
+                parts.append(against(evaluation["paired"]["baseline"], title, accuracy, evaluation["paired"][score]))
         floor = max(evaluation["floors"], key=evaluation["floors"].get)
         for score, found in evaluation["scores"].items():
             if found["ci95"][0] <= evaluation["floors"][floor]:
@@ -178,25 +182,28 @@ def evaluation_part(facts: Facts) -> str:
                     "which lies in or above its interval."
                 )
             if "outcomes" in found:
+                sampling = ", ".join(f"{key} {value}" for key, value in found["sampling"].items())
+                seeds = ", ".join(str(seed["seed"]) for seed in found["seeds"])
                 shares = ", ".join(f"{outcome} {share:.1%}" for outcome, share in found["outcomes"].items())
                 parts.append(
-                    f"{SCORES[score].capitalize()}: {shares}; {found['tokens']['mean']:.0f} tokens an answer."
+                    f"{SCORES[score].capitalize()} ({sampling}; seeds {seeds}): {shares}; "
+                    f"{found['tokens']['mean']:.0f} tokens an answer."
                 )
     scores = {score for evaluation in facts.evaluations for score in evaluation["scores"]}
     parts.append(
         " ".join(words for score, words in MEANINGS.items() if score in scores)
-        + " Intervals are Wilson's; RStd is the standard deviation of recall over the letters (arXiv 2309.03882); the "
-        "floors need no look at the question."
+        + " Intervals of accuracies are Wilson's; RStd is the standard deviation of recall over the letters (arXiv "
+        "2309.03882); the floors need no look at the question."
     )
     return "\n\n".join(parts)
 
 
-def against(baseline: str, title: str, paired: dict[str, Any]) -> str:
-    """One sentence that compares with another evaluation over the same questions."""
-    p = f", exact McNemar p = {paired['mcnemar_p']:.1e}" if "mcnemar_p" in paired else ""
+def against(baseline: str, title: str, accuracy: float, paired: dict[str, Any]) -> str:
+    """One sentence that compares an accuracy with that of another evaluation over the same questions."""
+    p = f", exact McNemar p = {paired['mcnemar_p']:.2g}" if "mcnemar_p" in paired else ""
     return (
-        f"Against `{baseline}`, question by question, {title}: {paired['difference']:+.3f} "
-        f"(95 % interval {interval(paired['ci95'])}{p})."
+        f"Against the evaluation called `{baseline}` ({accuracy - paired['difference']:.3f}), question by question, "
+        f"{title}: {paired['difference']:+.3f} (95 % interval {interval(paired['ci95'])}, clustered by article{p})."
     )
 
 
@@ -225,6 +232,7 @@ def dev_part(facts: Facts) -> str:
         lines.append([f"kept: {name or 'the last step'}", *cells(kept)])
     left_out = f"{len(shown)} of {len(steps)} evaluations; " if len(shown) < len(steps) else ""
     why = "Dev chose the checkpoint, so its numbers are not those of a test. " if chosen else ""
+    why = why if sum(step > 0 for step in steps) > 1 else "There was one checkpoint, and nothing to choose. "
     return (
         f"{why}{left_out}`history.json` has all.\n\n"
         + table(["step", "dev loss (nats a token)", "dev accuracy", "95 % interval", "questions"], lines)
@@ -258,7 +266,7 @@ def training_part(facts: Facts) -> str:
         ["steps", f"{last.get('step', 'not told')}, of {batch} {packs} each"],
         ["epochs", f"{last['epoch']:.2f}" if "epoch" in last else "not told"],
         ["learning rate", f"{settings['learning_rate']:g}, {settings['lr_scheduler_type']}"],
-        ["longest sequence", f"{settings['max_length']} tokens"],
+        ["max_length", f"{settings['max_length']} tokens"],
         ["loss", "on the completion alone" if settings["completion_only_loss"] else "see the recipe"],
         ["seed", settings["seed"]],
         ["code", f"git {manifest['git_revision']}" if manifest["git_revision"] else "not told"],
@@ -296,8 +304,8 @@ def data_part(facts: Facts) -> str:
         counts = ", ".join(f"{split} {rows:,}" for split, rows in data["splits"].items())
         parts.append(
             f"`{data['name']}`{weight}: {data['read']:,} rows read, {data['kept']:,} kept, "
-            f"{data['rejected']:,} rejected, {data['duplicates']:,} exact duplicates. Rows by split: {counts}. The "
-            "test splits were not trained on."
+            f"{data['rejected']:,} rejected, {data['duplicates']:,} exact duplicates. Rows by split: {counts}. "
+            + overlap_sentence(data)
         )
         rows = [
             [
@@ -310,6 +318,19 @@ def data_part(facts: Facts) -> str:
         ]
         parts.append(table(["file", "in the format of", "rows", "SHA-256"], rows))
     return "\n\n".join(parts)
+
+
+def overlap_sentence(data: dict[str, Any]) -> str:
+    """What the training split shares with the test splits of its data set."""
+    if not any(split.startswith("test") for split in data["splits"]):
+        return "It has no test split; what its rows share with other data was not measured."
+    shared = [
+        f"{row['shared']:,} by {row['by']}"
+        for row in data.get("overlap", [])
+        if "train" in row["splits"] and any(split.startswith("test") for split in row["splits"]) and row["shared"]
+    ]
+    told = ", ".join(shared) if shared else "nothing by article, figure or text" if "overlap" in data else "not told"
+    return f"Its test splits were not trained on; shared by train and test: {told}."
 
 
 def licence_part(facts: Facts) -> str:
@@ -366,9 +387,9 @@ def model_card(facts: Facts) -> str:
         UserError: the facts lack something that every run since this program writes cards has left.
     """
     try:
-        pinned = (
-            f" at revision `{facts.revision}`" if facts.revision else ", taken from a folder: no revision is known"
-        )
+        pinned = f" at revision `{facts.revision}`" if facts.revision else ", of which no revision is told"
+        if facts.base_was_named:
+            pinned += ": so the publisher names the local copy that it was trained and evaluated with"
         merged = (
             "merged model, a LoRA adapter in the weights of" if facts.settings["use_peft"] else "full fine-tune of"
         )

@@ -156,8 +156,8 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "
-                f"{tokenizer.decode(full_ids[same : same + 8])!r}. Set chat_template_path to a template of "
-                "recipes/templates/"
+                f"{tokenizer.decode(full_ids[same : same + 8])!r}. Name a template of recipes/templates/: "
+                "chat_template_path in a recipe, --chat_template elsewhere"
             )
         prompt_ids, completion_ids = head + rest[:cut], rest[cut:]
         if prompt_ids[:2] == [tokenizer.bos_token_id] * 2:
@@ -167,7 +167,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
         if completion_ids[-1] != tokenizer.eos_token_id:
             raise UserError(
                 f"chat template does not end {row} with {tokenizer.eos_token!r}: the model would never learn to stop. "
-                "Set chat_template_path to a template of recipes/templates/"
+                "Name a template of recipes/templates/: chat_template_path in a recipe, --chat_template elsewhere"
             )
         rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
     return rows

@@ -83,16 +83,8 @@ def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
     Only the name is known of one without a report.
     """
     told = (
-        "sources",
-        "splits",
-        "options",
-        "read",
-        "kept",
-        "rejected",
-        "duplicates",
-        "answer_format",
-        "prompt_version",
-        "seed",
+        *("sources", "splits", "overlap", "options", "read", "kept", "rejected", "duplicates"),
+        *("answer_format", "prompt_version", "seed"),
     )
     found = []
     for path, weight in weights.items():

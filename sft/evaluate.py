@@ -305,8 +305,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_model_folder(args.model_path)
     samplings = [Sampling(args.max_new_tokens, args.temperature, args.top_p, seed) for seed in args.generation_seeds]
     baseline = read_evaluation(args.baseline) if args.baseline else None
-    rows = load_split(args.dataset_path, args.split)
-    questions = draw(rows, args.num_samples or len(rows), args.seed)
+    split = load_split(args.dataset_path, args.split)
+    questions = draw(split, args.num_samples or len(split), args.seed)
     check_questions(questions, args)
     asked, trained = questions[0]["answer_format"], prompt_format(args.model_path) if local_model else None
     if trained not in (None, asked):
@@ -375,6 +375,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "split": args.split,
         "files": dict(sorted(Counter(question["source"] for question in questions if question.get("source")).items())),
         "n": len(questions),
+        "questions_in_split": len(split),
         "answer_format": asked,
         **found,
         "tasks": [task.name for task in tasks],

@@ -48,6 +48,7 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
     check_model_folder(model_path)
     named = base_of(model_path)
     if named == model_path:
+        load_config(model_path)  # or it is not there at all
         raise UserError(f"{model_path} is no adapter: its weights are whole already")
     base = base or named
     quantised = getattr(load_config(base), "quantization_config", None)

@@ -4,6 +4,7 @@ On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag. Code from a
 weights are read from safetensors alone.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,10 @@ def check_model_folder(model_path: str) -> None:
             f"{folder} is no model: it needs adapter_config.json with adapter_model.safetensors, or config.json with "
             "*.safetensors weights. A finished run keeps its adapter in final_model/"
         )
-    # A Hub id is a name, or an owner and a name; anything else was meant as a folder.
-    if folder.exists() or pinned(model_path)[0].count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/")):
+    # A Hub id is a name, or an owner and a name; anything else was meant as a folder, and so was a run's product.
+    ours = re.fullmatch(r"final_model|merged_model|checkpoint-\d+", folder.name)
+    elsewhere = pinned(model_path)[0].count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/"))
+    if folder.exists() or elsewhere or ours:
         raise UserError(f"model folder {model_path} does not exist: check the path, or name a model on the Hub")
 
 

@@ -25,6 +25,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_prep.command import UserError, first_line, read_json, run, terminated_as_exit, whole_folder, write_json
 from data_prep.hub import (
     PAUSES_OF_QUESTIONS,
@@ -99,7 +101,10 @@ def check_base(model_path: str, given: str | None) -> str:
         raise UserError(f"{model_path}/{MANIFEST} does not tell the base model: train with this version") from error
     base = given or (f"{trained['name']}@{trained['revision']}" if trained["revision"] else trained["name"])
     name, _ = pinned(base)
-    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists()
+    if given and not is_id:
+        raise UserError(f"--base_model {given}: give the model's id on the Hub, OWNER/NAME or OWNER/NAME@COMMIT")
+    if not is_id:
         raise UserError(
             f"{model_path} was trained on {name}, a folder that nobody else has: name the same model on the Hub with "
             "--base_model OWNER/NAME (or OWNER/NAME@COMMIT)"
@@ -225,6 +230,11 @@ def stage(
             link_or_copy(file, folder / file.name)
         (folder / CARD).unlink(missing_ok=True)
     name, revision = pinned(base)
+    if args.base_model:  # the recipe that travels names the model where others find it
+        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        recipe |= {"model_name_or_path": name, "model_revision": revision or "main"}
+        (folder / RECIPE).unlink()
+        (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if is_adapter := (folder / ADAPTER_CONFIG).is_file():
         config = read_json(model / ADAPTER_CONFIG)
         for rewritten in (ADAPTER_CONFIG, "config.json"):
@@ -258,6 +268,7 @@ def stage(
         history=told("history.json", []),
         evaluations=list(evaluations),
         evaluated_before_merging=merged_onto is not None,
+        base_was_named=bool(args.base_model),
     )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
     data = [str(told["name"]) for told in manifest.get("datasets", []) if not Path(str(told["name"])).exists()]

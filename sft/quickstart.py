@@ -69,8 +69,9 @@ STEPS = [
     Step(
         "ask",
         f"python sft/infer.py --model_path {TRAINED}/final_model --temperature 0 "
-        "--question 'A biopsy is checked for iron. Which stain shows it?' "
-        "--choices 'Congo red' 'Prussian blue' Retina 'Barium sulfate'",
+        # A question of the test split.
+        "--question 'Which dye mixture shows malaria parasites in a blood film?' "
+        "--choices Pancreas Giemsa 'Hodgkin lymphoma' Appendix",
         None,
     ),
 ]

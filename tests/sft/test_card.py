@@ -31,6 +31,8 @@ RESULTS = {
             "ci95": [0.2951, 0.3358],
             "balanced_accuracy": 0.3,
             "rstd": 0.1,
+            "sampling": {"max_new_tokens": 32, "temperature": 0.6, "top_p": 0.95},
+            "seeds": [{"seed": 42, "accuracy": 0.3151}],
             "outcomes": {"answered": 0.97, "unparsed": 0.02, "truncated": 0.01},
             "tokens": {"mean": 12.3},
         },
@@ -50,6 +52,10 @@ DATA = {
         "test_clean.csv": {"format": "pmc_vqa_v1", "sha256": "cd" * 32, "rows": 2000},
     },
     "splits": {"train": 174_900, "dev": 2000, "test_clean": 2000},
+    "overlap": [
+        {"splits": ["train", "test_clean"], "by": "article", "shared": 12, "rows": [30, 20]},
+        {"splits": ["train", "dev"], "by": "article", "shared": 0, "rows": [0, 0]},
+    ],
     **{"read": 178_948, "kept": 178_900, "rejected": 40, "duplicates": 8},
 }
 
@@ -105,7 +111,15 @@ def test_the_card_states_what_was_measured(facts):
         *("Fine-tuned on 174,900 rows (epochs: 3)", "Dev chose the checkpoint", "8 of 10 evaluations"),
         *("2000 questions of the test_clean split", "test_clean.csv (2000)", "dtype bfloat16, quantization 8bit"),
         *("| **option likelihood** | **0.422** | 0.400 to 0.444 |", "| floor: majority letter | 0.319 |"),
-        *("+0.081", "0.060 to 0.102", "McNemar p = 1.3e-09", "answered 97.0%", "41,943,040 of 8,072,204,288 (0.52%)"),
+        *(
+            "+0.081",
+            "0.060 to 0.102",
+            "McNemar p = 1.3e-09",
+            "called `base` (0.341)",
+            "temperature 0.6, top_p 0.95; seeds 42",
+            "answered 97.0%",
+            "41,943,040 of 8,072,204,288 (0.52%)",
+        ),
         *("NVIDIA A100-SXM4-40GB", "8.6 h", "4731, of 8 packs each", "0.0002, cosine", "8-bit LoRA", "git 0123abc"),
         *(
             "kept: checkpoint-4500",
@@ -117,6 +131,7 @@ def test_the_card_states_what_was_measured(facts):
         'AutoPeftModelForCausalLM.from_pretrained("jane/pmc-vqa-8b"',
     ):
         assert stated in card
+    assert "Its test splits were not trained on; shared by train and test: 12 by article." in card
     assert card.count("\n| ") < 70  # a long curve is told in a few of its rows
     assert "| 4500 |" in card
 
@@ -199,6 +214,14 @@ def test_the_card_says_when_dev_chose_nothing_and_when_an_adapter_was_measured(f
     assert "| kept: the last step |" in card
     assert "before merging" not in card
     assert "measured with the adapter, before merging" in model_card(changed(facts, evaluated_before_merging=True))
+
+
+def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_said_to_be_so(facts):
+    drawn = {**RESULTS, "n": 100, "questions_in_split": 2000}
+    card = model_card(changed(facts, base_was_named=True, evaluations=[drawn]))
+    assert "so the publisher names the local copy that it was trained and evaluated with" in card
+    assert "100 questions, drawn from the 2000 of the test_clean split" in card
+    assert "the publisher names" not in model_card(facts)
 
 
 def test_facts_of_an_older_run_are_refused_in_words(facts):

@@ -254,10 +254,12 @@ def test_answers_of_another_model_or_with_other_options_are_not_taken(
     words = ("--dataset_path", prepared, "--num_samples", 4, "--output_dir", tmp_path, "--name", "run")
     assert here("sft/evaluate.py", "--model_path", tiny_deepseek, *words).returncode == 0
     before = bytes_of(tmp_path / "run")
-    assert "another model" in refused("sft/evaluate.py", "--model_path", adapter, *words)
+    assert "other weights" in refused("sft/evaluate.py", "--model_path", adapter, *words)
     changed = ("sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--dtype", "float32")
-    assert "another options" in refused(*changed)
-    assert "another questions" in refused("sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--seed", 1)
+    assert "other options" in refused(*changed)
+    assert "other questions (another --split" in refused(
+        "sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--seed", 1
+    )
     assert bytes_of(tmp_path / "run") == before
     assert here(*changed, "--overwrite").returncode == 0
     assert bytes_of(tmp_path / "run") != before

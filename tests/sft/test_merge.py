@@ -153,6 +153,10 @@ def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_dee
     out = tmp_path / "merged"
     assert "is no adapter" in refused(MERGE, "--model_path", tiny_deepseek, "--output_dir", out)
     assert "does not exist" in refused(MERGE, "--model_path", tmp_path / "none", "--output_dir", out)
+    assert "cannot be loaded" in refused(MERGE, "--model_path", "nobody/nothing", "--output_dir", out)
+    # What a run would have left is a folder, though it looks like a name on the Hub.
+    line = refused(MERGE, "--model_path", "PMC-VQA-SFT-Nowhere/final_model", "--output_dir", out)
+    assert "model folder PMC-VQA-SFT-Nowhere/final_model does not exist" in line
     words = (MERGE, "--model_path", adapter, "--output_dir")
     assert "pass --overwrite" in refused(*words, tmp_path)
     assert "does not exist" in refused(*words, out, "--base_model", tmp_path / "none")
