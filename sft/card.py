@@ -387,9 +387,9 @@ def model_card(facts: Facts) -> str:
         UserError: the facts lack something that every run since this program writes cards has left.
     """
     try:
-        pinned = f" at revision `{facts.revision}`" if facts.revision else ", of which no revision is told"
+        pinned = f" at revision `{facts.revision}`" if facts.revision else " (no revision is known)"
         if facts.base_was_named:
-            pinned += ": so the publisher names the local copy that it was trained and evaluated with"
+            pinned += ", as its publisher calls the local copy that it was trained and evaluated with"
         merged = (
             "merged model, a LoRA adapter in the weights of" if facts.settings["use_peft"] else "full fine-tune of"
         )

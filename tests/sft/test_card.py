@@ -219,9 +219,9 @@ def test_the_card_says_when_dev_chose_nothing_and_when_an_adapter_was_measured(f
 def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_said_to_be_so(facts):
     drawn = {**RESULTS, "n": 100, "questions_in_split": 2000}
     card = model_card(changed(facts, base_was_named=True, evaluations=[drawn]))
-    assert "so the publisher names the local copy that it was trained and evaluated with" in card
+    assert "as its publisher calls the local copy that it was trained and evaluated with" in card
     assert "100 questions, drawn from the 2000 of the test_clean split" in card
-    assert "the publisher names" not in model_card(facts)
+    assert "its publisher calls" not in model_card(facts)
 
 
 def test_facts_of_an_older_run_are_refused_in_words(facts):
