@@ -70,6 +70,14 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
                     parent.rmdir()
 
 
+def free_bytes(path: Path) -> int:
+    """Bytes that are free on the disk where `path` is, or will be."""
+    place = path.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
 def check_free(path: Path, overwrite: bool) -> None:
     """Raise `UserError` if `path` exists and must not be replaced: ask before long work whose result goes there."""
     if path.exists() and not path.is_dir():

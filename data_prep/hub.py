@@ -4,6 +4,7 @@
 busy server, a limit of requests.
 """
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,16 @@ def pinned(name: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
+def is_id(name: str) -> bool:
+    """Whether `name` has the form ``OWNER/NAME``."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name))
+
+
+def files_of(info: Any) -> set[str]:
+    """Names of the files in a repository, without the one that the Hub puts there; none if there is no repository."""
+    return {file.rfilename for file in info.siblings} - {".gitattributes"} if info else set()
+
+
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what caused it: the client wraps some of its errors."""
     while error is not None:
@@ -62,15 +73,15 @@ def no_answer(error: BaseException) -> bool:
 
 def patiently(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
     """The result of `call`, tried again after what passes."""
-    for pause in (*pauses, None):
+    for pause in pauses:
         try:
             return call()
         except Exception as error:  # whatever the client's HTTP library raises
-            if pause is None or not (no_answer(error) or status_of(error) in PASSING):
+            if not (no_answer(error) or status_of(error) in PASSING):
                 raise
             print(f"The Hub: {reason(error)}. Next try in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
-    raise AssertionError
+    return call()
 
 
 def reason(error: BaseException) -> str:
@@ -142,8 +153,8 @@ def push(
     kind: str,
     folder: Path,
     message: str,
-    allow: Sequence[str] = ("*",),
-    replaced: Sequence[str] = (),
+    allow: Sequence[str],
+    replaced: Sequence[str],
     parent: str | None = None,
 ) -> Any:
     """Upload the files of `folder` that match `allow` in one commit, which also deletes what matches `replaced`.
@@ -164,7 +175,7 @@ def push(
             repo_type=kind,
             folder_path=folder,
             allow_patterns=list(allow),
-            delete_patterns=list(replaced) or None,
+            delete_patterns=list(replaced),
             commit_message=message,
             parent_commit=parent,
         )

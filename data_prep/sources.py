@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.command import UserError, first_line
 from data_prep.formats import FORMATS, detect, nearest, split_named
+from data_prep.hub import is_id
 from data_prep.questions import RejectedRow
 
 # The published files of each version; both lie in one repository, and their headers differ.
@@ -103,7 +104,7 @@ def find_sources(
 
 def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
     """The files of a PMC-VQA version on the Hub, at one commit, in the Hub's cache."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or place.startswith("."):
+    if not is_id(place):
         raise UserError(
             f"--dataset_path {place} does not exist: give the folder that holds train.csv and test.csv, or one file"
         )

@@ -18,8 +18,6 @@ from sft.models import base_of, commit_of
 FINGERPRINT = "fingerprint.json"
 # Weights, configurations, templates and vocabularies.
 DECIDE = (".safetensors", ".json", ".jinja", ".txt", ".model")
-
-
 # Words for the parts of a fingerprint, where their names do not say what the user did.
 DIFFERS = {"questions": "questions (another --split, --dataset_path, --num_samples or --seed)", "model": "weights"}
 

@@ -29,6 +29,7 @@ from sft.hardware import Hardware
 from sft.launch import Launch
 from sft.leaks import without_paths
 from sft.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
+from sft.preflight import on_cpu
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed")
 
@@ -75,7 +76,7 @@ def manifest(settings: Settings, launch: Launch, hardware: Hardware, data: str, 
         "settings": settings.values,
         "base_model": {"name": settings.model_name_or_path, "revision": commit_of(settings.model)},
         "datasets": provenance(settings.dataset_weights()),
-        "hardware": hardware.name if hardware.count and not settings.use_cpu else f"CPU, {platform.machine()}",
+        "hardware": f"CPU, {platform.machine()}" if on_cpu(settings, launch) or not hardware.count else hardware.name,
         "data": data,
         "tokens": tokens,
         "launch": launch.name,
@@ -201,9 +202,9 @@ def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path 
         print("".join(f"Note: {note}\n" for note in notes), end="", flush=True)
     trainer.accelerator.wait_for_everyone()
     if settings.use_peft:
+        trainer.model.active_peft_config.revision = description["base_model"]["revision"]
         # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model
         # in bf16. Without this, a continued 8-bit run is not the run that was stopped (tests/sft/test_survive.py).
-        trainer.model.active_peft_config.revision = description["base_model"]["revision"]
         trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     continued = str(checkpoint) if checkpoint and not settings.resume_weights_only else None
     survive = Survive(trainer, description, continued)

@@ -4,13 +4,12 @@ On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag.
 """
 
 import hashlib
-import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line
+from data_prep.command import UserError, first_line, read_json
 from data_prep.hub import pinned
 
 # What data_prep/prepare.py promises about every row.
@@ -102,8 +101,8 @@ def _report(path: str) -> dict[str, Any]:
         file = Path(path) / "report.json"
         if not Path(path).exists():
             file = Path(hf_hub_download(name, "report.json", repo_type="dataset", revision=revision))
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the Hub's errors are OSErrors
+        return read_json(file)
+    except (OSError, ValueError, UserError):  # the Hub's errors are OSErrors
         return {}
 
 

@@ -58,24 +58,25 @@ def check_context(context: int | None, prompt: int, new: int, where: str) -> Non
         raise UserError(f"{where} has {prompt} tokens, {new} more may follow, and the model reads {context}: {advice}")
 
 
-def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
-) -> list[Generated]:
-    """Continue a batch of prompts (token ids), padded on the left, where padding does not stand before what follows.
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end a turn: the tokenizer's, and those of the model's own generation settings."""
+    own = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id} | (set(own if isinstance(own, list) else [own]) - {None})
 
-    The same batch with the same seed gives the same texts. `streamer` is one of transformers, for a batch of one.
+
+def written_tokens(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
+) -> list[list[int]]:
+    """Token ids that a model writes behind each prompt (token ids too): to the limit, or to the end of its turn.
+
+    Prompts are padded on the left, where padding does not stand before what follows; the same batch with the same seed
+    gives the same tokens.
     """
     import torch
     from transformers import set_seed
 
-    opening, closed = thinking_opening(tokenizer), answer_opening(tokenizer)
-    if not sampling.thinking:
-        prompts = [[*prompt, *closed] for prompt in prompts]
-        opening += tokenizer.decode(closed)
     ids, mask = (t.to(model.device) for t in pad(prompts, padding(tokenizer), left=True))
-    ends = {tokenizer.eos_token_id}
-    own = model.generation_config.eos_token_id
-    ends |= set(own if isinstance(own, list) else [own]) - {None}
+    ends = end_tokens(model, tokenizer)
     # top_k is 50 by default in transformers, which DeepSeek's advice does not know.
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     set_seed(sampling.seed)
@@ -89,12 +90,25 @@ def generate(
             streamer=streamer,
             **(drawn if sampling.temperature else dict.fromkeys(drawn) | {"do_sample": False}),
         )
-    found = []
-    for row in output[:, ids.shape[1] :].tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), None)
-        text = tokenizer.decode(row if end is None else row[:end])
-        # The token that ends a turn was written too.
-        found.append(Generated(opening + text, len(row) if end is None else end + 1, end is None))
+    rows = output[:, ids.shape[1] :].tolist()
+    found = [next((place for place, token in enumerate(row) if token in ends), None) for row in rows]
+    return [row if end is None else row[: end + 1] for row, end in zip(rows, found, strict=True)]
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
+) -> list[Generated]:
+    """Continue a batch of prompts as `written_tokens` does. `streamer` is one of transformers, for a batch of one."""
+    opening, closed = thinking_opening(tokenizer), answer_opening(tokenizer)
+    if not sampling.thinking:
+        prompts = [[*prompt, *closed] for prompt in prompts]
+        opening += tokenizer.decode(closed)
+    ends, found = end_tokens(model, tokenizer), []
+    for row in written_tokens(model, tokenizer, prompts, sampling, streamer):
+        ended = row[-1] in ends
+        # The token that ends a turn was written too, but says nothing.
+        text = tokenizer.decode(row[:-1] if ended else row)
+        found.append(Generated(opening + text, len(row), not ended))
     return found
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, run
-from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS
+from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS, prompt_messages
 
 DEMO = [
     ("Which imaging technique uses sound waves?", ["Ultrasound", "Computed tomography", "Scintigraphy", "X-ray"]),
@@ -33,6 +33,14 @@ DEMO = [
      ["Confocal microscope", "Transmission electron microscope", "Stereo microscope", "Dark-field microscope"]),
 ]  # fmt: skip
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
+
+
+def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
+    """Token ids of the demonstration's questions, asked in a model's form or, where it tells none, the usual one."""
+    from sft.chat import token_ids
+
+    asked = answer_format or DEFAULT_ANSWER_FORMAT
+    return token_ids(tokenizer, [prompt_messages(*question, asked) for question in DEMO], add_generation_prompt=True)
 
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:

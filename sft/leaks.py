@@ -116,20 +116,18 @@ def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
 
     `published` are ids on the Hub, the first that of the repository: everybody may know the names in them.
     """
-    tokens = {what: re.compile(pattern) for what, (_, pattern) in TOKENS.items()}
+    tokens = [(what, word, re.compile(pattern)) for what, (word, pattern) in TOKENS.items()]
     if secrets := known_secrets():
-        tokens["a secret of this environment"] = re.compile("|".join(map(re.escape, secrets)))
+        tokens.append(("a secret of this environment", "", re.compile("|".join(map(re.escape, secrets)))))
     owner = published[0].split("/")[0].lower() if published else ""
     users = [name for name in user_names() if name.lower() != owner]
     found = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         text, name = _text_of(file), file.relative_to(folder)
         foreign = file.name in VOCABULARIES
-        sought = {what: pattern for what, pattern in tokens.items() if TOKENS.get(what, ("",))[0] in text}
-        if not foreign and file.suffix in (*TEXTS, ".safetensors"):
-            sought["the path"] = _PATH
-        for what, pattern in sought.items():
-            for match in pattern.finditer(text):
+        worded = not foreign and file.suffix in (*TEXTS, ".safetensors")
+        for what, word, pattern in [*tokens, *([("the path", "", _PATH)] if worded else [])]:
+            for match in pattern.finditer(text) if word in text else ():
                 told = f" {match[0][:80]}" if pattern is _PATH else ""
                 found.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{told}")
         if not foreign and file.suffix in (".json", ".yaml"):

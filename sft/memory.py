@@ -37,17 +37,25 @@ class Parameters:
         return self.trained / self.total
 
 
+def weightless_model(config: Any) -> Any:
+    """The model on the meta device: every shape, no memory."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with torch.device("meta"):
+        # The class itself: AutoModelForCausalLM.from_config would divide the model among processes under ZeRO-3.
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+
+
 def meta_model(config: Any, settings: Settings) -> Any:
     """The model with its adapter, on the meta device: every shape, no memory."""
     import torch
     from peft import get_peft_model
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = copy.deepcopy(config)
     config._attn_implementation = "eager" if settings.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
-        # The class itself: AutoModelForCausalLM.from_config would divide the model among processes under ZeRO-3.
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(dtype_of(settings))
+        model = weightless_model(config).to(dtype_of(settings))
         if settings.use_peft:
             model = get_peft_model(model, lora_config(settings), autocast_adapter_dtype=False)
             for parameter in model.parameters():

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, check_free, read_json, run, whole_folder, write_json
+from data_prep.command import UserError, check_free, free_bytes, read_json, run, whole_folder, write_json
 from data_prep.hub import pinned
 from sft.leaks import without_paths
+from sft.memory import GIB, weightless_model
 from sft.models import (
     ADAPTER_CONFIG,
     FACTS,
@@ -34,7 +35,6 @@ from sft.models import (
     prompt_format,
 )
 
-GIB = 2**30
 # Small shards, because saving holds one of them twice.
 SHARD = "2GB"
 
@@ -63,20 +63,12 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
 
 def weight_bytes(base: str) -> int:
     """Bytes of the model's weights in bfloat16, counted without loading them."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(base), dtype=torch.bfloat16, trust_remote_code=False)
-    return sum(parameter.numel() * 2 for parameter in model.parameters())
+    return sum(parameter.numel() * 2 for parameter in weightless_model(load_config(base)).parameters())
 
 
 def check_disk(folder: Path, needed: int) -> None:
     """Raise `UserError` if so many bytes do not fit where `folder` will be."""
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if needed > free:
         raise UserError(
             f"--output_dir {folder}: {needed / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB are free: make room, or "
@@ -140,14 +132,11 @@ def merge(model_path: str, base: str, folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from data_prep.prompts import DEFAULT_ANSWER_FORMAT, prompt_messages
-    from sft.chat import token_ids
-    from sft.infer import DEMO
+    from sft.infer import demo_prompts
 
     print(f"Loading {model_path} onto {base}", flush=True)
     model, tokenizer = load_model(model_path, torch.bfloat16, device="cpu", base=base)
-    asked = prompt_format(model_path) or DEFAULT_ANSWER_FORMAT
-    prompts = token_ids(tokenizer, [prompt_messages(*question, asked) for question in DEMO], True)
+    prompts = demo_prompts(tokenizer, prompt_format(model_path))
     adapted = next_token_logits(model, prompts)
     with model.disable_adapter():
         plain = next_token_logits(model, prompts)

@@ -50,9 +50,11 @@ def model_file(model_path: str, name: str) -> Path | None:
 
 def commit_of(model_path: str) -> str | None:
     """The commit of a model on the Hub, as the cache holds it; None of a folder."""
+    if Path(model_path).is_dir():
+        return None
     config = model_file(model_path, ADAPTER_CONFIG) or model_file(model_path, "config.json")
     # The cache keeps a file in a folder that is named after its commit.
-    return config.parent.name if config and not Path(model_path).is_dir() else None
+    return config.parent.name if config else None
 
 
 def prompt_format(model_path: str) -> str | None:

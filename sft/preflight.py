@@ -12,12 +12,12 @@ import argparse
 import importlib.util
 import json
 import math
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line, run
+from data_prep.command import UserError, first_line, free_bytes, run
+from data_prep.hub import is_id, pinned
 from sft import hardware as machines
 from sft.config import AUTO, Settings, resolve
 from sft.hardware import Hardware
@@ -37,8 +37,8 @@ def check_recipe(settings: Settings) -> None:
     for key in ("model_name_or_path", "dataset_name", "output_dir"):
         if not settings.values[key]:
             raise UserError(f"{key} is not set: name it in the recipe or pass --{key}")
-    if "@" in settings.model_name_or_path and not Path(settings.model_name_or_path).exists():
-        name, _, revision = settings.model_name_or_path.partition("@")
+    name, revision = pinned(settings.model_name_or_path)
+    if name != settings.model_name_or_path:
         raise UserError(
             f"model_name_or_path {settings.model_name_or_path}: write the revision as model_revision: {revision}, and "
             f"model_name_or_path: {name}"
@@ -103,7 +103,7 @@ def check_publishing(settings: Settings) -> None:
         raise UserError("hub_model_id says where to publish, and push_to_hub is off: set push_to_hub: true")
     if not settings.push_to_hub:
         return
-    if not settings.hub_model_id or settings.hub_model_id.count("/") != 1:
+    if not is_id(settings.hub_model_id or ""):
         raise UserError(f"push_to_hub: set hub_model_id: OWNER/NAME (it is {settings.hub_model_id})")
     if Path(settings.model_name_or_path).exists():
         raise UserError(
@@ -288,9 +288,7 @@ def check_disk(settings: Settings, needed: int) -> None:
     """
     folder = Path(settings.output_dir).resolve()
     written = sum(file.stat().st_size for file in folder.glob("*/**/*") if file.is_file())
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free + written
+    free = free_bytes(folder) + written
     kept = (settings.save_total_limit + 1 if settings.save_strategy != "no" else 0) + 1
     if needed * kept > free:
         raise UserError(

@@ -13,7 +13,6 @@ all is well.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -32,6 +31,8 @@ from data_prep.hub import (
     PAUSES_OF_QUESTIONS,
     check_push,
     create,
+    files_of,
+    is_id,
     make_public,
     patiently,
     pinned,
@@ -39,7 +40,7 @@ from data_prep.hub import (
     reason,
     status_of,
 )
-from sft.compare import RESULTS, SCHEMA_VERSION
+from sft.compare import read_evaluation
 from sft.leaks import find_leaks
 from sft.models import (
     ADAPTER,
@@ -101,10 +102,10 @@ def check_base(model_path: str, given: str | None) -> str:
         raise UserError(f"{model_path}/{MANIFEST} does not tell the base model: train with this version") from error
     base = given or (f"{trained['name']}@{trained['revision']}" if trained["revision"] else trained["name"])
     name, _ = pinned(base)
-    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists()
-    if given and not is_id:
+    on_hub = is_id(name) and not Path(name).exists()
+    if given and not on_hub:
         raise UserError(f"--base_model {given}: give the model's id on the Hub, OWNER/NAME or OWNER/NAME@COMMIT")
-    if not is_id:
+    if not on_hub:
         raise UserError(
             f"{model_path} was trained on {name}, a folder that nobody else has: name the same model on the Hub with "
             "--base_model OWNER/NAME (or OWNER/NAME@COMMIT)"
@@ -112,29 +113,28 @@ def check_base(model_path: str, given: str | None) -> str:
     return base
 
 
-def read_results(folder: Path, model: Path) -> dict[str, Any]:
-    """results.json of an evaluation of this very model.
+def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
+    """results.json of evaluations of this very model.
 
     Raises:
-        UserError: it is no finished evaluation, or one of another model.
+        UserError: one is no finished evaluation, or of another model; or two have the same name.
     """
     from data_prep.sources import sha256
 
-    try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        evaluated = set(results["fingerprint"]["model"])
-        version, name = results["schema_version"], Path(results["name"]).name
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--evaluation {folder} is not a finished evaluation: name a folder with {RESULTS}") from error
-    if version != SCHEMA_VERSION:
-        raise UserError(f"--evaluation {folder} was written with schema version {version}: evaluate it again")
-    weights = {f"{file.name}:{sha256(file)}" for file in model.glob("*.safetensors")}
-    if not weights <= evaluated:
-        raise UserError(
-            f"--evaluation {folder} is not of {model} (its weights are others): evaluate this model with "
-            f"python sft/evaluate.py --model_path {model}"
-        )
-    return {**results, "name": name}  # which becomes a file's
+    weights = {f"{file.name}:{sha256(file)}" for file in model.glob("*.safetensors")} if folders else set()
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        results = read_evaluation(folder).results
+        if not weights <= set(results["fingerprint"].get("model", [])):
+            raise UserError(
+                f"--evaluation {folder} is not of {model} (its weights are others): evaluate this model with "
+                f"python sft/evaluate.py --model_path {model}"
+            )
+        name = Path(results["name"]).name  # which becomes a file's
+        if name in found:
+            raise UserError("--evaluation: two of them have the same name: evaluate with another --name")
+        found[name] = {**results, "name": name}
+    return list(found.values())
 
 
 def check_repository(repo: str, model: Path, public: bool, update: bool, tag: str | None) -> str | None:
@@ -150,7 +150,7 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
         return None
     try:
         tags = patiently(lambda: tags_of(repo), PAUSES_OF_QUESTIONS) if tag else {}
-        names = {file.rfilename for file in info.siblings}
+        names = files_of(info)
         there = Path(hf_hub_download(repo, MANIFEST, revision=info.sha)) if MANIFEST in names else None
         same_run = there is not None and run_of(there) == run_of(model / MANIFEST)
     except UserError:
@@ -159,7 +159,7 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
         raise UserError(f"--repo {repo}: {reason(error)}") from error
     if tag and tag in tags and not same_run:
         raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
-    if names - {".gitattributes"} and not same_run and not update:
+    if names and not same_run and not update:
         raise UserError(
             f"--repo {repo} holds files that this run did not publish: pass --update to replace its model, or choose "
             "another name"
@@ -293,27 +293,12 @@ def link_or_copy(file: Path, to: Path) -> None:
 
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
-    """The first tokens that a model writes, greedily, to each of the demonstration's questions."""
-    import torch
+    """The first tokens that a model writes, greedily, to each of the demonstration's questions, asked one by one."""
+    from sft.generation import Sampling, written_tokens
+    from sft.infer import demo_prompts
 
-    from data_prep.prompts import prompt_messages
-    from sft.chat import token_ids
-    from sft.infer import DEMO
-    from sft.scoring import padding
-
-    prompts = token_ids(tokenizer, [prompt_messages(*question, answer_format) for question in DEMO], True)
-    written = []
-    for ids in prompts:
-        prompt = torch.tensor([ids])
-        output = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            pad_token_id=padding(tokenizer),
-        )
-        written.append(output[0, len(ids) :].tolist())
-    return written
+    greedy = Sampling(ANSWER_TOKENS, temperature=0)
+    return [written_tokens(model, tokenizer, [ids], greedy)[0] for ids in demo_prompts(tokenizer, answer_format)]
 
 
 def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> None:
@@ -375,10 +360,10 @@ def check_run(settings: Any) -> None:
     """
     repo = settings.hub_model_id
     info = check_push("hub_model_id", repo, "model", settings.hub_private_repo is False)
-    names = {file.rfilename for file in info.siblings} if info else set()
+    names = files_of(info)
     # A run that is continued may have published already; sft/publish.py looks whether it was this one.
     continued = settings.resume_from_checkpoint is not None and MANIFEST in names
-    if names - {".gitattributes"} and not continued:
+    if names and not continued:
         raise UserError(
             f"hub_model_id {repo} holds files already: choose another name, or publish afterwards with "
             "sft/publish.py --update"
@@ -427,16 +412,14 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
+    if not is_id(args.repo):
         raise UserError(f"--repo {args.repo}: give OWNER/NAME")
     if args.tag and not re.fullmatch(r"\w[\w.-]*", args.tag):
         raise UserError(f"--tag {args.tag}: give letters, digits, dots and dashes, as in v1.0")
     model = Path(args.model_path)
     check_facts(model)
     base = check_base(args.model_path, args.base_model)
-    evaluations = [read_results(folder, model) for folder in args.evaluation]
-    if len({results["name"] for results in evaluations}) < len(evaluations):
-        raise UserError("--evaluation: two of them have the same name: evaluate with another --name")
+    evaluations = read_results(args.evaluation, model)
     folder = args.output_dir / args.repo.replace("/", "--")
     merged_onto = None
     if args.merged:

@@ -4,11 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 
 from tests.hub import KNOWN
-from tests.sft.test_server import free_port
+from tests.sft.test_server import serving
 
 REPO, BASE = "someone/pmc-vqa", "someone/tiny-base"
 QUESTION, CHOICES = "Which stain shows iron?", ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
@@ -42,31 +41,12 @@ def plainly(program, message, environment, model=REPO):
 
 def by_server(message, environment, log):
     """The answer of `transformers serve`, asked over HTTP."""
-    port = free_port()
-    program = os.path.join(os.path.dirname(sys.executable), "transformers")
-    words = [sys.executable, program, "serve", REPO, "--port", str(port), "--dtype", "float32", "--device", "cpu"]
-    with log.open("w") as out:
-        server = subprocess.Popen(words, env=environment, stdout=out, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(480):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=1)
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()[-2000:]
-                time.sleep(0.25)
-        asked = {"model": REPO, "messages": [{"role": "user", "content": message}], "max_tokens": TOKENS}
-        request = urllib.request.Request(
-            f"{address}/v1/chat/completions",
-            json.dumps({**asked, "temperature": 0, "stream": False}).encode(),
-            {"Content-Type": "application/json"},
-        )
+    asked = {"model": REPO, "messages": [{"role": "user", "content": message}], "max_tokens": TOKENS}
+    body = json.dumps({**asked, "temperature": 0, "stream": False}).encode()
+    with serving(REPO, log, environment) as address:
+        request = urllib.request.Request(f"{address}/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["choices"][0]["message"]["content"]
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def test_a_published_adapter_gives_one_answer_wherever_it_is_loaded(command, hub, trained, tiny_deepseek, tmp_path):

@@ -5,10 +5,7 @@ The Hub is a server on loopback (tests/hub.py) that the real client talks to.
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -423,19 +420,21 @@ def test_paths_of_this_machine_are_taken_out_of_what_a_run_tells():
 
 
 # Two processes, as the recipe is launched; the model comes from the server and goes back to it.
-def pushing(hub, toy_options, recipe, out, **environment):
+def pushing(command, hub, toy_options, recipe, out, **environment):
     launch = {"pmcvqa_ddp": "ddp", "pmcvqa_zero2": "zero2"}[recipe]
-    words = ["-m", "accelerate.commands.accelerate_cli", "launch"]
-    words += ["--config_file", f"accelerate_configs/{launch}.yaml", "--num_processes", "2", "sft/run.py"]
-    words += [*map(str, toy_options(recipe)), "--model_name_or_path", BASE, "--eval_steps", "4", "--save_steps", "4"]
-    words += ["--output_dir", str(out), "--push_to_hub", "yes", "--hub_model_id", REPO]
-    environment = {**os.environ, **hub.environment, **KNOWN, **environment}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    return command(
+        *("accelerate", "launch", "--config_file", f"accelerate_configs/{launch}.yaml", "--num_processes", 2),
+        *("sft/run.py", *toy_options(recipe), "--model_name_or_path", BASE, "--eval_steps", 4, "--save_steps", 4),
+        *("--output_dir", out, "--push_to_hub", "yes", "--hub_model_id", REPO),
+        **{**hub.environment, **KNOWN, **environment},
+    )
 
 
-def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(hub, toy_options, tiny_deepseek, tmp_path):
+def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(
+    command, hub, toy_options, tiny_deepseek, tmp_path
+):
     commit = hub.add("models", BASE, tiny_deepseek)
-    done = pushing(hub, toy_options, "pmcvqa_zero2", tmp_path / "out")
+    done = pushing(command, hub, toy_options, "pmcvqa_zero2", tmp_path / "out")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     repo = hub.model(REPO)
     assert len(repo.commits) == 2
@@ -452,15 +451,15 @@ def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(hub, to
 
 
 def test_a_run_on_two_processes_that_could_not_publish_is_refused_before_it_trains(
-    hub, toy_options, tiny_deepseek, tmp_path
+    command, hub, toy_options, tiny_deepseek, tmp_path
 ):
     hub.add("models", BASE, tiny_deepseek)
-    done = pushing(hub, toy_options, "pmcvqa_ddp", tmp_path / "out", **READ_ONLY)
+    done = pushing(command, hub, toy_options, "pmcvqa_ddp", tmp_path / "out", **READ_ONLY)
     assert done.returncode != 0
     assert "hub_model_id someone/pmc-vqa: your token may only read" in done.stderr
     # A fine-grained token does not tell what it may do; the repository is made first, which tells.
     hub.faults.append(Fault("POST", "/repos/create", 403))
-    done = pushing(hub, toy_options, "pmcvqa_ddp", tmp_path / "out")
+    done = pushing(command, hub, toy_options, "pmcvqa_ddp", tmp_path / "out")
     assert done.returncode != 0
     assert "hub_model_id someone/pmc-vqa cannot be made: your token may not write there" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """A model behind an OpenAI-compatible server answers as the same model here; a server that fails is said to."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -33,16 +34,16 @@ def templated(embedded_model, smollm2_tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def served(templated, tmp_path_factory):
-    """`transformers serve` on loopback; yields where its API begins."""
+@contextlib.contextmanager
+def serving(model, log, environment=None):
+    """`transformers serve` on loopback, writing into the file `log`; yields where its API begins."""
     port = free_port()
     program = os.path.join(os.path.dirname(sys.executable), "transformers")
-    log = tmp_path_factory.mktemp("log") / "serve.log"
-    words = [program, "serve", str(templated), "--port", str(port), "--dtype", "float32", "--device", "cpu"]
-    server = subprocess.Popen([sys.executable, *words], stdout=log.open("w"), stderr=subprocess.STDOUT)
+    words = [sys.executable, program, "serve", str(model), "--port", str(port), "--dtype", "float32"]
+    with log.open("w") as out:
+        server = subprocess.Popen([*words, "--device", "cpu"], env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        for _ in range(240):
+        for _ in range(480):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
@@ -53,6 +54,13 @@ def served(templated, tmp_path_factory):
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def served(templated, tmp_path_factory):
+    """Where the API of a served model begins."""
+    with serving(templated, tmp_path_factory.mktemp("log") / "serve.log") as address:
+        yield address
 
 
 def test_a_served_model_answers_as_the_same_model_here(here, served, templated, prepared, tmp_path):
