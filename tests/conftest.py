@@ -113,12 +113,6 @@ def launched_as():
 
 # What makes an 8B recipe a toy: four steps of small packs. Everything else stays as shipped.
 TOY = ("--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--max_length", "256", "--logging_steps", "1")
-# A CPU has no fp16 and, under DeepSpeed, no bf16 either.
-ON_CPU = {
-    "none": ("--use_cpu", "yes", "--fp16", "no", "--bf16", "yes", "--dtype", "bfloat16"),
-    "ddp": ("--use_cpu", "yes"),
-    "deepspeed": ("--ddp_backend", "gloo", "--bf16", "no", "--dtype", "float32"),
-}
 
 
 # Recipes whose toy runs other tests compare or continue from; the others need one evaluation and one checkpoint.
@@ -135,6 +129,7 @@ def few_dev(prepare) -> Path:
 @pytest.fixture(scope="session")
 def toy_options(launched_as, tiny_deepseek, few_dev):
     """The options that run a recipe on a tiny random Llama on this CPU, four steps long."""
+    from tests.benchmarks.train import ON_CPU
 
     def options(recipe: str, data: Path = few_dev) -> tuple:
         return (
