@@ -8,7 +8,7 @@ from peft import get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     HfArgumentParser,
     Trainer,
     TrainingArguments,
@@ -33,14 +33,17 @@ def main() -> None:
 
     def tokens(row: dict) -> dict:
         text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-        return tokenizer(text, add_special_tokens=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return {"input_ids": ids, "labels": ids}
 
     rows = load_dataset(script.dataset_name, split="train")
     Trainer(
         model=model,
         args=args,
         train_dataset=rows.map(tokens, remove_columns=rows.column_names),
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        # Not DataCollatorForLanguageModeling: it masks the padding token, which is often the one that ends a turn, and
+        # the model would never learn to stop.
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
     ).train()
 
 

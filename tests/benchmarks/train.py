@@ -81,7 +81,7 @@ class Bench:
         environment["HF_HOME"] = str(out.with_name(f"{out.name}-home"))
         launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
         if contender in ("trl", "plain"):
-            launcher += ["--config_file", str(ROOT / launch_file(self.args.recipe))]
+            launcher += ["--config_file", launch_file(self.args.recipe)]
             program = "trl.scripts.sft" if contender == "trl" else str(HERE / "plain_trainer.py")
             return [*launcher, *measured, program, *self.words_of_trl(contender, out)], environment
         if contender == "llamafactory":
@@ -104,10 +104,7 @@ class Bench:
             words[:at] if "--config_file" in words[:at] else ["--config_file", launch_file(recipe), *words[:at]]
         )
         if not has_gpu():
-            at = launcher.index("--config_file") + 1
-            kind = read_launch_file(ROOT / launcher[at]).kind
-            if kind in ("none", "fsdp"):  # FSDP has no CPU
-                kind, launcher[at] = "none", "accelerate_configs/cpu.yaml"
+            kind = read_launch_file(ROOT / launcher[launcher.index("--config_file") + 1]).kind
             own = [*ON_CPU[kind], *own]
         paths = ["--model_name_or_path", str(self.model), "--dataset_name", str(self.data), "--output_dir", str(out)]
         template = ["--chat_template_path", str(self.model / "chat_template.jinja")]
@@ -187,10 +184,12 @@ def has_gpu() -> bool:
 
 
 def launch_file(recipe: str | Path) -> str:
-    """The launch file that the first lines of `recipe` name."""
+    """The launch file that the first lines of `recipe` name; without a GPU, the CPU's for one process and for FSDP."""
     from memory import named_launch
 
-    return str(named_launch(ROOT / recipe)[0])
+    file, launch = named_launch(ROOT / recipe)
+    on_cpu = not has_gpu() and launch.kind in ("none", "fsdp")
+    return "accelerate_configs/cpu.yaml" if on_cpu else str(file)
 
 
 def shapes() -> dict:
