@@ -36,6 +36,7 @@ from sft.compare import (
     compare,
     read_evaluation,
 )
+from sft.hardware import DTYPE_HELP, DTYPES, dtype_on
 from sft.leaks import without_paths
 
 LIKELIHOOD, GENERATION = "likelihood", "generation"
@@ -227,7 +228,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     local = parser.add_argument_group("a model of your own")
     local.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one")
-    local.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    local.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
     local.add_argument("--quantization", choices=["none", "8bit", "4bit"], default="none", help="with bitsandbytes")
     local.add_argument("--batch_size", type=int, default=16, help="questions a forward pass")
 
@@ -329,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         context_length(args.model_path)  # an adapter's base is found, or it is said which one is missing
     # Nobody gives up on a process that has longer answers to write.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
+    args.dtype = dtype_on(state.device.type, args.dtype)
     fingerprint = fingerprint_of(args, questions, state.device.type)
     if baseline:
         check_comparable(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)

@@ -22,6 +22,7 @@ from typing import Any
 
 from data_prep.command import UserError, run
 from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS, prompt_messages
+from sft.hardware import DTYPE_HELP, DTYPES, dtype_on, this_machine
 
 DEMO = [
     ("Which imaging technique uses sound waves?", ["Ultrasound", "Computed tomography", "Scintigraphy", "X-ray"]),
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860, help="with --web (default: %(default)s)")
     parser.add_argument("--answer_format", choices=ANSWER_FORMATS, help="default: as the model was trained")
     parser.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
     parser.add_argument("--quantization", choices=["none", "8bit", "4bit"], default="none", help="with bitsandbytes")
     parser.add_argument("--batch_size", type=int, default=16, help="with --input and --evaluate")
     parser.add_argument(
@@ -224,7 +225,8 @@ def main() -> None:
         check_gradio()
     answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
     context = context_length(args.model_path)
-    loaded = load_model(args.model_path, args.dtype, args.chat_template, args.quantization)
+    dtype = dtype_on("cuda" if this_machine().count else "cpu", args.dtype)
+    loaded = load_model(args.model_path, dtype, args.chat_template, args.quantization)
     assistant = Assistant(*loaded, answer_format, context)
     if args.interactive:
         from sft.interactive import converse

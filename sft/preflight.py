@@ -353,6 +353,8 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
         + (f", packs of {settings.max_length}" if settings.packing else ""),
         f"Steps: about {epoch:,} an epoch, {whole:,} in all",
     ]
+    if on_cpu(settings, launch) and settings.precision == "bf16" and not machines.cpu_has_bf16():
+        lines.append("WARNING: this CPU is slower in bf16 than in float32: pass --bf16 no --dtype float32")
     config = load_config(settings.model)
     tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else max(lengths))
     try:

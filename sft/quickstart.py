@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.command import UserError, run, write_json
+from sft.hardware import cpu_has_bf16
 
 OUT = Path("outputs/quickstart")
 MODEL = "outputs/models/SmolLM2-135M-Instruct"
@@ -77,6 +78,16 @@ STEPS = [
 ]
 
 
+def steps() -> list[Step]:
+    """The steps on this machine: where the CPU has no bfloat16, training is told to do without."""
+    if cpu_has_bf16():
+        return STEPS
+    return [
+        replace(step, command=f"{step.command} --bf16 no --dtype float32") if step.name == "train" else step
+        for step in STEPS
+    ]
+
+
 def is_current(step: Step, newest_input: float) -> bool:
     """Whether the product exists and is newer than the step's own inputs and the products before it."""
     if step.product is None or not step.product.exists():
@@ -132,7 +143,7 @@ def main() -> None:
     seconds = json.loads(clock.read_text()) if clock.exists() else {}
     repeated = set()
     newest = Path(MODEL, "model.safetensors").stat().st_mtime
-    for number, step in enumerate(STEPS, start=1):
+    for number, step in enumerate(steps(), start=1):
         head = f"\n[{number}/{len(STEPS)}] {step.name}"
         if is_current(step, newest) and step.name in seconds:
             print(f"{head}: reusing {step.product}", flush=True)

@@ -98,8 +98,9 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     """A model on paper of strong scaling: 8 packs of 1,024 tokens a step, computing and exchanging by turns.
 
     DDP and ZeRO-2 exchange the adapter's gradients once a step (a ring sends 2 (n - 1) / n of them from each GPU);
-    ZeRO-3 gathers all weights, in bf16, twice a forward and backward pass, a third time where activations are
-    recomputed as its recipe does. Overlap would make it faster, latency slower; neither is in here.
+    ZeRO-3 gathers all weights, in bf16, once for the forward and once for the backward pass, which recomputes a
+    layer's activations while it has them. Gradients have four bytes. Overlap would make it faster, latency slower;
+    neither is in here.
     """
     from memory import LLAMA_8B
     from train import ROOT
@@ -122,7 +123,7 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
         share = (count - 1) / count
         gradients = 2 * share * counted.trained * 4 / 1e9
         passes = settings.global_batch_size / count / settings.per_device_train_batch_size
-        weights = 3 * share * counted.total * 2 / 1e9 * passes + gradients / 2
+        weights = 2 * share * counted.total * 2 / 1e9 * passes + gradients / 2
         cells = []
         for speed in LINKS.values():
             left = [step / count / (step / count + sent / speed) for sent in (gradients, weights)]

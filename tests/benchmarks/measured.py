@@ -8,7 +8,8 @@ the libraries. Nothing of this project is imported, so that programs of other en
 
 RESULT.json, written when training ends:
     seconds        from the start of the command (STARTED in the environment) to the end of the first step, by stage
-    steps          of each: [its end in seconds, examples, tokens read, tokens without padding, tokens trained]
+    together       all of these seconds, by the clock on the wall
+    steps          of each: [its end in seconds, examples, tokens read, tokens without padding, tokens with a label]
     peak_gib       at the end of training: allocated on the GPU, or else resident in memory
     processes      that train together; steps and memory are those of the first
     checkpointing  whether activations are recomputed
@@ -114,6 +115,7 @@ def observer(stopwatch: Stopwatch, out: Path):
             self.counts, self.steps, self.first = [], [], None
             self.hook = model.register_forward_pre_hook(self.count, with_kwargs=True)
 
+        @torch.compiler.disable
         def count(self, model, words, inputs):
             ids, labels = inputs["input_ids"], inputs.get("labels")
             mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
@@ -134,6 +136,7 @@ def observer(stopwatch: Stopwatch, out: Path):
             self.steps.append((time.perf_counter(), len(self.counts)))
             if self.first is None:
                 stopwatch.end()
+                self.together = time.time() - float(os.environ["STARTED"])
                 self.first = {"launcher": BEGAN - float(os.environ["STARTED"]), **stopwatch.seconds}
 
         def on_train_end(self, args, state, control, model=None, **_):
@@ -148,7 +151,7 @@ def observer(stopwatch: Stopwatch, out: Path):
                 steps.append([end - self.steps[0][0], *totals])
                 done = upto
             losses = [row["loss"] for row in state.log_history if "loss" in row]
-            found = {"seconds": self.first, "steps": steps, "peak_gib": peak}
+            found = {"seconds": self.first, "together": self.together, "steps": steps, "peak_gib": peak}
             found |= {"processes": args.world_size, "checkpointing": self.checkpointing}
             out.write_text(json.dumps({**found, "losses": losses, "held_out": held_out}), encoding="utf-8")
 

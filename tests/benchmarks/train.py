@@ -9,18 +9,19 @@ A CONTENDER is
     llamafactory    LLaMA-Factory with its own defaults, in the environment that --llamafactory names
     "[NAME=VALUE ...] [words of accelerate launch] recipes/X.yaml [--key value ...]"
                     sft/run.py with this recipe, started as its first lines say or as the words before it do
-    @FILE           contenders, one a line (tests/benchmarks/gpu.txt)
+    @FILE           contenders, one a line (tests/benchmarks/cpu.txt, gpu.txt)
 and without any: RECIPE, trl, plain. RECIPE gives the LoRA shape, dtype, quantisation and learning rate of the others.
 
 MODEL is a folder, or the name of a shape that is filled with random weights: 135m (SmolLM2), 8b (DeepSeek-R1-Distill-
 Llama-8B), 8b_small (a sixteenth as wide, two layers: a rehearsal on a CPU). Nothing is downloaded. Rows are seeded and
 as long as PMC-VQA's, or those of --dataset_path.
 
-Every contender trains once over all rows. Counted are the steps after the first two: examples, tokens trained and
-tokens without padding, per second. MFU is 4 x parameters + 2 x trained parameters floating-point operations a token,
+Every contender trains once over all rows. Counted are the steps after the first two: examples, tokens without padding
+and tokens with a label, per second. MFU is 4 x parameters + 2 x RECIPE's trained parameters operations a token,
 embeddings and output layer left out, of the peak of the GPU, or on a CPU of a bfloat16 matrix product measured here;
 HFU counts recomputed activations too (2 x parameters more). Memory is what is allocated on the GPU, or resident on a
 CPU, at the peak. The held-out loss is one measure for all: of a completion's tokens, on rows that nobody trained on.
+Start-up is divided as far as a library's functions tell: `preparation` is TRL's, that of the others is in `other`.
 """
 
 import argparse
@@ -42,8 +43,13 @@ from data_prep.command import UserError, run, write_json
 from sft.launch import read_launch_file
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+# For the benchmarks beside this one; last, because one of them is called as a package that others import.
+sys.path += [] if str(HERE) in sys.path else [str(HERE)]
 
+# The first steps of a run, which warm up kernels and allocators.
 WARM_UP = 2
+# Rows of the held-out loss, scored one at a time.
+HELD_OUT = 64
 SMOLLM2 = ROOT / "outputs/models/SmolLM2-135M-Instruct"
 # What a CPU needs said: it has no fp16 and, under DeepSpeed, no bf16 either.
 ON_CPU = {
@@ -62,14 +68,20 @@ class Bench:
     """The model, the rows and the words that all contenders share, in a temporary folder."""
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
-        from sft.config import resolve
+        from sft.config import read_recipe, resolve
 
+        if read_recipe(args.recipe).get("use_cpu"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for all contenders
         self.args, self.work, self.runs = args, work, 0
         self.settings = resolve([str(args.recipe)])
         self.model, self.data = work / "model", work / "data"
         self.flops = build_model(args.model, self.settings, self.model)
         template = (self.model / "chat_template.jinja").read_text(encoding="utf-8")
         self.llamafactory_template = "deepseekr1" if "<｜Assistant｜>" in template else "smollm2"
+        # As ON_CPU does for ours.
+        self.precision, self.dtype = self.settings.precision, self.settings.dtype
+        if self.precision == "fp16" and not has_gpu():
+            self.precision, self.dtype = "bf16", "bfloat16"
         build_rows(args.dataset_path, args.rows, work)
         self.held_out = write_held_out(self.model, self.data, work / "held_out.json")
 
@@ -78,20 +90,19 @@ class Bench:
         measured = [str(HERE / "measured.py"), str(result)]
         environment = {**os.environ, "HELD_OUT": str(self.held_out), "HF_HUB_OFFLINE": "1"}
         # A cache of its own: what one contender prepared would be there for the next.
-        environment["HF_HOME"] = str(out.with_name(f"{out.name}-home"))
+        environment |= {"HF_HOME": str(out.with_name(f"{out.name}-home"))}
+        for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+            environment.pop(name, None)
+        # Launchers differ in how many they give.
+        environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
         if contender in ("trl", "plain"):
-            launcher += ["--config_file", launch_file(self.args.recipe)]
+            launcher += launch_of(self.args.recipe)
             program = "trl.scripts.sft" if contender == "trl" else str(HERE / "plain_trainer.py")
             return [*launcher, *measured, program, *self.words_of_trl(contender, out)], environment
         if contender == "llamafactory":
             config = self.write_llamafactory(out)
-            threads = str(len(os.sched_getaffinity(0)))
-            return [str(self.args.llamafactory), *measured, "llamafactory.launcher", str(config)], {
-                **environment,
-                "OMP_NUM_THREADS": threads,
-                "DISABLE_VERSION_CHECK": "1",
-            }
+            return [str(self.args.llamafactory), *measured, "llamafactory.launcher", str(config)], environment
         words = shlex.split(contender)
         while words and "=" in words[0] and not words[0].startswith("-"):
             name, _, value = words.pop(0).partition("=")
@@ -100,11 +111,11 @@ class Bench:
         if at is None:
             raise UserError(f"contender {contender!r}: neither trl, plain, llamafactory nor a recipe with its words")
         recipe, own = words[at], words[at + 1 :]
-        launcher += (
-            words[:at] if "--config_file" in words[:at] else ["--config_file", launch_file(recipe), *words[:at]]
-        )
+        launcher += [*([] if "--config_file" in words[:at] else launch_of(recipe)), *words[:at]]
         if not has_gpu():
             kind = read_launch_file(ROOT / launcher[launcher.index("--config_file") + 1]).kind
+            if kind not in ON_CPU:
+                raise UserError(f"contender {contender!r}: {kind} has no CPU: leave --config_file out")
             own = [*ON_CPU[kind], *own]
         paths = ["--model_name_or_path", str(self.model), "--dataset_name", str(self.data), "--output_dir", str(out)]
         template = ["--chat_template_path", str(self.model / "chat_template.jinja")]
@@ -114,11 +125,13 @@ class Bench:
         """What `trl sft` and the plain trainer are told: the recipe's model and learning rate, else their defaults."""
         s = self.settings
         words = ["--model_name_or_path", self.model, "--dataset_name", self.data, "--output_dir", out]
-        words += ["--dtype", s.dtype, "--use_peft", "--lora_r", s.lora_r, "--lora_alpha", s.lora_alpha]
+        words += ["--dtype", self.dtype, "--use_peft", "--lora_r", s.lora_r, "--lora_alpha", s.lora_alpha]
         words += ["--lora_dropout", s.lora_dropout, "--lora_target_modules", *s.lora_target_modules]
         words += ["--learning_rate", s.learning_rate, "--seed", s.seed, "--num_train_epochs", 1]
-        words += ["--save_strategy", "no", "--report_to", "none", "--bf16", "true", "--logging_first_step", "true"]
-        words += ["--load_in_8bit"] * s.load_in_8bit + ["--load_in_4bit"] * s.load_in_4bit
+        words += ["--save_strategy", "no", "--report_to", "none", "--logging_first_step", "true"]
+        words += ["--bf16", self.precision == "bf16", "--fp16", self.precision == "fp16"]
+        for flag in ("load_in_8bit", "load_in_4bit", "use_bnb_nested_quant"):
+            words += [f"--{flag}"] * s.values[flag]
         words += [] if has_gpu() else ["--use_cpu", "true"]
         if contender == "plain":
             words += ["--per_device_train_batch_size", 4, "--gradient_checkpointing", "true"]
@@ -145,11 +158,12 @@ class Bench:
             **{"lora_target": ",".join(s.lora_target_modules), "dataset": "rows", "dataset_dir": str(folder)},
             # Its template would put a system prompt before each row, which the others do not have.
             **{"template": self.llamafactory_template, "default_system": "", "output_dir": str(out)},
-            **{"learning_rate": s.learning_rate, "num_train_epochs": 1, "bf16": True, "seed": s.seed},
+            **{"learning_rate": s.learning_rate, "num_train_epochs": 1, "seed": s.seed},
+            **{"bf16": self.precision == "bf16", "fp16": self.precision == "fp16"},
             **{"save_strategy": "no", "report_to": "none", "logging_first_step": True, "use_cpu": not has_gpu()},
         }
         if s.quantised:
-            config["quantization_bit"] = 8 if s.load_in_8bit else 4
+            config |= {"quantization_bit": 8 if s.load_in_8bit else 4, "double_quantization": s.use_bnb_nested_quant}
         # JSON is YAML too, and the name decides which of its readers takes it: the one for JSON fails (0.9.5).
         write_json(out.with_suffix(".yaml"), config)
         return out.with_suffix(".yaml")
@@ -166,8 +180,11 @@ class Bench:
             log.seek(0)
             lines = [line.strip() for line in log.read().splitlines() if line.strip()]
         if not result.is_file():
-            told = [line for line in lines if "error" in line.lower() and "ChildFailedError" not in line]
-            return {"failed": (told or lines or [f"exit status {code}"])[0 if code == 2 else -1][:300]}
+            # Ours in words, else the last line of the traceback; launchers add that their child failed.
+            refused = [line for line in lines if line.startswith("error:")]
+            raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+            raised = [line for line in raised if not re.search("ChildFailedError|CalledProcessError", line)]
+            return {"failed": (refused or raised[-1:] or lines[-1:] or [f"exit status {code}"])[0][:300]}
         found = json.loads(result.read_text(encoding="utf-8"))
         estimated = re.search(r"Peak memory, estimated: ([\d.]+) GiB", "\n".join(lines))
         found["devices"] = found["processes"] if has_gpu() else 1
@@ -183,13 +200,14 @@ def has_gpu() -> bool:
     return this_machine().count > 0
 
 
-def launch_file(recipe: str | Path) -> str:
-    """The launch file that the first lines of `recipe` name; without a GPU, the CPU's for one process and for FSDP."""
+def launch_of(recipe: str | Path) -> list[str]:
+    """The words of `accelerate launch` in the first lines of `recipe`; without a GPU, one process for FSDP."""
     from memory import named_launch
 
     file, launch = named_launch(ROOT / recipe)
-    on_cpu = not has_gpu() and launch.kind in ("none", "fsdp")
-    return "accelerate_configs/cpu.yaml" if on_cpu else str(file)
+    if not has_gpu() and launch.kind in ("none", "fsdp"):
+        return ["--config_file", "accelerate_configs/cpu.yaml"]
+    return ["--config_file", str(file), "--num_processes", str(launch.processes)]
 
 
 def shapes() -> dict:
@@ -211,7 +229,7 @@ def shapes() -> dict:
     deepseek = Path(package.origin).parent if package else None
     return {
         "135m": (smollm2, SMOLLM2, "smollm2"),
-        "8b": (LLAMA_8B, deepseek, "deepseek_r1"),
+        "8b": (copy.deepcopy(LLAMA_8B), deepseek, "deepseek_r1"),
         "8b_small": (small, deepseek, "deepseek_r1"),
     }
 
@@ -219,7 +237,7 @@ def shapes() -> dict:
 def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     """Fill `folder` with the model and its template; returns operations a token: (useful, recomputed)."""
     import torch
-    from transformers import AutoConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from sft.memory import meta_model
     from sft.models import load_tokenizer
@@ -235,19 +253,17 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         torch.manual_seed(0)
-        config.dtype = torch.bfloat16
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            torch.set_default_dtype(torch.bfloat16)
-            LlamaForCausalLM(config).save_pretrained(folder)
-            torch.set_default_dtype(torch.float32)
+        with torch.device("cuda" if has_gpu() else "cpu"):
+            # Where it is fast; transformers builds in the type that the configuration names.
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+        torch.cuda.empty_cache()  # all of the GPU's memory is the contenders'
     else:
         if not (Path(model) / "config.json").is_file():
             raise UserError(f"--model {model}: neither a model folder nor one of {', '.join(shapes())}")
         tokenizer = load_tokenizer(model, str(ROOT / settings.chat_template_path))
-        for file in Path(model).resolve().iterdir():
-            (folder / file.name).symlink_to(file)
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            (folder / name).unlink(missing_ok=True)
+        for kind in ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"):
+            for file in Path(model).resolve().glob(kind):
+                (folder / file.name).symlink_to(file)
     tokenizer.save_pretrained(folder)
     body = meta_model(AutoConfig.from_pretrained(folder), settings)
     useful = flops_per_token(body)
@@ -256,17 +272,19 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
 
 
 def build_rows(source: Path | None, rows: int, work: Path) -> None:
-    """Prepare `source`, or seeded rows, as work/data with the splits train and, a tenth of all, dev."""
+    """Prepare `source`, or so many seeded rows, as work/data with the splits train and dev, which is held out."""
     from prepare import write_synthetic
 
+    held_out = min(HELD_OUT, max(1, rows // 9))  # of all rows prepare.py gives a tenth at most
     if source is None:
         source = work / "PMC-VQA"
         source.mkdir()
-        write_synthetic(source, {"train": rows * 10 // 9})
+        write_synthetic(source, {"train": rows + held_out})
     words = ["data_prep/prepare.py", "--dataset_path", str(source.resolve()), "--output_dir", str(work / "data")]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    words = [sys.executable, *words, "--dev_size", str(held_out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        raise UserError((done.stderr.strip() or "prepare.py failed").splitlines()[-1].removeprefix("error: "))
 
 
 def write_held_out(model: Path, data: Path, file: Path) -> Path:
@@ -339,18 +357,20 @@ def told(result: dict, flops: tuple[float, float], peak: float) -> str:
 def table(found: dict[str, list[dict]], flops: tuple[float, float], peak: float) -> list[str]:
     """Markdown: medians over the rounds, and the ratio of the first contender's speed to each, round by round."""
     lines = [
-        "| contender | examples/s | first / this | tokens/s | trained tokens/s | padding | peak GiB | MFU | HFU "
+        "| contender | examples/s | first / this | tokens/s | labelled tokens/s | padding | peak GiB | MFU | HFU "
         "| steps | tokens a row | first loss | held-out loss |",
         "|---" * 13 + "|",
     ]
-    summaries = {c: [summary(r, flops, peak) for r in rs if "failed" not in r] for c, rs in found.items()}
+    summaries = {c: [None if "failed" in r else summary(r, flops, peak) for r in rs] for c, rs in found.items()}
     first = next(iter(summaries.values()))
-    for contender, rounds in summaries.items():
+    for contender in found:
+        rounds = [one for one in summaries[contender] if one]
         if not rounds:
             lines.append(f"| {contender} | failed: {found[contender][-1]['failed']} |" + " |" * 11)
             continue
         m = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-        ratios = [a["examples/s"] / b["examples/s"] for a, b in zip(first, rounds, strict=False)]
+        both = [(a, b) for a, b in zip(first, summaries[contender], strict=False) if a and b]
+        ratios = [a["examples/s"] / b["examples/s"] for a, b in both]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
         estimated = "" if math.isnan(m["estimated"]) else f" (estimated {m['estimated']:.1f})"
         lines.append(
@@ -398,11 +418,13 @@ def main() -> None:
     parser.add_argument("--output_file", type=Path, help="JSON with every run, written again after each")
     args = parser.parse_args()
     contenders = args.contenders or [str(args.recipe), "trl", "plain"]
-    if args.rows < 1 or args.rounds < 1:
-        raise UserError(f"--rows {args.rows}, --rounds {args.rounds}: give positive numbers")
+    if args.rows < 50 or args.rounds < 1:
+        raise UserError(f"--rows {args.rows}, --rounds {args.rounds}: give 50 rows or more, and a positive number")
 
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(args, Path(name))
+        for contender in contenders:
+            bench.command(contender, bench.work / "out-0", bench.work / "none")  # refused now rather than hours later
         peak, where = peak_flops()
         found: dict[str, list[dict]] = {contender: [] for contender in contenders}
         for number in range(args.rounds):
@@ -413,7 +435,10 @@ def main() -> None:
                 if args.output_file:
                     write_json(args.output_file, {"flops": bench.flops, "peak": peak, "runs": found})
     names = ("torch", "trl", "transformers", "peft")
-    print(f"\n{args.model}, {args.rows} rows, {args.rounds} rounds; {device()}; {time.strftime('%Y-%m-%d')}; ", end="")
+    print(
+        f"\n{Path(args.model).name}, {args.rows} rows, {args.rounds} rounds; {device()}; {time.strftime('%Y-%m-%d')}; ",
+        end="",
+    )
     print(", ".join(f"{name} {version(name)}" for name in names))
     print(f"Peak: {peak / 1e12:.3g} TFLOPS ({where})\n")
     print(
@@ -429,7 +454,7 @@ def device() -> str:
 
     hardware = this_machine()
     if hardware.count:
-        return f"{hardware.count} x {hardware.gpu}"
+        return hardware.name
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
     features = ", AVX-512 bf16" if "avx512_bf16" in info else ""

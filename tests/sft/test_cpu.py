@@ -1,4 +1,6 @@
-"""The CPU patch changes speed alone."""
+"""Training on a CPU: the patch changes speed alone, and a CPU without bfloat16 is not asked for it."""
+
+import json
 
 import pytest
 
@@ -59,3 +61,51 @@ def test_other_versions_stay_untouched(original, monkeypatch):
     monkeypatch.setattr(trl, "__version__", "1.17.0")
     assert not score_labelled_positions_only()
     assert original._use_triton is before
+
+
+@pytest.fixture
+def without_bf16(monkeypatch):
+    """A CPU as most laptops have: AVX2."""
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
+
+
+def test_a_cpu_without_bfloat16_is_known(without_bf16, monkeypatch):
+    import torch
+
+    from sft.hardware import cpu_has_bf16
+
+    assert not cpu_has_bf16()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "arm64", "bf16": True})
+    assert cpu_has_bf16()
+
+
+def test_the_quickstart_trains_in_float32_there_with_settings_that_the_recipe_takes(without_bf16, monkeypatch):
+    from sft import quickstart
+    from sft.config import resolve
+
+    changed = [step for step, usual in zip(quickstart.steps(), quickstart.STEPS, strict=True) if step != usual]
+    assert [step.name for step in changed] == ["train"]
+    settings = resolve(changed[0].command.split("sft/run.py")[1].split())
+    assert (settings.precision, settings.dtype) == ("no", "float32")
+    monkeypatch.setattr(quickstart, "cpu_has_bf16", lambda: True)
+    assert quickstart.steps() == quickstart.STEPS
+
+
+def test_questions_are_asked_in_float32_there_and_the_results_say_so(
+    here, without_bf16, tiny_deepseek, prepared, tmp_path
+):
+    words = ("--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", "4", "--output_dir", tmp_path)
+    for dtype, options in (("float32", ()), ("bfloat16", ("--dtype", "bfloat16"))):  # whoever asks for bf16 gets it
+        done = here("sft/evaluate.py", *words, "--name", dtype, *options)
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / dtype / "results.json").read_text())
+        assert results["fingerprint"]["options"]["dtype"] == dtype
+
+
+def test_a_recipe_in_bfloat16_is_warned_there(here, without_bf16, tiny_deepseek, prepared):
+    words = ("sft/preflight.py", "recipes/quickstart.yaml", "--model_name_or_path", tiny_deepseek)
+    template = ("--chat_template_path", "recipes/templates/deepseek_r1.jinja", "--dataset_name", prepared)
+    assert "slower in bf16 than in float32" in here(*words, *template).stdout
+    assert "slower in bf16" not in here(*words, *template, "--bf16", "no", "--dtype", "float32").stdout
