@@ -156,6 +156,7 @@ def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -
     rate = (logged[-1] - logged[WARM_UP - 1]) / seconds
     _, whole = preflight.steps(settings, processes, len(trainer.train_dataset))
     hours = whole * step / 3600
+    length = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     price = settings.price_per_hour
     used = "not told, because this device's peak is not known"
     kind = "float16" if settings.fp16 else "bfloat16"
@@ -166,6 +167,6 @@ def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -
     return [
         f"Probe: {settings.probe_steps} steps after {WARM_UP} to warm up, {step:.2f} s a step, {rate:,.0f} tokens/s",
         f"Model FLOPs utilisation: {used}",
-        f"Whole run: {whole:,} steps, {hours:.1f} hours without evaluations"
+        f"Whole run: {whole:,} steps, {length} without evaluations"
         + (f", {price * hours:.2f} at {price:g} an hour" if price is not None else ""),
     ]

@@ -13,7 +13,11 @@ COMMANDS = [
     "sft/evaluate.py",
     "sft/compare.py",
     "sft/infer.py",
+    "sft/merge.py",
+    "sft/publish.py",
     "sft/quickstart.py",
+    "tests/benchmarks/train.py",
+    "tests/benchmarks/growth.py",
 ]
 
 

@@ -73,11 +73,12 @@ def draw(found: dict[str, dict], file: Path) -> None:
                 panel.set_xscale("log")
                 panel.set_xticks(list(points), [f"{point:,}" for point in points], rotation=30)
                 panel.minorticks_off()
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.12 * max(values))
             panel.grid(axis="y", alpha=0.3)
-            names = {"start": "seconds to the end of the first step", "GiB": "GiB resident, first process"}
+            names = {"start": "seconds to the first step", "GiB": "GiB resident, first process"}
             panel.set_ylabel(names.get(key, key))
         panels[1, column].set_xlabel(axis)
+    figure.align_xlabels()
     temporary = file.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     temporary.rename(file)

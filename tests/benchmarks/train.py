@@ -418,8 +418,8 @@ def main() -> None:
     parser.add_argument("--output_file", type=Path, help="JSON with every run, written again after each")
     args = parser.parse_args()
     contenders = args.contenders or [str(args.recipe), "trl", "plain"]
-    if args.rows < 50 or args.rounds < 1:
-        raise UserError(f"--rows {args.rows}, --rounds {args.rounds}: give 50 rows or more, and a positive number")
+    if args.rows < 40 or args.rounds < 1:
+        raise UserError(f"--rows {args.rows}, --rounds {args.rounds}: give 40 rows or more, and a positive number")
 
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(args, Path(name))
@@ -434,12 +434,9 @@ def main() -> None:
                 print(f"round {number + 1}, {contender}: {told(result, bench.flops, peak)}", flush=True)
                 if args.output_file:
                     write_json(args.output_file, {"flops": bench.flops, "peak": peak, "runs": found})
-    names = ("torch", "trl", "transformers", "peft")
-    print(
-        f"\n{Path(args.model).name}, {args.rows} rows, {args.rounds} rounds; {device()}; {time.strftime('%Y-%m-%d')}; ",
-        end="",
-    )
-    print(", ".join(f"{name} {version(name)}" for name in names))
+    what = (Path(args.model).name, f"{args.rows} rows", f"{args.rounds} rounds", device(), time.strftime("%Y-%m-%d"))
+    versions = [f"{name} {version(name)}" for name in ("torch", "trl", "transformers", "peft")]
+    print("\n" + ", ".join([*what, *versions]))
     print(f"Peak: {peak / 1e12:.3g} TFLOPS ({where})\n")
     print(
         "\n".join(

@@ -124,7 +124,9 @@ def test_probe_tells_speed_memory_time_and_cost_of_the_whole_run(train, tmp_path
     found = re.search(r"([\d.]+) s a step, ([\d,]+) tokens/s", done.stdout)
     seconds, tokens = float(found[1]), int(found[2].replace(",", ""))
     assert tokens * seconds == pytest.approx(4 * 256, rel=0.2)  # four packs, nearly full
-    cost = float(re.search(r"Whole run: 1,000 steps, .* hours without evaluations, ([\d.]+) at", done.stdout)[1])
+    cost = float(
+        re.search(r"Whole run: 1,000 steps, .* (?:hours|minutes) without evaluations, ([\d.]+) at", done.stdout)[1]
+    )
     assert cost == pytest.approx(1000 * seconds, rel=0.05)  # a unit of money a second
     assert "Model FLOPs utilisation: not told" in done.stdout
     assert "Peak memory:" in done.stdout
