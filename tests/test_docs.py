@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 MARKDOWN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMENTED = sorted(file for place in ("recipes/*.yaml", "accelerate_configs/*.yaml") for file in ROOT.glob(place))
 COMMENTED += sorted([*ROOT.glob("docs/*.sh"), *ROOT.glob("docs/*/*.yaml")])
+BENCHMARKS = ROOT / "tests/benchmarks"
 MODULES = sorted(file for place in ("sft", "data_prep") for file in ROOT.glob(f"{place}/*.py"))
 
 # Programs of others, whose words are theirs.
@@ -341,7 +342,8 @@ def known_options(here) -> set[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", collect)
-        for file in MODULES:
+        patch.syspath_prepend(BENCHMARKS)  # as Python does for a script
+        for file in (*MODULES, *sorted(BENCHMARKS.glob("*.py"))):
             if re.search(r"\.parse_(known_)?args\(", file.read_text(encoding="utf-8")) and file.name != "config.py":
                 with pytest.raises(Parsed):
                     here(str(file.relative_to(ROOT)))
