@@ -109,7 +109,8 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
     ("words", "told"),
     [
         (("--model", "nowhere"), "neither a model folder nor one of 135m"),
-        (("recipes.yml",), "'recipes.yml': neither trl, plain, llamafactory nor a recipe"),
+        (("recipes/pmcvqa.yml",), "'recipes/pmcvqa.yml': neither trl, plain, llamafactory nor a recipe"),
+        (("trl", "recipes/nowhere.yaml --packing no"), "nor a recipe that is there"),
         (("trl", "llamafactory"), "name its environment"),
         (("--config_file accelerate_configs/fsdp2.yaml recipes/pmcvqa_fsdp2.yaml",), "fsdp has no CPU"),
     ],

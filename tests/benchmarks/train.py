@@ -108,8 +108,8 @@ class Bench:
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
         at = next((i for i, w in enumerate(words) if w.endswith(".yaml") and words[i - 1] != "--config_file"), None)
-        if at is None:
-            raise UserError(f"contender {contender!r}: neither trl, plain, llamafactory nor a recipe with its words")
+        if at is None or not (ROOT / words[at]).is_file():
+            raise UserError(f"contender {contender!r}: neither trl, plain, llamafactory nor a recipe that is there")
         recipe, own = words[at], words[at + 1 :]
         launcher += [*([] if "--config_file" in words[:at] else launch_of(recipe)), *words[:at]]
         if not has_gpu():
