@@ -89,7 +89,7 @@ def test_speed_leaves_the_warm_up_out_and_recomputed_activations_are_not_useful_
         assert found["MFU"] == pytest.approx(share * 400 * 40 / 1e5)
 
 
-def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute(tiny_deepseek, tmp_path):
+def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute(tiny_deepseek, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     from sft.config import resolve
@@ -100,6 +100,7 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
     # Neither embeddings, which are looked up, nor the output layer, which sees the labelled tokens alone.
     frozen = sum(parameter.numel() for parameter in model.model.layers.parameters()) + model.config.hidden_size
     trained = count_parameters(meta_model(model.config, settings), settings).trained
+    monkeypatch.syspath_prepend(train.HERE)  # as Python does for the script
     useful, again = train.build_model(str(tiny_deepseek), settings, tmp_path / "model")
     assert useful == 4 * frozen + 6 * trained
     assert again == 2 * frozen + 2 * trained
