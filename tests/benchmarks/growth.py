@@ -79,8 +79,10 @@ def draw(found: dict[str, dict], file: Path) -> None:
             panel.set_ylabel(names.get(key, key))
         panels[1, column].set_xlabel(axis)
     figure.align_xlabels()
-    temporary = file.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
+    temporary = file.with_name(f".{file.name}.tmp")
+    # As in sft/selection.py: the same numbers give the same bytes.
+    figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
     temporary.rename(file)
 
 

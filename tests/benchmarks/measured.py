@@ -19,7 +19,6 @@ RESULT.json, written when training ends:
 
 import importlib._bootstrap as imports
 import json
-import math
 import os
 import runpy
 import sys
@@ -180,7 +179,7 @@ def held_out_loss(model, args) -> float:
             likelihoods = logits[0, prompt - 1 : -1].float().log_softmax(-1)
             total -= likelihoods.gather(-1, tensor[0, prompt:, None]).sum().item()
             count += len(ids) - prompt
-    return total / count if math.isfinite(total) else math.nan
+    return total / count
 
 
 def main() -> None:

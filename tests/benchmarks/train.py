@@ -90,7 +90,7 @@ class Bench:
         measured = [str(HERE / "measured.py"), str(result)]
         environment = {**os.environ, "HELD_OUT": str(self.held_out), "HF_HUB_OFFLINE": "1"}
         # A cache of its own: what one contender prepared would be there for the next.
-        environment |= {"HF_HOME": str(out.with_name(f"{out.name}-home"))}
+        environment["HF_HOME"] = str(out.with_name(f"{out.name}-home"))
         for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE"):
             environment.pop(name, None)
         # Launchers differ in how many they give.
@@ -144,13 +144,15 @@ class Bench:
         if self.args.llamafactory is None:
             raise UserError("contender llamafactory: name its environment: --llamafactory ENV/bin/python")
         folder = self.work / "llamafactory"
-        folder.mkdir(exist_ok=True)
-        rows = load_dataset(str(self.data), split="train", cache_dir=str(self.work / "home"))
-        turns = [[{k: m[k] for k in ("role", "content")} for m in r["prompt"] + r["completion"]] for r in rows]
-        write_json(folder / "rows.json", [{"messages": messages} for messages in turns])
-        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-        info = {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
-        write_json(folder / "dataset_info.json", {"rows": info})
+        if not folder.exists():  # the rows are the same in every round
+            folder.mkdir()
+            rows = load_dataset(str(self.data), split="train", cache_dir=str(self.work / "home"))
+            turns = [[{k: m[k] for k in ("role", "content")} for m in r["prompt"] + r["completion"]] for r in rows]
+            write_json(folder / "rows.json", [{"messages": messages} for messages in turns])
+            tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+            columns = {"messages": "messages"}
+            info = {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns, "tags": tags}
+            write_json(folder / "dataset_info.json", {"rows": info})
         s = self.settings
         config = {
             **{"stage": "sft", "do_train": True, "finetuning_type": "lora", "model_name_or_path": str(self.model)},
@@ -174,8 +176,7 @@ class Bench:
         out, result = self.work / f"out-{self.runs}", self.work / f"result-{self.runs}.json"
         words, environment = self.command(contender, out, result)
         with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-            started = time.time()
-            environment["STARTED"] = str(started)
+            environment["STARTED"] = str(time.time())
             code = subprocess.run(words, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False).returncode
             log.seek(0)
             lines = [line.strip() for line in log.read().splitlines() if line.strip()]
@@ -239,7 +240,7 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from sft.memory import meta_model
+    from sft.memory import count_parameters, meta_model
     from sft.models import load_tokenizer
     from sft.trial import flops_per_token
 
@@ -267,8 +268,7 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     tokenizer.save_pretrained(folder)
     body = meta_model(AutoConfig.from_pretrained(folder), settings)
     useful = flops_per_token(body)
-    trained = sum(parameter.numel() for parameter in body.parameters() if parameter.requires_grad)
-    return useful, (useful - 2 * trained) / 2
+    return useful, (useful - 2 * count_parameters(body, settings).trained) / 2
 
 
 def build_rows(source: Path | None, rows: int, work: Path) -> None:
@@ -324,13 +324,13 @@ def summary(result: dict, flops: tuple[float, float], peak: float) -> dict[str, 
     seconds = steps[-1][0] - steps[WARM_UP - 1][0]
     # The first process counted its own share; the others' are as large.
     counted = ([step[i] * result["processes"] for step in steps[WARM_UP:]] for i in range(1, 5))
-    examples, read, tokens, trained = map(sum, counted)
+    examples, read, tokens, labelled = map(sum, counted)
     useful, again = flops
     mfu = useful * tokens / seconds / (peak * result["devices"])
     return {
         "examples/s": examples / seconds,
         "tokens/s": tokens / seconds,
-        "trained/s": trained / seconds,
+        "labelled/s": labelled / seconds,
         "padding": 1 - tokens / read,
         "tokens/row": sum(step[3] for step in steps) / sum(step[1] for step in steps),
         "GiB": result["peak_gib"],
@@ -374,7 +374,7 @@ def table(found: dict[str, list[dict]], flops: tuple[float, float], peak: float)
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
         estimated = "" if math.isnan(m["estimated"]) else f" (estimated {m['estimated']:.1f})"
         lines.append(
-            f"| {contender} | {m['examples/s']:.2f} | {ratio} | {m['tokens/s']:,.0f} | {m['trained/s']:,.0f} | "
+            f"| {contender} | {m['examples/s']:.2f} | {ratio} | {m['tokens/s']:,.0f} | {m['labelled/s']:,.0f} | "
             f"{m['padding']:.0%} | {m['GiB']:.2f}{estimated} | {m['MFU']:.0%} | {m['HFU']:.0%} | {m['steps']:.0f} | "
             f"{m['tokens/row']:.1f} | {m['first loss']:.3f} | {m['held out']:.3f} |"
         )
