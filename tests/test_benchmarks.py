@@ -113,6 +113,7 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
         (("recipes/pmcvqa.yml",), "'recipes/pmcvqa.yml': neither trl, plain, llamafactory nor a recipe"),
         (("trl", "recipes/nowhere.yaml --packing no"), "nor a recipe that is there"),
         (("trl", "llamafactory"), "name its environment"),
+        (("--output_file", "nowhere/runs.json"), "there is no folder nowhere"),
         (("--config_file accelerate_configs/fsdp2.yaml recipes/pmcvqa_fsdp2.yaml",), "fsdp has no CPU"),
     ],
 )

@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from train import SMOLLM2, Bench, summary, told
+from train import SMOLLM2, Bench, check_folder, summary, told
 
 from data_prep.command import UserError, run
 
@@ -147,8 +147,11 @@ def main() -> None:
     parser.add_argument("--utilisation", type=float, default=0.45, help="of one GPU's peak, assumed (default 0.45)")
     parser.add_argument("--tflops", type=float, default=312.0, help="peak of one GPU in bf16 (default 312, an A100)")
     args = parser.parse_args()
-    if not 0 < args.utilisation <= 1 or args.tflops <= 0 or args.rows < 1:
-        raise UserError("--utilisation is a share above 0 up to 1, --tflops and --rows are positive numbers")
+    if not 0 < args.utilisation <= 1 or args.tflops <= 0:
+        raise UserError("--utilisation is a share above 0 and up to 1, and --tflops a positive number")
+    if args.rows < 200:
+        raise UserError(f"--rows {args.rows}: packs of 4,096 tokens need 200 rows or more to be measured")
+    check_folder(args.output_file)
     if args.many_gpus:
         print("\n".join(many_gpus(args.utilisation, args.tflops)))
         return

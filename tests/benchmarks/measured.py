@@ -183,6 +183,9 @@ def held_out_loss(model, args) -> float:
 
 
 def main() -> None:
+    if len(sys.argv) < 3 or "STARTED" not in os.environ or "HELD_OUT" not in os.environ:
+        print(f"error: {Path(__file__).name} is started by tests/benchmarks/train.py", file=sys.stderr)
+        sys.exit(2)
     out, program, *words = sys.argv[1:]
     sys.argv = [program, *words]
     watch_imports(Stopwatch(), Path(out))

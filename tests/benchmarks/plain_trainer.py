@@ -15,11 +15,15 @@ from transformers import (
 )
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
+from data_prep.command import UserError, run
+
 
 def main() -> None:
     script, args, model_args = HfArgumentParser(
         (ScriptArguments, TrainingArguments, ModelConfig)
     ).parse_args_into_dataclasses()
+    if not model_args.model_name_or_path or not script.dataset_name:
+        raise UserError("--model_name_or_path and --dataset_name are needed; tests/benchmarks/train.py gives them")
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     quantization = get_quantization_config(model_args)
@@ -48,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

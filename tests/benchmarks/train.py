@@ -194,6 +194,12 @@ class Bench:
         return found if steps > WARM_UP else {"failed": f"{steps} steps, none after {WARM_UP} to warm up: more --rows"}
 
 
+def check_folder(file: Path | None) -> None:
+    """Refuse an --output_file that could not be written after all the work."""
+    if file and not file.parent.is_dir():
+        raise UserError(f"--output_file {file}: there is no folder {file.parent}: make it, or name another")
+
+
 def has_gpu() -> bool:
     """Whether contenders train on a GPU."""
     from sft.hardware import this_machine
@@ -420,6 +426,7 @@ def main() -> None:
     contenders = args.contenders or [str(args.recipe), "trl", "plain"]
     if args.rows < 40 or args.rounds < 1:
         raise UserError(f"--rows {args.rows}, --rounds {args.rounds}: give 40 rows or more, and a positive number")
+    check_folder(args.output_file)
 
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(args, Path(name))
