@@ -1,5 +1,6 @@
 """A loaded model that answers questions: what every mode of sft/infer.py and the web page share."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,23 +8,42 @@ from typing import Any
 
 from data_prep.command import UserError
 from data_prep.prompts import LETTERS, prompt_messages
+from data_prep.questions import clean_choice, clean_text
 from sft.chat import token_ids
 from sft.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
 from sft.metrics import softmax
 from sft.scoring import longest_first, option_log_likelihoods, parse_answer
 
+# A letter in front of an option, as people type it: "A. x", "A) x", "(A) x"; "A: x" is PMC-VQA's.
+_TYPED_LETTER = re.compile(r"^\s*\(?([A-Da-d])\s*[.):]")
 
-def check_question(question: str, choices: Sequence[str], where: str = "") -> None:
-    """Raise `UserError` if the question is empty, or the options are not none or two to four different ones.
 
-    `where` begins the message: the file and row of the question, or nothing.
+def as_asked(question: str, choices: Sequence[str], where: str = "") -> tuple[str, list[str]]:
+    """A question and its options as a model is asked them: options in one line, without letters typed before them.
+
+    Letters go where every option has its own, the first A, the second B and so on: "A. fumigatus" stays among options
+    without letters. `where` begins the message of an error: the file and row of the question, or nothing.
+
+    Raises:
+        UserError: an empty question, or options that are not none or two to four different ones.
     """
+    lettered = [clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", text)) for text in choices]
+    if [letter for letter, _ in lettered] == list(LETTERS[: len(choices)]):
+        choices = [text for _, text in lettered]
+    else:
+        choices = [clean_text(text) for text in choices]
     if not question.strip():
         raise UserError(f"{where}the question is empty: ask something")
     if choices and not 2 <= len(choices) <= len(LETTERS):
         raise UserError(f"{where}give two to four options, or none; found {len(choices)}")
-    if not all(choice.strip() for choice in choices) or len({choice.strip() for choice in choices}) < len(choices):
+    if not all(choices) or len(set(choices)) < len(choices):
         raise UserError(f"{where}an option is empty or stands twice: give different ones")
+    return question.strip(), choices
+
+
+def sampled(temperature: float) -> str:
+    """What is added to an answer's notes if it was sampled, so that another seed may give another."""
+    return f", sampled at temperature {temperature:g}" if temperature else ""
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Answer:
 
     `letter` is that of the option which `text` states, or None (`outcome` says why: "unparsed" or "truncated"; a
     question without options is "answered" by whatever is written). `probabilities` are those of option likelihood,
-    in the order of the options. `tokens` were written in `seconds`.
+    in the order of the options. `temperature` is 0 of a greedy answer. `tokens` were written in `seconds`.
     """
 
     question: str
@@ -42,6 +62,7 @@ class Answer:
     letter: str | None
     outcome: str
     probabilities: list[float]
+    temperature: float
     tokens: int
     seconds: float
 
@@ -58,6 +79,7 @@ class Answer:
             "probabilities": {
                 letter: round(value, 6) for letter, value in zip(LETTERS, self.probabilities, strict=False)
             },
+            "temperature": self.temperature,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
         }
@@ -95,14 +117,18 @@ class Assistant:
         """The conversation that a question opens."""
         return prompt_messages(question, choices, self.answer_format)
 
-    def answer(self, question: str, choices: Sequence[str], written: Generated, chances: list, since: float) -> Answer:
+    def answer(
+        self, question: str, choices: list[str], written: Generated, chances: list, temperature: float, since: float
+    ) -> Answer:
         """What was written, taken apart; `since` is when it was asked (`time.perf_counter`)."""
         reasoning, text = split_thinking(written.text)
         parsed = parse_answer(written.text, choices, written.hit_limit) if choices else None
         outcome = parsed.outcome if parsed else "truncated" if written.hit_limit else "answered"
         letter = LETTERS[parsed.index] if parsed and parsed.index is not None else None
         seconds = time.perf_counter() - since
-        return Answer(question, list(choices), text, reasoning, letter, outcome, chances, written.tokens, seconds)
+        return Answer(
+            question, choices, text, reasoning, letter, outcome, chances, temperature, written.tokens, seconds
+        )
 
     def ask(self, question: str, choices: Sequence[str], sampling: Sampling, streamer: Any = None) -> Answer:
         """Answer one question.
@@ -110,16 +136,16 @@ class Assistant:
         Raises:
             UserError: an empty question, wrong options, or a prompt that does not fit into the context.
         """
-        check_question(question, choices)
+        question, choices = as_asked(question, choices)
         since = time.perf_counter()
         written = self.reply(self.messages(question, choices), sampling, streamer)
         chances = self.probabilities([self.row(question, choices)])[0] if choices else []
-        return self.answer(question, choices, written, chances, since)
+        return self.answer(question, choices, written, chances, sampling.temperature, since)
 
     def ask_all(
         self, questions: Sequence[tuple[str, list[str]]], sampling: Sampling, batch_size: int
     ) -> Iterator[tuple[int, Answer]]:
-        """Yield (index, answer) of many checked questions, a batch at a time; a batch's seconds are shared evenly."""
+        """Yield (index, answer) of many questions from `as_asked`, in batches whose seconds are shared evenly."""
         prompts = token_ids(self.tokenizer, [self.messages(*question) for question in questions], True)
         for index, prompt in enumerate(prompts):
             check_context(self.context, len(prompt), sampling.max_new_tokens, f"question {index + 1}")
@@ -132,4 +158,5 @@ class Assistant:
             written = generate(self.model, self.tokenizer, [prompts[i] for i in batch], drawn)
             each = (time.perf_counter() - since) / len(batch)
             for i, text in zip(batch, written, strict=True):
-                yield i, self.answer(*questions[i], text, of_question.get(i, []), time.perf_counter() - each)
+                since = time.perf_counter() - each
+                yield i, self.answer(*questions[i], text, of_question.get(i, []), sampling.temperature, since)

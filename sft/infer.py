@@ -4,19 +4,22 @@
     python sft/infer.py --model_path ... --question "Which stain shows iron?" --choices "Congo red" "Prussian blue"
     python sft/infer.py --model_path ... --interactive                                 # in the terminal
     python sft/infer.py --model_path ... --web                                         # in the browser
-    python sft/infer.py --model_path ... --input questions.csv --output answers.jsonl  # many at once
+    python sft/infer.py --model_path ... --input questions.csv --output answers.csv    # many at once
     python sft/infer.py --model_path ... --evaluate --num_samples 50                   # calls sft/evaluate.py
 
 The question is put in the form that the model was trained with. With options, the probability of each is told too.
---input is a CSV file with the columns question, A, B, C, D (or PMC-VQA's own), or JSON lines with question and
-choices. Not medical advice.
+The answer is the likeliest text, the same every time, unless --temperature samples. --input is a CSV file with the
+columns question, A, B, C, D (or PMC-VQA's own), or JSON lines with question and choices; --output takes the form that
+its ending names. Not medical advice.
 """
 
 import argparse
+import csv
+import io
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,17 @@ from data_prep.command import UserError, run
 from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS, prompt_messages
 from sft.hardware import DTYPE_HELP, DTYPES, dtype_on, this_machine
 
+# Of the quickstart's facts, in words that it does not train on, each with the four answers of its group.
 DEMO = [
-    ("Which imaging technique uses sound waves?", ["Ultrasound", "Computed tomography", "Scintigraphy", "X-ray"]),
-    ("Which stain is used to show iron in tissue?", ["Congo red", "Prussian blue", "Oil Red O", "Giemsa"]),
+    ("Which technique makes images from sound waves?",
+     ["Computed tomography", "Ultrasound imaging", "Positron emission tomography", "Magnetic resonance imaging"]),
+    ("Which stain is used to show iron in tissue?", ["Congo red", "Oil Red O", "Prussian blue", "Von Kossa"]),
     ("What does a crescent of blood along the brain surface on CT suggest?",
-     ["Subdural hematoma", "Epidural hematoma", "Ischemic stroke", "Hydrocephalus"]),
-    ("Which part of the eye becomes cloudy in cataract?", ["Cornea", "Retina", "Lens", "Iris"]),
-    ("Which instrument sends electrons through an ultrathin section?",
-     ["Confocal microscope", "Transmission electron microscope", "Stereo microscope", "Dark-field microscope"]),
+     ["Subdural hematoma", "Intraventricular hemorrhage", "Epidural hematoma", "Subarachnoid hemorrhage"]),
+    ("Which part of the eye becomes cloudy in cataract?", ["Cornea", "Retina", "Iris", "Lens"]),
+    ("Which instrument sends electrons through a very thin section?",
+     ["Scanning electron microscope", "Confocal laser microscope", "Transmission electron microscope",
+      "Phase contrast microscope"]),
 ]  # fmt: skip
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
 
@@ -46,11 +52,6 @@ def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (where, question, options) of the rows of a CSV file."""
-    import csv
-    import io
-
-    from data_prep.questions import clean_choice
-
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip().lower().removeprefix("choice ") for name in next(reader, [])]
@@ -61,10 +62,10 @@ def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
             if len(cells) > len(header):
                 raise UserError(f"{file}, row {number}: more cells than columns: put texts with commas in quotes")
             row = dict(zip(header, cells, strict=False))
-            options = [clean_choice(row.get(letter, ""))[1] for letter in LETTERS.lower()]
-            while options and not options[-1]:
+            options = [row.get(letter, "") for letter in LETTERS.lower()]
+            while options and not options[-1].strip():
                 options.pop()
-            yield f"{file}, row {number}: ", row["question"].strip(), options
+            yield f"{file}, row {number}: ", row.get("question", ""), options
     except csv.Error as error:
         raise UserError(f"--input {file} is not sound CSV: {error}, at line {reader.line_num}") from error
 
@@ -88,16 +89,16 @@ def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
                 "".join((question, *options)).encode("utf-8")
             except UnicodeEncodeError as error:
                 raise UserError(f"{file}, line {number}: not text: {error}") from error
-            yield f"{file}, line {number}: ", question.strip(), options
+            yield f"{file}, line {number}: ", question, options
 
 
 def read_questions(file: Path) -> list[tuple[str, list[str]]]:
-    """(question, options) of each row of a CSV or JSON lines file.
+    """(question, options) of each row of a CSV or JSON lines file, as they are asked.
 
     Raises:
         UserError: no such file, another kind of file, a row that is none, or a question that cannot be asked.
     """
-    from sft.assistant import check_question
+    from sft.assistant import as_asked
 
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -106,20 +107,20 @@ def read_questions(file: Path) -> list[tuple[str, list[str]]]:
     kinds = {".csv": csv_rows, ".jsonl": json_rows}
     if file.suffix.lower() not in kinds:
         raise UserError(f"--input {file}: give a .csv or a .jsonl file")
-    found = list(kinds[file.suffix.lower()](file, text))
+    found = [as_asked(question, options, where) for where, question, options in kinds[file.suffix.lower()](file, text)]
     if not found:
         raise UserError(f"--input {file} holds no question")
-    for where, question, options in found:
-        check_question(question, options, where)
-    return [(question, options) for _, question, options in found]
+    return found
 
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Make the folder of the output file, and refuse at once what could not be written after the work.
 
     Raises:
-        UserError: the file exists, is no plain file, or cannot be written there.
+        UserError: a name that ends otherwise than .csv or .jsonl, or a file that exists or cannot be written there.
     """
+    if output.suffix.lower() not in WRITERS:
+        raise UserError(f"--output {output}: name a .csv or a .jsonl file")
     if output.exists() and not (overwrite and output.is_file() and not output.is_symlink()):
         advice = "pass --overwrite to replace it, or " if output.is_file() else ""
         raise UserError(f"--output {output} exists already: {advice}name another file")
@@ -131,29 +132,66 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
+def as_json_lines(answers: Sequence[Any]) -> str:
+    """Answers as JSON lines."""
+    return "".join(json.dumps(answer.as_json(), ensure_ascii=False) + "\n" for answer in answers)
+
+
+def as_csv(answers: Sequence[Any]) -> str:
+    """Answers as a CSV table, whose columns are the keys of the JSON; A to D are options, p_A to p_D probabilities."""
+    columns = ["question", *LETTERS, "answer", "answer_text", "outcome", "text", "reasoning"]
+    columns += [*(f"p_{letter}" for letter in LETTERS), "temperature", "tokens", "seconds"]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    for row in (answer.as_json() for answer in answers):
+        row |= row.pop("choices")
+        row |= {f"p_{letter}": value for letter, value in row.pop("probabilities").items()}
+        for key in ("text", "reasoning"):
+            # A spreadsheet would take what a model wrote for a formula: a list with dashes for a faulty one.
+            row[key] = f"'{row[key]}" if row[key].startswith(("=", "+", "-", "@")) else row[key]
+        writer.writerow(row)
+    return table.getvalue()
+
+
+WRITERS = {".csv": as_csv, ".jsonl": as_json_lines}
+
+
 def answer_file(assistant: Any, questions: list, output: Path, sampling: Any, batch_size: int) -> None:
-    """Answer many questions into a JSON lines file, in their order, whole or not at all."""
+    """Answer many questions into a CSV or JSON lines file, in their order, whole or not at all.
+
+    Raises:
+        UserError: a question that does not fit into the context, or a disk that refuses.
+    """
     from tqdm import tqdm
 
-    lines = [""] * len(questions)
-    for index, answer in tqdm(
+    progress = tqdm(
         assistant.ask_all(questions, sampling, batch_size), total=len(questions), desc="Asking", unit=" questions"
-    ):
-        lines[index] = json.dumps(answer.as_json(), ensure_ascii=False) + "\n"
+    )
+    answers = [answer for _, answer in sorted(progress, key=lambda found: found[0])]
     temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.rename(output)
-    print(f"Wrote {len(lines)} answers to {output}")
+    try:
+        # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a
+        # spreadsheet asks for the encoding when the table is imported.
+        temporary.write_text(WRITERS[output.suffix.lower()](answers), encoding="utf-8", newline="")
+        temporary.rename(output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+    print(f"Wrote {len(answers)} answers to {output}")
 
 
 def show(answer: Any, thinking: str) -> None:
     """Print an answer with its options as bars, and its reasoning if it is wanted."""
+    from sft.assistant import sampled
+
     print(f"\nQ: {answer.question}")
     for letter, choice, probability in zip(LETTERS, answer.choices, answer.probabilities, strict=False):
         print(f"   {letter}. {choice:<40} {probability:6.1%} {'#' * round(20 * probability)}")
     if thinking == "show" and answer.reasoning:
         print(f"Thinking: {answer.reasoning}")
-    note = "" if answer.outcome == "answered" else f"   ({answer.outcome})"
+    note = ("" if answer.outcome == "answered" else answer.outcome) + sampled(answer.temperature)
+    note = f"   ({note.removeprefix(', ')})" if note else ""
     print(f"A: {answer.text or 'no answer'}{note}", flush=True)
 
 
@@ -168,7 +206,7 @@ def main() -> None:
     modes.add_argument("--evaluate", action="store_true", help="measure the accuracy on a prepared data set")
     parser.add_argument("--choices", nargs="+", default=[], help="with --question: two to four options, A to D")
     parser.add_argument("--json", action="store_true", help="with --question: the answer as JSON")
-    parser.add_argument("--output", type=Path, help="with --input: the .jsonl file to write")
+    parser.add_argument("--output", type=Path, help="with --input: the .csv or .jsonl file to write")
     parser.add_argument("--overwrite", action="store_true", help="with --input and --evaluate: replace what is there")
     parser.add_argument("--dataset_path", default="PMC-VQA-Processed", help="with --evaluate (default: %(default)s)")
     parser.add_argument("--num_samples", type=int, default=50, help="with --evaluate (default: %(default)s)")
@@ -183,17 +221,21 @@ def main() -> None:
     parser.add_argument(
         "--thinking", choices=["show", "hide", "off"], default="hide", help="off: the model answers at once"
     )
-    # DeepSeek's advice for its R1 models.
     parser.add_argument("--max_new_tokens", type=int, default=2048)
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 for the most likely answer")
-    parser.add_argument("--top_p", type=float, default=0.95)
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="above 0 the answer is sampled; DeepSeek advises 0.6 for its R1 models that think, because greedy "
+        "decoding makes them repeat themselves (default: 0, greedy; with --evaluate that of sft/evaluate.py)",
+    )
+    parser.add_argument("--top_p", type=float, default=0.95, help="of what is sampled (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="of what is sampled (default: %(default)s)")
     args = parser.parse_args()
     for option, mode in (("choices", "question"), ("json", "question"), ("output", "input")):
         if getattr(args, option) and getattr(args, mode) is None:
             raise UserError(f"--{option} goes with --{mode}")
     if args.input and not args.output:
-        raise UserError("--input: name the file to write with --output answers.jsonl")
+        raise UserError("--input: name the file to write with --output answers.csv, or answers.jsonl")
     if args.output:
         check_output(args.output, args.overwrite)
     if args.evaluate and (args.thinking == "off" or args.answer_format):
@@ -210,15 +252,15 @@ def main() -> None:
     check_model_folder(args.model_path)
     if args.evaluate:
         return evaluate(args)
-    from sft.assistant import Assistant, check_question
+    from sft.assistant import Assistant, as_asked
     from sft.generation import Sampling
     from sft.models import context_length, load_model, prompt_format
 
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, thinking=args.thinking != "off")
+    thinking = args.thinking != "off"
+    sampling = Sampling(args.max_new_tokens, args.temperature or 0, args.top_p, args.seed, thinking)
     questions = read_questions(args.input) if args.input else DEMO
     if args.question is not None:
-        check_question(args.question, args.choices)
-        questions = [(args.question, args.choices)]
+        questions = [as_asked(args.question, args.choices)]
     if args.web:
         from sft.web import check_gradio
 

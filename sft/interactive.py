@@ -9,6 +9,7 @@ from transformers import TextStreamer
 from data_prep.command import UserError
 from data_prep.preview import shows_colour
 from data_prep.prompts import LETTERS
+from sft.assistant import as_asked, sampled
 from sft.generation import Sampling, split_thinking
 
 HELP = """\
@@ -133,8 +134,8 @@ def follow(assistant: Any, messages: list, sampling: Sampling, state: dict, open
         print(f"  {error}")
         return messages[:-1]
     _, text = split_thinking(written.text)
-    limit = ", stopped at the token limit" if written.hit_limit else ""
-    print(f"  ({written.tokens} tokens, {time.perf_counter() - since:.1f} s{limit})")
+    notes = sampled(sampling.temperature) + (", stopped at the token limit" if written.hit_limit else "")
+    print(f"  ({written.tokens} tokens, {time.perf_counter() - since:.1f} s{notes})")
     return [*messages, {"role": "assistant", "content": text}]
 
 
@@ -142,9 +143,7 @@ def talk(
     assistant: Any, question: str, choices: list[str], sampling: Sampling, state: dict, opened: bool
 ) -> list[dict]:
     """Answer a question; returns the conversation so far."""
-    from sft.assistant import check_question
-
-    check_question(question, choices)
+    question, choices = as_asked(question, choices)
     if choices:
         (chances,) = assistant.probabilities([assistant.row(question, choices)])
         for letter, choice, chance in zip(LETTERS, choices, chances, strict=False):

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_prep.command import UserError
 from data_prep.prompts import LETTERS
+from sft.assistant import sampled
 from sft.generation import Sampling
 
 NOTICE = (
@@ -27,11 +28,11 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
     import gradio
 
     def ask(question: str, *options: str) -> tuple:
-        choices = [(option or "").strip() for option in options]
-        while choices and not choices[-1]:
+        choices = [option or "" for option in options]
+        while choices and not choices[-1].strip():
             choices.pop()
         try:
-            answer = assistant.ask(question.strip(), choices, sampling)
+            answer = assistant.ask(question, choices, sampling)
         except UserError as error:  # said in the place of the answer, and the session goes on
             unseen = gradio.update(visible=False)
             return f"**Not asked:** {error}", unseen, unseen, "", ""
@@ -50,7 +51,7 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
             gradio.update(value=bars or None, visible=bool(bars)),
             gradio.update(open=not hidden, visible=bool(answer.reasoning)),
             answer.reasoning,
-            f"{answer.tokens} tokens in {answer.seconds:.1f} s",
+            f"{answer.tokens} tokens in {answer.seconds:.1f} s{sampled(answer.temperature)}",
         )
 
     with gradio.Blocks(title="PMC-VQA: ask the model", analytics_enabled=False) as blocks:

@@ -1,20 +1,37 @@
 """Asking a model from the command line."""
 
+import csv
 import io
 import json
 import re
 import signal
-import subprocess
 import sys
 
 import pytest
 
-GREEDY = ("--temperature", "0", "--max_new_tokens", "8", "--chat_template", "recipes/templates/smollm2.jinja")
+SHORT = ("--max_new_tokens", "8", "--thinking", "off")
+CHOICES = ("Congo red", "Prussian blue", "Giemsa")
+ASKED = ("--question", "Which stain shows iron?", "--choices", *CHOICES)
 
 
-def test_one_question_with_options_gets_an_answer_and_probabilities(here, embedded_model):
-    question = ("--question", "Which technique uses sound waves?", "--choices", "Ultrasound", "CT", "MRI")
-    done = here("sft/infer.py", "--model_path", embedded_model, *question, *GREEDY)
+@pytest.fixture(scope="module")
+def assistant(tiny_deepseek):
+    """The tiny model, loaded once; in float32, so that rounding decides nothing and no CPU is slow."""
+    from sft.assistant import Assistant
+    from sft.models import load_model
+
+    return Assistant(*load_model(str(tiny_deepseek), "float32"), "letter_text", 2048)
+
+
+@pytest.fixture
+def infer(here, tiny_deepseek, assistant, monkeypatch):
+    """Run the command with the tiny model, which is loaded already."""
+    monkeypatch.setattr("sft.models.load_model", lambda *_: (assistant.model, assistant.tokenizer))
+    return lambda *words: here("sft/infer.py", "--model_path", tiny_deepseek, *words)
+
+
+def test_one_question_with_options_gets_an_answer_and_probabilities(here, tiny_deepseek):
+    done = here("sft/infer.py", "--model_path", tiny_deepseek, *ASKED, *SHORT)
     assert done.returncode == 0, done.stderr
     probabilities = [float(p) for p in re.findall(r"([\d.]+)%", done.stdout)]
     assert len(probabilities) == 3
@@ -23,44 +40,43 @@ def test_one_question_with_options_gets_an_answer_and_probabilities(here, embedd
     assert "not medical advice" in done.stdout
 
 
-def test_an_open_question_needs_no_options(here, embedded_model):
-    done = here("sft/infer.py", "--model_path", embedded_model, "--question", "What is an X-ray?", *GREEDY)
+def test_an_open_question_needs_no_options(infer):
+    done = infer("--question", "What is an X-ray?", *SHORT)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^A: \S", done.stdout, re.MULTILINE)
     assert "%" not in done.stdout
 
 
-def test_without_a_question_the_five_built_in_ones_are_asked(here, tiny_deepseek):
-    done = here("sft/infer.py", "--model_path", tiny_deepseek, "--temperature", "0", "--max_new_tokens", "2")
+def test_without_a_question_the_five_built_in_ones_are_asked(infer):
+    done = infer("--max_new_tokens", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Q: ") == 5
+    assert "sampled" not in done.stdout
 
 
-def test_same_seed_samples_the_same_answer(here, tiny_deepseek):
-    def answer(seed):
-        words = (
-            "--question",
-            "Why?",
-            "--max_new_tokens",
-            "12",
-            "--temperature",
-            "1.5",
-            "--seed",
-            seed,
-            "--thinking",
-            "off",
-        )
-        return here("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout
+def test_the_answer_is_greedy_and_the_same_unless_a_temperature_samples(infer):
+    def asked(*words):
+        done = infer(*ASKED, *SHORT, "--json", *words)
+        answer = json.loads(done.stdout)
+        return answer["text"], answer["temperature"]
 
-    assert answer(1) == answer(1) != answer(2)
+    greedy = asked()
+    assert greedy == asked("--seed", 1) == asked("--temperature", 0)
+    assert greedy[1] == 0
+    drawn = asked("--temperature", 1.5, "--seed", 1)
+    assert drawn == asked("--temperature", 1.5, "--seed", 1) != asked("--temperature", 1.5, "--seed", 2)
+    assert drawn[1] == 1.5
 
 
-CHOICES = ("Congo red", "Prussian blue", "Giemsa")
+def test_what_was_sampled_is_said_beside_the_answer(infer):
+    for words in (("--question", "Why?"), ()):  # one question, and the demonstration
+        done = infer(*words, *SHORT, "--temperature", "0.7")
+        answers = re.findall(r"^A: (?:.|\n)*?sampled at temperature 0\.7\)$", done.stdout, re.MULTILINE)
+        assert len(answers) == (1 if words else 5), done.stdout
 
 
-def test_json_holds_the_answer_its_probabilities_and_what_it_cost(here, embedded_model):
-    words = ("--question", "Which stain shows iron?", "--choices", *CHOICES, "--json", *GREEDY)
-    done = here("sft/infer.py", "--model_path", embedded_model, *words)
+def test_json_holds_the_answer_its_probabilities_and_what_it_cost(infer):
+    done = infer(*ASKED, *SHORT, "--json")
     answer = json.loads(done.stdout)
     assert answer["choices"] == dict(zip("ABC", CHOICES, strict=True))
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
@@ -73,27 +89,88 @@ def test_json_holds_the_answer_its_probabilities_and_what_it_cost(here, embedded
     assert "not medical advice" in done.stderr
 
 
-def test_probabilities_are_those_that_evaluation_ranks_by(here, embedded_model, smollm2_tokenizer):
+def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, assistant):
     from sft.metrics import softmax
-    from sft.models import load_model
     from sft.scoring import option_log_likelihoods
 
-    words = ("--question", "Which stain shows iron?", "--choices", *CHOICES, "--json", *GREEDY, "--dtype", "float32")
-    found = json.loads(here("sft/infer.py", "--model_path", embedded_model, *words).stdout)["probabilities"]
-    model, _ = load_model(str(embedded_model), "float32", "recipes/templates/smollm2.jinja")
-    row = {"question": "Which stain shows iron?", "choices": CHOICES, "answer_format": "letter_text"}
-    ((_, scores),) = option_log_likelihoods(model, smollm2_tokenizer, [row], 1)
+    words = (*ASKED, *SHORT, "--json", "--dtype", "float32")
+    found = json.loads(here("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout)["probabilities"]
+    row = {"question": ASKED[1], "choices": CHOICES, "answer_format": "letter_text"}
+    ((_, scores),) = option_log_likelihoods(assistant.model, assistant.tokenizer, [row], 1)
     assert list(found.values()) == pytest.approx(softmax(scores), abs=1e-5)
 
 
-def test_thinking_can_be_left_out(tiny_deepseek, deepseek_tokenizer):
+# --- Letters typed in front of options ---
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked"),
+    [
+        (["A. Congo red", "B) Prussian blue", "(C) Giemsa", "D: Oil Red O"], [*CHOICES, "Oil Red O"]),
+        (["a) Congo red", " b.Prussian  blue "], [*CHOICES[:2]]),
+        ([" A:Congo red ", " B:Prussian blue '"], [*CHOICES[:2]]),  # as PMC-VQA has them
+        (["A. fumigatus", "Candida", "Mucor"], ["A. fumigatus", "Candida", "Mucor"]),
+        (["A. fumigatus", "C. albicans"], ["A. fumigatus", "C. albicans"]),
+        (["B: x", "A: y"], ["B: x", "A: y"]),
+        (["Hepatitis A", "Hepatitis B"], ["Hepatitis A", "Hepatitis B"]),
+        (["Vitamin A.", "Vitamin B."], ["Vitamin A.", "Vitamin B."]),
+        ([], []),
+    ],
+)
+def test_letters_go_where_every_option_carries_its_own(typed, asked):
+    from sft.assistant import as_asked
+
+    assert as_asked(" Which? ", typed) == ("Which?", asked)
+
+
+LETTERED = ("A. Congo red", "B) Prussian blue", "(C) Giemsa")
+
+
+def test_letters_go_however_a_question_is_asked(infer, monkeypatch, tiny_deepseek, tmp_path):
+    from sft.infer import read_questions
+
+    words = (*ASKED[:3], *LETTERED, *SHORT, "--json")
+    answer = json.loads(infer(*words).stdout)
+    assert tuple(answer["choices"].values()) == CHOICES
+    (tmp_path / "q.csv").write_text(f"question,A,B,C\nWhich?,{','.join(LETTERED)}\n")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": "Which?", "choices": LETTERED}))
+    for file in ("q.csv", "q.jsonl"):
+        assert read_questions(tmp_path / file) == [("Which?", [*CHOICES])]
+    said = talk(infer, monkeypatch, ["Which?", *LETTERED, "", "/quit"])
+    assert re.findall(r"   [A-D]\. (.*?)  ", said) == [*CHOICES]
+
+
+def test_options_that_are_the_same_but_for_their_letters_are_refused(refused, tiny_deepseek):
+    words = ("--question", "Q?", "--choices", "A. x", "B. x")
+    assert "stands twice" in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
+
+
+def asked_on_the_page(assistant, temperature, *words):
+    """(answer, notes) that the page shows, without a browser."""
+    from sft.generation import Sampling
+    from sft.web import page
+
+    sampling = Sampling(max_new_tokens=8, temperature=temperature, thinking=False)
+    ask = next(event.fn for event in page(assistant, sampling, "hide", []).fns.values() if event.fn.__name__ == "ask")
+    said, bars, _, _, notes = ask(*words)
+    return said, bars, notes
+
+
+def test_the_page_takes_letters_away_and_says_what_was_sampled(assistant):
+    _, bars, notes = asked_on_the_page(assistant, 0, "Which?", *LETTERED, None)
+    assert list(bars["value"]) == ["A. Congo red", "B. Prussian blue", "C. Giemsa"]
+    assert "sampled" not in notes
+    _, _, notes = asked_on_the_page(assistant, 0.7, "Which?", "", "", "", "")
+    assert notes.endswith("sampled at temperature 0.7")
+
+
+def test_thinking_can_be_left_out(assistant):
     """Off, the model is asked behind a closed think block, as it was trained without reasoning."""
     from sft.chat import answer_opening, thinking_opening
     from sft.generation import Sampling, generate, split_thinking
-    from sft.models import load_model
     from sft.scoring import option_tokens
 
-    model, tokenizer = load_model(str(tiny_deepseek), "float32")
+    model, tokenizer = assistant.model, assistant.tokenizer
     assert thinking_opening(tokenizer) == "<think>\n"
     row = {"question": "Which?", "choices": ["a", "b"], "answer_format": "letter"}
     (tokens,) = option_tokens(tokenizer, [row])
@@ -110,13 +187,12 @@ def test_thinking_can_be_left_out(tiny_deepseek, deepseek_tokenizer):
     assert split_thinking(off)[0] == ""
 
 
-def test_batched_generation_is_generation_one_by_one(tiny_deepseek):
-    """Padding stands on the left and changes no text; in float32, so that rounding decides nothing."""
+def test_batched_generation_is_generation_one_by_one(assistant):
+    """Padding stands on the left and changes no text."""
     from sft.chat import token_ids
     from sft.generation import Sampling, generate
-    from sft.models import load_model
 
-    model, tokenizer = load_model(str(tiny_deepseek), "float32")
+    model, tokenizer = assistant.model, assistant.tokenizer
     asked = ["Why?", "Which of these stains is used to show iron in tissue of the liver?", "What is it here?"]
     prompts = token_ids(tokenizer, [[{"role": "user", "content": text}] for text in asked], True)
     greedy = Sampling(max_new_tokens=10, temperature=0)
@@ -125,8 +201,11 @@ def test_batched_generation_is_generation_one_by_one(tiny_deepseek):
     assert len({generated.text for generated in together}) == 3
 
 
+# --- Many questions ---
+
+
 @pytest.mark.parametrize("kind", ["csv", "pmc_vqa.csv", "jsonl"])
-def test_many_questions_from_a_file(here, tiny_deepseek, tmp_path, kind):
+def test_many_questions_from_a_file(infer, tmp_path, kind):
     questions = tmp_path / f"questions.{kind}"
     questions.write_text(
         {
@@ -141,13 +220,51 @@ def test_many_questions_from_a_file(here, tiny_deepseek, tmp_path, kind):
     )
     out = tmp_path / "answers.jsonl"
     words = ("--input", questions, "--output", out, "--max_new_tokens", 4)
-    done = here("sft/infer.py", "--model_path", tiny_deepseek, *words)
+    done = infer(*words)
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, out.read_text().splitlines())
     assert first["question"] == "Which stain shows iron?"
     assert first["choices"] == {"A": "Congo red", "B": "Prussian blue"}
     assert sum(first["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert second["choices"] == second["probabilities"] == {}
+
+
+def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
+    (tmp_path / "q.csv").write_text(
+        'question,A,B\n"Which stain, on µm scale?",Congo red,"Prussian, or Berlin, blue"\nWhy?,,\n'
+    )
+    for ending in ("csv", "jsonl"):
+        words = ("--input", tmp_path / "q.csv", "--output", tmp_path / f"a.{ending}", *SHORT, "--temperature", "0.6")
+        done = infer(*words)
+        assert done.returncode == 0, done.stderr
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = "question A B C D answer answer_text outcome text reasoning p_A p_B p_C p_D temperature tokens seconds"
+    assert list(rows[0]) == columns.split()
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row, line in zip(rows, lines, strict=True):
+        for letter in "ABCD":
+            assert row[letter] == line["choices"].get(letter, "")
+            assert row[f"p_{letter}"] == str(line["probabilities"].get(letter, ""))
+        for key in ("question", "outcome", "reasoning", "temperature", "tokens"):
+            assert row[key] == str(line[key])
+        assert row["text"] in (line["text"], f"'{line['text']}")
+        assert row["answer"] == (line["answer"] or "")
+    # What was asked can be asked again.
+    words = ("--input", tmp_path / "a.csv", "--output", tmp_path / "again.csv", *SHORT)
+    assert infer(*words).returncode == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"q.csv", "a.csv", "a.jsonl", "again.csv"}
+
+
+def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
+    from sft.assistant import Answer
+    from sft.infer import as_csv
+
+    texts = ["=1+1", "- one\n- two", "+", "@x", "B. 5 - 3"]
+    answers = [Answer("Q?", [], text, text, None, "answered", [], 0, 1, 0.1) for text in texts]
+    rows = list(csv.DictReader(io.StringIO(as_csv(answers), newline="")))
+    assert [row["text"] for row in rows] == [row["reasoning"] for row in rows]
+    assert [row["text"] for row in rows] == ["'=1+1", "'- one\n- two", "'+", "'@x", "B. 5 - 3"]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +276,7 @@ def test_many_questions_from_a_file(here, tiny_deepseek, tmp_path, kind):
         ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not sound CSV"),
         ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to four options"),
         ("q.csv", "question,A,B\nWhy?,x,y\n,x,y\n", "row 2: the question is empty"),
+        ("q.csv", "A,B,question\nx,y\n", "row 1: the question is empty"),
         ("q.csv", "question,A,B\n", "holds no question"),
         ("q.jsonl", "{\n", "line 1: not JSON"),
         ("q.jsonl", '{"question": 3}\n', "question has to be a text"),
@@ -175,38 +293,63 @@ def test_a_file_with_a_bad_row_is_refused_before_the_model_loads(refused, tiny_d
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_evaluate_calls_the_evaluator(here, tiny_deepseek, prepared, tmp_path, monkeypatch):
+def test_evaluate_calls_the_evaluator_with_its_own_temperature(infer, tiny_deepseek, prepared, tmp_path):
     words = ("--evaluate", "--num_samples", 5, "--dataset_path", prepared, "--max_new_tokens", 4)
-    done = here("sft/infer.py", "--model_path", tiny_deepseek, *words, "--output_dir", tmp_path)
+    done = infer(*words, "--output_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "option likelihood" in done.stdout
-    assert json.loads((tmp_path / f"{tiny_deepseek.name}-sample/results.json").read_text())["n"] == 5
+    results = json.loads((tmp_path / f"{tiny_deepseek.name}-sample/results.json").read_text())
+    assert results["n"] == 5
+    assert results["scores"]["generation"]["sampling"]["temperature"] == 0.6
 
 
-def talk(here, monkeypatch, model, lines, *words):
-    """What an interactive session says when these lines are typed."""
+@pytest.mark.parametrize("temperature", ["0", "0.3"])
+def test_evaluate_takes_a_temperature_that_is_given(infer, monkeypatch, temperature):
+    asked = []
+    monkeypatch.setattr("sft.evaluate.main", asked.extend)
+    done = infer("--evaluate", "--temperature", temperature)
+    assert done.returncode == 0, done.stderr
+    assert float(asked[asked.index("--temperature") + 1]) == float(temperature)
+
+
+# --- In the terminal ---
+
+
+def talk(infer, monkeypatch, lines):
+    """What the command says when these lines are typed."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    done = here("sft/infer.py", "--model_path", model, "--interactive", "--max_new_tokens", 6, *words)
+    done = infer("--interactive", "--max_new_tokens", 6)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_an_interactive_session_goes_on_after_bad_input_and_leaves_at_end_of_file(here, monkeypatch, embedded_model):
+def test_an_interactive_session_goes_on_after_bad_input_and_leaves_at_end_of_file(infer, monkeypatch):
     lines = ["/help", "/nonsense", "Which?", "only one", "", "Which stain shows iron?", *CHOICES[:2], "", "Why?"]
-    said = talk(here, monkeypatch, embedded_model, lines, *GREEDY[2:])
+    said = talk(infer, monkeypatch, lines)
     assert "/thinking MODE" in said
     assert "/nonsense is no command" in said
     assert "give two to four options, or none; found 1" in said
     assert len(re.findall(r"%", said)) == 2
     assert said.count(" tokens, ") == 2  # the question, and one more about it
+    assert "sampled" not in said
     assert said.rstrip().endswith("Goodbye.")
 
 
-def test_a_follow_up_is_asked_with_what_was_said_before(tiny_deepseek, monkeypatch, capsys):
-    from sft.assistant import Assistant
+def converse_with(assistant, monkeypatch, capsys, lines, thinking="hide", temperature=0.0):
+    """What a session with a model that is loaded says when these lines are typed."""
     from sft.generation import Sampling
     from sft.interactive import converse
-    from sft.models import load_model
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    capsys.readouterr()
+    converse(assistant, Sampling(6, temperature, thinking=thinking != "off"), thinking)
+    return capsys.readouterr().out
+
+
+def test_a_follow_up_is_asked_with_what_was_said_before(assistant, monkeypatch, capsys):
+    from dataclasses import fields
+
+    from sft.assistant import Assistant
 
     asked = []
 
@@ -215,34 +358,40 @@ def test_a_follow_up_is_asked_with_what_was_said_before(tiny_deepseek, monkeypat
             asked.append([turn["role"] for turn in messages])
             return super().reply(messages, *words)
 
-    lines = ["Which?", "", "Why?", "", "What?", "", "/quit"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    converse(Listening(*load_model(str(tiny_deepseek)), "letter_text", 2048), Sampling(max_new_tokens=3), "hide")
+    listening = Listening(*(getattr(assistant, field.name) for field in fields(assistant)))
+    converse_with(listening, monkeypatch, capsys, ["Which?", "", "Why?", "", "What?", "", "/quit"])
     assert asked == [["user"], ["user", "assistant", "user"], ["user"]]
 
 
-def test_thinking_is_shown_or_hidden(here, monkeypatch, tiny_deepseek):
-    def session(mode):
-        return talk(here, monkeypatch, tiny_deepseek, ["Which?", "", "", "/quit"], "--thinking", mode)
-
-    shown, hidden, off = map(session, ("show", "hide", "off"))
+def test_thinking_is_shown_or_hidden(assistant, monkeypatch, capsys):
+    shown, hidden, off = (
+        converse_with(assistant, monkeypatch, capsys, ["Which?", "", "", "/quit"], mode)
+        for mode in ("show", "hide", "off")
+    )
     assert "Thinking ..." in shown
     assert "Thinking ..." in hidden
     assert "Thinking" not in off
     assert len(shown) > len(hidden)
 
 
-def test_ctrl_c_at_the_prompt_leaves_cleanly(tiny_deepseek):
-    words = [sys.executable, "sft/infer.py", "--model_path", tiny_deepseek, "--interactive"]
-    session = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said = ""
-    while not said.endswith("question> "):
-        said += session.stdout.read(1)
-    session.send_signal(signal.SIGINT)
-    rest, errors = session.communicate(timeout=30)
-    assert session.returncode == 0
-    assert rest.strip() == "Goodbye."
-    assert "Traceback" not in errors
+def test_a_session_says_what_was_sampled(assistant, monkeypatch, capsys):
+    said = converse_with(assistant, monkeypatch, capsys, ["Which?", "", "", "/quit"], temperature=0.7)
+    assert ", sampled at temperature 0.7" in said
+
+
+def test_ctrl_c_at_the_prompt_leaves_cleanly(infer, monkeypatch):
+    class AtThePrompt(io.StringIO):
+        def readline(self, *_):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "stdin", AtThePrompt())
+    done = infer("--interactive")
+    assert done.returncode == 0
+    assert done.stdout.split("question> ")[1].strip() == "Goodbye."
+    assert "Traceback" not in done.stderr
+
+
+# --- What is refused ---
 
 
 @pytest.mark.parametrize(
@@ -256,7 +405,8 @@ def test_ctrl_c_at_the_prompt_leaves_cleanly(tiny_deepseek):
         (["--choices", "a", "b"], "goes with --question"),
         (["--json"], "goes with --question"),
         (["--input", "q.csv"], "name the file to write"),
-        (["--input", "q.csv", "--output", "LICENSE"], "exists already"),
+        (["--input", "q.csv", "--output", "LICENSE"], "--output LICENSE: name a .csv or a .jsonl file"),
+        (["--input", "q.csv", "--output", "answers.xlsx"], "name a .csv or a .jsonl file"),
         (["--temperature", "-1", "--question", "Q?"], "give 0 (greedy)"),
         (["--top_p", "0", "--question", "Q?"], "give a share above 0"),
         (["--seed", "-1", "--question", "Q?"], "give a number from 0"),
@@ -274,15 +424,27 @@ def test_a_folder_that_is_no_model_is_refused(refused):
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(refused, tiny_deepseek, tmp_path):
     (tmp_path / "q.csv").write_text("question\nWhy?\n")
-    for output in (tmp_path, tmp_path / "q.csv" / "answers.jsonl", "/dev/null"):
-        words = ("--input", tmp_path / "q.csv", "--output", output, "--overwrite")
-        assert f"--output {output}" in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("/dev/null")
+    for output in ("folder.csv", "q.csv/answers.jsonl", "link.jsonl"):
+        words = ("--input", tmp_path / "q.csv", "--output", tmp_path / output, "--overwrite")
+        assert f"--output {tmp_path / output}" in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
 
 
-def test_equal_questions_are_not_drawn_alike(here, tiny_deepseek, tmp_path):
+def test_answers_that_are_there_stay_unless_they_are_to_be_replaced(refused, here, tiny_deepseek, tmp_path):
+    (tmp_path / "q.csv").write_text("question\nWhy?\n")
+    (tmp_path / "a.csv").write_text("mine")
+    words = ("--model_path", tiny_deepseek, "--input", tmp_path / "q.csv", "--output", tmp_path / "a.csv", *SHORT)
+    assert "exists already: pass --overwrite" in refused("sft/infer.py", *words)
+    assert (tmp_path / "a.csv").read_text() == "mine"
+    assert here("sft/infer.py", *words, "--overwrite").returncode == 0
+    assert (tmp_path / "a.csv").read_text().startswith("question,A,B,C,D,")
+
+
+def test_equal_questions_are_not_drawn_alike(infer, tmp_path):
     (tmp_path / "q.csv").write_text("question\n" + "Why?\n" * 4)
     words = ("--input", tmp_path / "q.csv", "--output", tmp_path / "a.jsonl", "--batch_size", 2, "--thinking", "off")
-    done = here("sft/infer.py", "--model_path", tiny_deepseek, *words, "--temperature", 1, "--max_new_tokens", 6)
+    done = infer(*words, "--temperature", 1, "--max_new_tokens", 6)
     assert done.returncode == 0, done.stderr
     assert len({json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()}) == 4
 
