@@ -1,11 +1,14 @@
 """Put a folder on the Hub, as a data set or a model: one commit, privately unless told otherwise, only listed files.
 
 `check_push` asks before the work whether it will be allowed. `push` waits out what passes: a connection that drops, a
-busy server, a limit of requests.
+busy server, a limit of requests. `unreached` tells whoever wants to read from the Hub whether it is there at all.
 """
 
+import functools
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +20,8 @@ T = TypeVar("T")
 
 # Seconds before each further try; the files that have arrived are not sent again. Somebody waits for a question.
 PAUSES, PAUSES_OF_QUESTIONS = (1, 2, 4, 8, 16), (1, 2)
+# Seconds in which the Hub's address has to answer: several times what a slow line takes, and short for who waits.
+PATIENCE = 3
 # Answers of a server that may well answer otherwise in a while.
 PASSING = {408, 429, 500, 502, 503, 504}
 # What an answer means to the user, where the server's own words may not tell.
@@ -40,6 +45,56 @@ def pinned(name: str) -> tuple[str, str | None]:
 def is_id(name: str) -> bool:
     """Whether `name` has the form ``OWNER/NAME``."""
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name))
+
+
+def unreached() -> str:
+    """Why the Hub cannot be asked, in words, or "" if it can. To be called before a name on the Hub is looked up.
+
+    The Hub's client tries for a minute before it gives up, and with every file anew. Where one short try finds nobody,
+    this process goes on as with HF_HUB_OFFLINE=1: it loads what is in the cache at once, and looks for nothing else.
+    """
+    from huggingface_hub import constants
+
+    return _unreached(constants.ENDPOINT)
+
+
+@functools.cache
+def _unreached(endpoint: str) -> str:
+    """As `unreached`; a process tries each endpoint once."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE=1 says not to ask the Hub: unset it where there is a network"
+    found = [f"no answer in {PATIENCE} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(endpoint, timeout=PATIENCE, follow_redirects=False)
+            found[0] = ""
+        except Exception as error:  # whatever the HTTP library raises
+            # Who breaks off is there: the client tries again.
+            nobody = re.match("Connect|Proxy|.*Timeout$", type(error).__name__)
+            found[0] = first_line(list(chain(error))[-1]) if nobody else ""
+
+    # Nothing but leaving it behind limits the time that a name server takes, or several addresses one after another.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    if not (why := found[0]):
+        return ""
+    # No function of the libraries turns this on in a running process. Hub client, transformers and PEFT look this name
+    # up whenever they ask; datasets has a copy of its own, and PEFT and further processes read the environment too.
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if "datasets.config" in sys.modules:
+        sys.modules["datasets.config"].HF_HUB_OFFLINE = True
+    advice = "mend the network (on a machine that is always offline, set HF_HUB_OFFLINE=1)"
+    return f"the Hub cannot be reached ({why}): {advice}"
+
+
+def not_cached(why: str) -> str:
+    """What to say of a name on the Hub that cannot be had, where `unreached` tells why."""
+    return f"it is not in the cache, and {why}, or give a local folder"
 
 
 def files_of(info: Any) -> set[str]:
@@ -86,8 +141,12 @@ def patiently(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
 
 def reason(error: BaseException) -> str:
     """What went wrong, in words for the user."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     if no_answer(error):
         return f"no connection, or it broke off ({first_line(list(chain(error))[-1])})"
+    if any(isinstance(link, OfflineModeIsEnabled) for link in chain(error)):
+        return unreached()
     status = status_of(error)
     said = next((link.server_message for link in chain(error) if getattr(link, "server_message", None)), None)
     if status in MEANING:

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.command import UserError, first_line
 from data_prep.formats import FORMATS, detect, nearest, split_named
-from data_prep.hub import is_id
+from data_prep.hub import is_id, not_cached, unreached
 from data_prep.questions import RejectedRow
 
 # The published files of each version; both lie in one repository, and their headers differ.
@@ -114,15 +114,15 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
             f"{' or '.join(HUB_FILES)}, and --revision with the 40 digits of a commit, so that it stays the same data"
         )
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    files = []
+    files, why = [], unreached()
     for name in HUB_FILES[format_name]:
         try:
             files.append(Path(hf_hub_download(place, name, repo_type="dataset", revision=revision)))
         except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
-            raise UserError(
-                f"{name} of {place} cannot be had from the Hub at {revision}: {first_line(error)}"
-            ) from error
+            reason = not_cached(why) if why and isinstance(error, LocalEntryNotFoundError) else first_line(error)
+            raise UserError(f"{name} of {place} cannot be had from the Hub at {revision}: {reason}") from error
     return files
 
 

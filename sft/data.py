@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, first_line, read_json
-from data_prep.hub import pinned
+from data_prep.hub import not_cached, pinned, unreached
 
 # What data_prep/prepare.py promises about every row.
 COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_format"}
@@ -24,6 +24,8 @@ def load_split(path: str, split: str) -> Any:
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     advice = "prepare one with `python data_prep/prepare.py --dataset_path DIR --output_dir PMC-VQA-Processed`"
     # A prepared folder starts with its card; load_dataset would search any other folder, or the Hub, for something.
@@ -34,10 +36,15 @@ def load_split(path: str, split: str) -> Any:
     if not Path(path).exists() and (pinned(path)[0].count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"data set {path} does not exist: {advice}")
     name, revision = pinned(path)
+    why = "" if Path(path).exists() else unreached()
     try:
+        if why:  # load_dataset would take from its cache whatever version is there
+            name, revision = snapshot_download(name, repo_type="dataset", revision=revision), None
         dataset = load_dataset(name, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"data set {path} cannot be opened: {first_line(error)}: {advice}") from error
+        missing = why and isinstance(error, LocalEntryNotFoundError)
+        reason = not_cached(why) if missing else f"{first_line(error)}: {advice}"
+        raise UserError(f"data set {path} cannot be opened: {reason}") from error
     if split not in dataset:
         raise UserError(f"data set {path} has no split {split}: it has {', '.join(dataset)}")
     missing = COLUMNS - set(dataset[split].column_names)

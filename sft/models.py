@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import UserError, first_line, read_json, write_json
-from data_prep.hub import pinned
+from data_prep.hub import chain, not_cached, pinned, unreached
 from data_prep.prompts import PROMPT_VERSION
 from sft.chat import set_chat_template
 
@@ -64,7 +64,7 @@ def prompt_format(model_path: str) -> str | None:
 
 
 def check_model_folder(model_path: str) -> None:
-    """Refuse a path that cannot be a model, before anything heavy is imported.
+    """Refuse a path that cannot be a model, before anything heavy is imported; of a Hub id, try the Hub.
 
     Raises:
         UserError: a folder that does not exist, or one with neither an adapter nor safetensors weights.
@@ -88,6 +88,7 @@ def check_model_folder(model_path: str) -> None:
     elsewhere = pinned(model_path)[0].count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/"))
     if folder.exists() or elsewhere or ours:
         raise UserError(f"model folder {model_path} does not exist: check the path, or name a model on the Hub")
+    unreached()
 
 
 def describe_model(model: Any) -> list[str]:
@@ -135,8 +136,9 @@ def attention_implementation(use_cpu: bool, precision: str) -> str:
 def trained_in_float32(model: Any) -> int:
     """Recast trained parameters to float32; returns how many there were.
 
-    For fp16 runs: TRL keeps the adapters of quantised models in bf16, whose gradients the fp16 loss scaler cannot
-    unscale (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``).
+    For runs that are not in bf16: TRL keeps the adapters of quantised models in bf16. Their gradients the fp16 loss
+    scaler cannot unscale (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``), and a
+    CPU without bfloat16 instructions multiplies them slowly.
     """
     import torch
 
@@ -155,6 +157,8 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     name, revision = pinned(model_path)
+    if not Path(model_path).exists():
+        unreached()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -178,6 +182,10 @@ def base_of(model_path: str) -> str:
 
 def unloadable(what: str, error: Exception) -> UserError:
     """Says that `what` could not be loaded, and what may help."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if any(isinstance(link, LocalEntryNotFoundError) for link in chain(error)) and (why := unreached()):
+        return UserError(f"{what} cannot be loaded: {not_cached(why)}")
     if "trust_remote_code" in str(error):
         return UserError(
             f"{what} needs code from its own repository, which is never run here (SECURITY.md): use a model that "
