@@ -1,6 +1,7 @@
 """The embedded sample is what its documentation says."""
 
 import csv
+from collections import Counter, defaultdict
 
 from data_prep.questions import clean_choice
 from data_prep.sample import TRAIN_PHRASINGS, load_facts, sample_rows
@@ -10,22 +11,47 @@ def test_facts_are_many_and_differently_asked():
     groups = load_facts()
     facts = [fact for group in groups for fact in group["facts"]]
     phrasings = [phrasing for fact in facts for phrasing in fact["phrasings"]]
-    assert len(facts) >= 60
+    assert len(facts) >= 24
     assert all(len(fact["phrasings"]) >= 5 and fact["statement"] for fact in facts)
     assert len({fact["answer"] for fact in facts}) == len(facts)
     assert len(set(phrasings)) == len(phrasings)
     assert all(len(group["facts"]) == 4 for group in groups)
 
 
-def test_every_wrong_option_is_right_elsewhere_and_of_another_family():
-    family = {fact["answer"]: group["family"] for group in load_facts() for fact in group["facts"]}
+def test_wrong_options_are_of_the_right_ones_kind_and_right_as_often():
+    """So neither the kind of an option nor its frequency tells which is right."""
+    kind = {fact["answer"]: group["topic"] for group in load_facts() for fact in group["facts"]}
     for rows in sample_rows(seed=0).values():
+        right = Counter()
         for row in rows:
             options = [clean_choice(row[f"Choice {letter}"])[1] for letter in "ABCD"]
             answer = row["Answer"].strip()
-            wrong = [option for option in options if option not in (answer, "N/A", "")]
-            if answer in family:
-                assert all(family[option] != family[answer] for option in wrong)
+            if answer in options and row["Answer_label"] in set("ABCD") and "" not in options:
+                right[answer] += 1
+                assert {kind[option] for option in options if option != "N/A"} == {kind[answer]}
+                assert len(set(options)) == 4
+        assert set(right) == set(kind)
+        assert len(set(right.values())) == 1
+
+
+def test_the_order_of_the_options_differs_where_a_training_question_is_asked_again():
+    orders = defaultdict(list)
+    for row in sample_rows(seed=0)["train"][:-3]:  # the last are faulty copies of the first
+        options = tuple(clean_choice(row[f"Choice {letter}"])[1] for letter in "ABCD")
+        orders[" ".join(row["Question"].split())].append(options)
+    assert all(len(set(asked)) == len(asked) >= 2 for asked in orders.values())
+
+
+def test_the_demonstration_asks_for_the_facts_in_other_words_and_shows_all_answers_of_the_group():
+    from sft.infer import DEMO
+
+    groups = load_facts()
+    trained = {p for group in groups for fact in group["facts"] for p in fact["phrasings"][:TRAIN_PHRASINGS]}
+    answers = [{fact["answer"] for fact in group["facts"]} for group in groups]
+    assert len(DEMO) == 5
+    for question, options in DEMO:
+        assert set(options) in answers
+        assert question not in trained
 
 
 def test_no_phrasing_gives_its_answer_or_another_option_away():
@@ -40,7 +66,7 @@ def test_test_split_asks_in_words_that_train_never_shows():
         split: {" ".join(row["Question"].split()) for row in rows if row["Answer_label"] in set("ABCD")}
         for split, rows in sample_rows(seed=0).items()
     }
-    assert len(words["test"]) >= 150
+    assert len(words["test"]) == 72
     assert not words["train"] & words["test"]
     assert 1 <= TRAIN_PHRASINGS < len(load_facts()[0]["facts"][0]["phrasings"])
 
@@ -55,9 +81,9 @@ def test_rows_show_the_quirks_of_the_real_files():
     assert any(row["Answer_label"] not in set("ABCD") for row in rows)
 
 
-def test_same_seed_gives_the_same_bytes(command, sample, tmp_path):
-    command("data_prep/sample.py", "--output_dir", tmp_path / "again")
-    command("data_prep/sample.py", "--output_dir", tmp_path / "other", "--seed", "1")
+def test_same_seed_gives_the_same_bytes(here, sample, tmp_path):
+    here("data_prep/sample.py", "--output_dir", tmp_path / "again")
+    here("data_prep/sample.py", "--output_dir", tmp_path / "other", "--seed", "1")
     for name in ("train.csv", "test.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (sample / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (sample / name).read_bytes()
