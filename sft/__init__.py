@@ -11,5 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # LLM.int8() computes in float16; bitsandbytes says so at every matrix product, hundreds of lines a step.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+# DeepSpeed, where it is installed, says at its import that there is no GPU, in runs without it too.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 # PEFT asks transformers by an old name; nothing that a user could do about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

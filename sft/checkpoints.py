@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from data_prep.command import UserError, read_json, write_json
 from sft.config import AUTO, Settings
 from sft.data import provenance
-from sft.hardware import Hardware
+from sft.hardware import Hardware, cpu_name
 from sft.launch import Launch
 from sft.leaks import without_paths
 from sft.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
@@ -76,7 +76,7 @@ def manifest(settings: Settings, launch: Launch, hardware: Hardware, data: str, 
         "settings": settings.values,
         "base_model": {"name": settings.model_name_or_path, "revision": commit_of(settings.model)},
         "datasets": provenance(settings.dataset_weights()),
-        "hardware": f"CPU, {platform.machine()}" if on_cpu(settings, launch) or not hardware.count else hardware.name,
+        "hardware": f"CPU, {cpu_name()}" if on_cpu(settings, launch) or not hardware.count else hardware.name,
         "data": data,
         "tokens": tokens,
         "launch": launch.name,

@@ -346,7 +346,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         batches = ask(args, tasks, answers.found, state)
         state.wait_for_everyone()  # every process has read what was there
         if state.is_main_process:
-            print(f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}", flush=True)
+            passes = f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} ({'; '.join(task.name for task in tasks)})"
+            found = f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}"
+            print(f"{len(questions)} questions, {passes}: {found}", flush=True)
             answers.begin()
             (folder / RESULTS).unlink(missing_ok=True)  # until it is true again
         state.wait_for_everyone()

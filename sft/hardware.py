@@ -1,6 +1,9 @@
 """What the run computes on: the GPUs of this machine, or GPUs named by the user who plans a run for another one."""
 
+import contextlib
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_prep.command import UserError
 
@@ -67,6 +70,22 @@ def cpu_has_bf16() -> bool:
 
     found = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that this project takes
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    with contextlib.suppress(OSError):  # Linux alone has the file
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_threads() -> int:
+    """Threads that torch computes with unless it is told otherwise: one a physical core that this process may use."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def dtype_on(device: str, dtype: str) -> str:

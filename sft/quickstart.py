@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.command import UserError, run, write_json
-from sft.hardware import cpu_has_bf16
+from sft.hardware import cpu_has_bf16, cpu_name, cpu_threads
 
 OUT = Path("outputs/quickstart")
 MODEL = "outputs/models/SmolLM2-135M-Instruct"
@@ -35,7 +35,11 @@ class Step:
     inputs: tuple[str, ...] = ()
 
 
-EVALUATE = f"python sft/evaluate.py --dataset_path {PREPARED} --split test --output_dir {OUT}/eval --overwrite"
+# What the table's number is worth, said where it stands.
+MEANING = """\
+  The test questions ask, in words never trained on, for the very facts that were trained: the score shows that
+  training, selection and evaluation work together. It is no measure of medical knowledge, nor of the main recipe."""
+EVALUATE = f"python sft/evaluate.py --dataset_path {PREPARED} --split test --no-choices_only --output_dir {OUT}/eval"
 STEPS = [
     Step(
         "sample",
@@ -46,46 +50,30 @@ STEPS = [
     Step(
         "prepare",
         f"python data_prep/prepare.py --dataset_path {OUT}/PMC-VQA --output_dir {PREPARED} "
-        "--answer_format text --dev_size 64 --overwrite",
+        "--answer_format text --dev_size 24 --overwrite",
         Path(PREPARED, "report.json"),
         ("data_prep/prepare.py", "data_prep/prompts.py", "data_prep/questions.py"),
     ),
     Step(
         "train",
-        f"accelerate launch --config_file accelerate_configs/cpu.yaml sft/run.py {RECIPE}",
+        "accelerate launch --config_file accelerate_configs/cpu.yaml --num_cpu_threads_per_process {threads} "
+        f"sft/run.py {RECIPE}",
         Path(TRAINED, "final_model/adapter_model.safetensors"),
         (RECIPE, TEMPLATE, "accelerate_configs/cpu.yaml"),
     ),
     Step(
         "evaluate base",
-        f"{EVALUATE} --model_path {MODEL} --chat_template {TEMPLATE} --name base",
+        f"{EVALUATE} --overwrite --model_path {MODEL} --chat_template {TEMPLATE} --name base",
         OUT / "eval/base/results.json",
         ("sft/evaluate.py", "sft/scoring.py", "sft/metrics.py", "sft/results.py", "sft/report.py"),
     ),
     Step(
         "evaluate tuned",
-        f"{EVALUATE} --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
+        f"{EVALUATE} --overwrite --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
         OUT / "eval/tuned/results.json",
     ),
-    Step(
-        "ask",
-        f"python sft/infer.py --model_path {TRAINED}/final_model --temperature 0 "
-        # A question of the test split.
-        "--question 'Which dye mixture shows malaria parasites in a blood film?' "
-        "--choices Pancreas Giemsa 'Hodgkin lymphoma' Appendix",
-        None,
-    ),
+    Step("ask", f"python sft/infer.py --model_path {TRAINED}/final_model", None),
 ]
-
-
-def steps() -> list[Step]:
-    """The steps on this machine: where the CPU has no bfloat16, training is told to do without."""
-    if cpu_has_bf16():
-        return STEPS
-    return [
-        replace(step, command=f"{step.command} --bf16 no --dtype float32") if step.name == "train" else step
-        for step in STEPS
-    ]
 
 
 def is_current(step: Step, newest_input: float) -> bool:
@@ -96,18 +84,18 @@ def is_current(step: Step, newest_input: float) -> bool:
     return step.product.stat().st_mtime >= max([newest_input, *own])
 
 
-def run_step(step: Step) -> None:
-    """Run the command with this environment's Python.
+def run_step(name: str, command: str) -> None:
+    """Run the command of the step `name` with this environment's Python.
 
     Raises:
         UserError: it failed; it has said why.
     """
-    program, *words = shlex.split(step.command)
+    program, *words = shlex.split(command)
     start = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[program]
     # The embedded model and data are here; nothing is to be looked for on the Hub.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if subprocess.run([sys.executable, *start, *words], env=environment, check=False).returncode:
-        raise UserError(f"step {step.name} failed, see above; the command was: {step.command}")
+        raise UserError(f"step {name} failed, see above; the command was: {command}")
 
 
 def table(seconds: dict[str, float], repeated: set[str]) -> str:
@@ -124,6 +112,9 @@ def table(seconds: dict[str, float], repeated: set[str]) -> str:
     paired = tuned["paired"]["option_likelihood"]
     lines.append(f"  {'tuned - base':<16}{paired['difference']:>+8.3f}   McNemar p = {paired['mcnemar_p']:.1e}")
     lines.append(f"  to look at: {OUT}/eval/tuned/report.html")
+    lines += ["", MEANING]
+    arithmetic = "bfloat16" if cpu_has_bf16() else "float32, for want of bfloat16 instructions"
+    lines += ["", f"  {cpu_name()}, {cpu_threads()} threads, {arithmetic}"]
     lines += ["", f"  {'step':<16}{'seconds':>8}"]
     for step in STEPS:
         reused = "" if step.name in repeated else "   (reused; measured when it ran)"
@@ -143,17 +134,18 @@ def main() -> None:
     seconds = json.loads(clock.read_text()) if clock.exists() else {}
     repeated = set()
     newest = Path(MODEL, "model.safetensors").stat().st_mtime
-    for number, step in enumerate(steps(), start=1):
+    for number, step in enumerate(STEPS, start=1):
+        command = step.command.format(threads=cpu_threads())
         head = f"\n[{number}/{len(STEPS)}] {step.name}"
         if is_current(step, newest) and step.name in seconds:
             print(f"{head}: reusing {step.product}", flush=True)
         else:
-            print(f"{head}: {step.command}", flush=True)
+            print(f"{head}: {command}", flush=True)
             if step.name == "train":
                 # The recipe or the data changed; sft/run.py would refuse to overwrite the earlier run.
                 shutil.rmtree(TRAINED, ignore_errors=True)
             start = time.perf_counter()
-            run_step(step)
+            run_step(step.name, command)
             seconds[step.name] = time.perf_counter() - start
             repeated.add(step.name)
             write_json(clock, seconds)

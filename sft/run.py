@@ -49,7 +49,7 @@ def main() -> None:
     launch, hardware = current_launch(), this_machine()
     if launch.kind == "deepspeed" and not hardware.count:
         without_deepspeeds_inference_kernels()
-    settings = settings.on(launch.processes)
+    settings = preflight.for_this_cpu(settings.on(launch.processes), launch)
     is_main = int(os.environ.get("RANK", "0")) == 0
     if settings.print_config:
         if is_main:
@@ -57,12 +57,10 @@ def main() -> None:
         return
     preflight.refuse(settings, launch, hardware)
 
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
-
     from sft import checkpoints, models, publish
     from sft.chat import tokenized_for, trained_columns
     from sft.data import data_fingerprint
-    from sft.selection import DevQuestions, History
+    from sft.selection import DevQuestions, History, log_lines
 
     models.check_model_folder(settings.model)
     trying = settings.dry_run or settings.probe_steps
@@ -91,6 +89,9 @@ def main() -> None:
     #########
     # Model #
     #########
+    # Imported here, so that a model or a data set that is not there is refused at once.
+    from trl import SFTTrainer, get_peft_config, get_quantization_config
+
     # SFTTrainer loads it, so that it can choose the device map that the launcher needs.
     attention = model_args.attn_implementation or models.attention_implementation(
         training_args.device.type == "cpu", settings.precision
@@ -115,8 +116,9 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    if training_args.fp16:
+    if settings.use_peft and settings.precision != "bf16":
         models.trained_in_float32(trainer.model)
+    log_lines(trainer)
     if is_main:
         print("\n".join([*models.describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
 

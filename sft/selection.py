@@ -2,14 +2,16 @@
 
 `DevQuestions` scores a fixed draw of dev questions at every evaluation, spread over all processes, and puts
 `eval_mcq_accuracy` with its 95 % interval beside the losses, where `metric_for_best_model` finds it. `History` writes
-history.json and loss.png into the output folder while the run goes on.
+history.json and loss.png into the output folder while the run goes on, and `LogLines` what is logged into a log file.
 """
 
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from data_prep.command import write_json
 from data_prep.prompts import LETTERS
@@ -41,7 +43,7 @@ class DevQuestions(TrainerCallback):
         questions = [self.questions[index] for index in mine]
         batch = self.trainer.args.per_device_eval_batch_size
         scored = option_log_likelihoods(self.trainer.model, self.trainer.processing_class, questions, batch)
-        hidden = not self.trainer.is_world_process_zero() or self.trainer.args.disable_tqdm
+        hidden = not self.trainer.is_world_process_zero()
         with self.trainer.accelerator.autocast():
             found = [
                 (mine[place], values)
@@ -71,6 +73,42 @@ class DevQuestions(TrainerCallback):
                     f"  dev: {question['question'][:70]} -> {LETTERS[answer]}. {question['choices'][answer][:40]} "
                     f"({verdict})"
                 )
+
+
+class LogLines(TrainerCallback):
+    """Prints what is logged as one line with the step and the time, for a log file, where a bar is unreadable."""
+
+    # Of these, the time in front says enough.
+    LEFT_OUT = ("epoch", "num_tokens", "total_flos", "_runtime", "_per_second", "entropy")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin to count the time."""
+        self.since, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Print a line."""
+        told = [f"{name} {value:.4g}" for name, value in logs.items() if not name.endswith(self.LEFT_OUT)]
+        if not state.is_world_process_zero or not told:
+            return
+        spent, done = time.monotonic() - self.since, state.global_step - self.first
+        left = f", {duration(spent / done * (state.max_steps - state.global_step))} left" if done else ""
+        print(f"step {state.global_step}/{state.max_steps} ({duration(spent)}{left}): {', '.join(told)}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A length of time, short: ``48 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def log_lines(trainer: Any) -> None:
+    """Let `trainer` print `LogLines` instead of a bar where its output is no terminal."""
+    if not sys.stderr.isatty():
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(LogLines())
 
 
 class History(TrainerCallback):

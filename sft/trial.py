@@ -114,7 +114,7 @@ def run(trainer: Any, settings: Settings, hardware: Hardware, estimated: float |
     if not is_main:
         return
     peak, of_what = peak_memory(trainer.args.device)
-    against = "not estimated" if estimated is None else f"estimated for a GPU {estimated:.1f} GiB"
+    against = "not estimated" if estimated is None else f"estimated {estimated:.1f} GiB without CUDA or the libraries"
     memory = f"Peak memory: {peak:.1f} GiB {of_what}; {against}"
     if settings.dry_run:
         print(

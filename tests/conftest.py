@@ -269,47 +269,75 @@ def smollm2_tokenizer(embedded_model):
     return tokenizer
 
 
+# Tokens of DeepSeek's vocabulary that the tiny model knows. All 129,280 would be nearly its whole work.
+SHORT = 8_000
+
+
 @pytest.fixture(scope="session")
-def tiny_deepseek(tmp_path_factory, deepseek_tokenizer) -> Path:
-    """Folder of a random Llama with DeepSeek's vocabulary: stands in for DeepSeek-R1-Distill-Llama-8B."""
+def short_tokenizer(tmp_path_factory, deepseek_tokenizer):
+    """DeepSeek's tokenizer with its first tokens, merged first, and the special ones that the template writes."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    deepseek_tokenizer.save_pretrained(folder)
+    file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    described, config = json.loads(file.read_text()), json.loads(config_file.read_text())
+    model = described["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < SHORT}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    first = [token for token in described["added_tokens"] if token["id"] < SHORT]
+    written = [token for token in described["added_tokens"] if token["content"] in deepseek_tokenizer.chat_template]
+    written = [token for token in written if token not in first]
+    described["added_tokens"] = first + [token | {"id": SHORT + i} for i, token in enumerate(written)]
+    config.pop("added_tokens_decoder", None)
+    file.write_text(json.dumps(described))
+    config_file.write_text(json.dumps(config))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_deepseek(tmp_path_factory, short_tokenizer) -> Path:
+    """Folder of a random Llama with the beginning of DeepSeek's vocabulary: for DeepSeek-R1-Distill-Llama-8B."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(deepseek_tokenizer),
+        vocab_size=len(short_tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        bos_token_id=deepseek_tokenizer.bos_token_id,
-        eos_token_id=deepseek_tokenizer.eos_token_id,
-        pad_token_id=deepseek_tokenizer.eos_token_id,
+        bos_token_id=short_tokenizer.bos_token_id,
+        eos_token_id=short_tokenizer.eos_token_id,
+        pad_token_id=short_tokenizer.eos_token_id,
     )
     folder = tmp_path_factory.mktemp("models") / "tiny-deepseek"
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    deepseek_tokenizer.save_pretrained(folder)
+    short_tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory, command) -> Path:
+def sample(tmp_path_factory, here) -> Path:
     """The embedded sample as CSV files."""
     folder = tmp_path_factory.mktemp("sample") / "PMC-VQA"
-    done = command("data_prep/sample.py", "--output_dir", folder)
+    done = here("data_prep/sample.py", "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.fixture(scope="session")
-def prepare(tmp_path_factory, command, sample):
+def prepare(tmp_path_factory, here, sample):
     """Prepare the sample with the given options; returns the prepared folder."""
 
     def run(*options: object) -> Path:
         folder = tmp_path_factory.mktemp("prepared") / "PMC-VQA-Processed"
-        done = command("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", folder, *options)
+        done = here("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", folder, *options)
         assert done.returncode == 0, done.stderr
         return folder
 

@@ -137,7 +137,8 @@ def test_a_data_set_on_the_hub_is_read_at_the_revision_that_is_named(hub, few_de
     words = [sys.executable, "-c", look, f"someone/questions@{first}"]
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["12", "12"]
+    held_out = str(json.loads((few_dev / "report.json").read_text())["splits"]["dev"])
+    assert done.stdout.split() == [held_out, held_out]
 
 
 def test_figures_named_in_the_data_are_never_opened(tmp_path):

@@ -28,7 +28,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import statistics
@@ -40,6 +39,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from data_prep.command import UserError, run, write_json
+from sft.hardware import cpu_has_bf16, cpu_name
 from sft.launch import read_launch_file
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -78,10 +78,10 @@ class Bench:
         self.flops = build_model(args.model, self.settings, self.model)
         template = (self.model / "chat_template.jinja").read_text(encoding="utf-8")
         self.llamafactory_template = "deepseekr1" if "<｜Assistant｜>" in template else "smollm2"
-        # As ON_CPU does for ours.
+        # On a CPU as ours, which ON_CPU tells, or sft/run.py decides.
         self.precision, self.dtype = self.settings.precision, self.settings.dtype
-        if self.precision == "fp16" and not has_gpu():
-            self.precision, self.dtype = "bf16", "bfloat16"
+        if not has_gpu() and self.precision != "no":
+            self.precision, self.dtype = ("bf16", "bfloat16") if cpu_has_bf16() else ("no", "float32")
         build_rows(args.dataset_path, args.rows, work)
         self.held_out = write_held_out(self.model, self.data, work / "held_out.json")
 
@@ -459,10 +459,7 @@ def device() -> str:
     hardware = this_machine()
     if hardware.count:
         return hardware.name
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
-    features = ", AVX-512 bf16" if "avx512_bf16" in info else ""
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}{features}"
+    return f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}{', bfloat16' if cpu_has_bf16() else ''}"
 
 
 if __name__ == "__main__":

@@ -242,6 +242,7 @@ def test_a_stopped_evaluation_continues_and_gives_the_same_bytes(here, tiny_deep
     log.write_text("".join(lines[:49]) + lines[49][:30])
     (tmp_path / "run/results.json").unlink()
     done = here(*words)
+    assert "20 questions, 3 passes (likelihood; choices only; generation" in done.stdout
     assert "60 answers wanted, 49 found" in done.stdout
     assert bytes_of(tmp_path / "run") == unbroken
     assert "all 60 answers found" in here(*words).stdout
@@ -255,7 +256,7 @@ def test_answers_of_another_model_or_with_other_options_are_not_taken(
     assert here("sft/evaluate.py", "--model_path", tiny_deepseek, *words).returncode == 0
     before = bytes_of(tmp_path / "run")
     assert "other weights" in refused("sft/evaluate.py", "--model_path", adapter, *words)
-    changed = ("sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--dtype", "float32")
+    changed = ("sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--batch_size", 2)
     assert "other options" in refused(*changed)
     assert "other questions (another --split" in refused(
         "sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--seed", 1

@@ -104,7 +104,7 @@ def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
 def test_weights_are_saved_in_shards(adapter, tmp_path, monkeypatch):
     import sft.merge
 
-    monkeypatch.setattr(sft.merge, "SHARD", "4MB")
+    monkeypatch.setattr(sft.merge, "SHARD", "1MB")
     base = sft.merge.check_mergeable(str(adapter))
     sft.merge.merge(str(adapter), base, tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())

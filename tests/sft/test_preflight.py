@@ -194,7 +194,7 @@ def test_a_completion_that_would_be_cut_is_refused(refused, tiny_deepseek, prepa
         *("sft/preflight.py", "recipes/pmcvqa.yaml", "--gpu", "A100-40GB", "--model_name_or_path", tiny_deepseek),
         *("--dataset_name", prepared, "--max_length", "64"),
     )
-    assert "their answers would be cut: set max_length to 82" in line
+    assert "their answers would be cut: set max_length to 108" in line
 
 
 def test_the_plan_tells_what_will_run(here, tiny_deepseek, prepared):
@@ -208,10 +208,10 @@ def test_the_plan_tells_what_will_run(here, tiny_deepseek, prepared):
         "Launch: DeepSpeed ZeRO-2, 4 processes; 4 x A100-40GB, 39 GiB each",
         "Precision: bf16",
         "1 packs x 4 process(es) x 2 accumulated = 8 packs a step",
-        "864 rows, 56,983 tokens an epoch, longest row 82 tokens, packs of 1024",
-        # 56 packs, 14 batches of four, 7 steps
-        "about 7 an epoch, 21 in all",
-        "Trained: 32,768 of 16,654,656 parameters (0.20%)",
+        "216 rows, 18,806 tokens an epoch, longest row 108 tokens, packs of 1024",
+        # 19 packs, 5 batches of four, 3 steps
+        "about 3 an epoch, 9 in all",
+        "Trained: 32,768 of 1,131,328 parameters (2.90%)",
         "Peak memory, estimated:",
         "weights",
         "logits",

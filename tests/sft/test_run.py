@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 def succeed(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -110,12 +108,12 @@ def test_dry_run_shows_three_rows_and_takes_one_step_on_the_longest(train, tmp_p
     assert len(shown) == 3
     for row in shown:
         prompt, _, completion = row.partition("[[")
-        assert row.startswith("82 tokens")  # the longest that there are
+        assert int(row.split(" tokens")[0]) >= 100  # the longest that there are
         assert "<｜Assistant｜><think>\n" in prompt
         assert completion.startswith("</think>")
         assert completion.strip().split("]]")[0].endswith("<｜end▁of▁sentence｜>")
     assert "Dry run: one step on the longest rows" in done.stdout
-    assert "estimated for a GPU" in done.stdout
+    assert re.search(r"Peak memory: [\d.]+ GiB of the first process on the CPU; estimated [\d.]+ GiB", done.stdout)
     assert not (tmp_path / "out").exists()
 
 
@@ -210,20 +208,24 @@ def test_the_stock_template_is_refused_for_deepseek(refused, tiny_deepseek, prep
 
 
 def test_8bit_lora_trains_the_embedded_model(here, embedded_model, prepare, tmp_path):
-    """With bitsandbytes int8 weights under it, every adapter of the seven projections moves and the loss falls."""
+    """With bitsandbytes int8 weights under it, every adapter of the seven projections moves and the loss falls.
+
+    Real weights, because a random model has nothing to learn from; in float32, which every CPU multiplies fast.
+    """
     out = tmp_path / "out"
     done = succeed(
         here(
             *("sft/run.py", "recipes/quickstart.yaml", "--dataset_name", prepare("--answer_format", "text")),
             *("--model_name_or_path", embedded_model, "--output_dir", out, "--load_in_8bit", "yes"),
-            *("--max_steps", "8", "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
-            *("--load_best_model_at_end", "no", "--mcq_eval_samples", "0", "--lora_target_modules", *PROJECTIONS),
+            *("--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
+            *("--load_best_model_at_end", "no", "--mcq_eval_samples", "0", "--per_device_train_batch_size", "2"),
+            *("--bf16", "no", "--dtype", "float32"),
         )
     )
     assert "int8 106.2M" in done.stdout
     assert "MatMul8bitLt" not in done.stdout + done.stderr
-    losses = [float(part.split("'")[3]) for part in done.stdout.splitlines() if part.startswith("{'loss'")]
-    assert len(losses) == 8
+    losses = [row["loss"] for row in json.loads((out / "history.json").read_text()) if "loss" in row]
+    assert len(losses) == 6
     assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
 
     import torch

@@ -36,35 +36,35 @@ def log_probability(model, ids: list[int], start: int) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_text_scores_are_the_log_likelihoods_of_the_whole_completions(model, deepseek_tokenizer, batch_size):
+def test_text_scores_are_the_log_likelihoods_of_the_whole_completions(model, short_tokenizer, batch_size):
     questions = rows("text")
-    scores = dict(option_log_likelihoods(model, deepseek_tokenizer, questions, batch_size))
+    scores = dict(option_log_likelihoods(model, short_tokenizer, questions, batch_size))
     assert sorted(scores) == list(range(len(questions)))
     for index, question in enumerate(questions):
-        (tokens,) = option_tokens(deepseek_tokenizer, [question])
+        (tokens,) = option_tokens(short_tokenizer, [question])
         expected = [log_probability(model, tokens["shared"] + o, len(tokens["shared"])) for o in tokens["options"]]
         assert scores[index] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("answer_format", ["letter", "letter_text"])
-def test_letter_scores_are_the_log_likelihoods_of_the_letters(model, deepseek_tokenizer, answer_format):
+def test_letter_scores_are_the_log_likelihoods_of_the_letters(model, short_tokenizer, answer_format):
     questions = rows(answer_format)
-    scores = dict(option_log_likelihoods(model, deepseek_tokenizer, questions, 3))
+    scores = dict(option_log_likelihoods(model, short_tokenizer, questions, 3))
     for index, question in enumerate(questions):
-        (tokens,) = option_tokens(deepseek_tokenizer, [question])
+        (tokens,) = option_tokens(short_tokenizer, [question])
         shared = tokens["shared"]
         expected = [log_probability(model, [*shared, o[0]], len(shared)) for o in tokens["options"]]
         assert scores[index] == pytest.approx(expected, abs=1e-4)
-        assert [deepseek_tokenizer.decode(o[0]) for o in tokens["options"]] == list("ABCD")[: len(expected)]
+        assert [short_tokenizer.decode(o[0]) for o in tokens["options"]] == list("ABCD")[: len(expected)]
 
 
-def test_options_are_the_completions_of_training(deepseek_tokenizer):
+def test_options_are_the_completions_of_training(short_tokenizer):
     from data_prep.prompts import completion_messages, prompt_messages
 
     question, choices = QUESTIONS[0]["question"], QUESTIONS[0]["choices"]
-    (tokens,) = option_tokens(deepseek_tokenizer, [QUESTIONS[0] | {"answer_format": "text"}])
+    (tokens,) = option_tokens(short_tokenizer, [QUESTIONS[0] | {"answer_format": "text"}])
     (row,) = split_completions(
-        deepseek_tokenizer, [prompt_messages(question, choices, "text")], [completion_messages("Prussian blue")]
+        short_tokenizer, [prompt_messages(question, choices, "text")], [completion_messages("Prussian blue")]
     )
     assert tokens["shared"] + tokens["options"][1] == row["prompt_ids"] + row["completion_ids"]
-    assert tokens["options"][1][-1] == deepseek_tokenizer.eos_token_id
+    assert tokens["options"][1][-1] == short_tokenizer.eos_token_id
