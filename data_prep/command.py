@@ -19,6 +19,7 @@ class UserError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` ends it with one line on stderr and exit status 2, Ctrl-C with 130."""
     try:
+        check_one_checkout(main)
         main()
     except (UserError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         what = error if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
@@ -32,6 +33,24 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def check_one_checkout(main: Callable[[], None]) -> None:
+    """Raise `UserError` if `main` lies in one copy of this project, and its packages were imported from another.
+
+    `python sft/run.py` finds the packages where the environment was set up. That may be in another folder: another
+    clone's environment is active, or this folder was copied with its own.
+    """
+    imported = Path(__file__).resolve().parents[1]
+    for folder in Path(main.__code__.co_filename).resolve().parents:
+        if (folder / "data_prep/command.py").exists():  # the nearest folder around `main` that holds this project
+            if folder.samefile(imported):
+                return
+            raise UserError(
+                f"this command lies in {folder}, but {sys.executable} imports the project from {imported}: "
+                "in the first folder, type `make quickstart` and `source .venv/bin/activate`, "
+                "or `pip install -c constraints.txt -e .` in an environment of your own"
+            )
 
 
 def first_line(error: BaseException) -> str:

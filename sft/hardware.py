@@ -68,6 +68,8 @@ def cpu_has_bf16() -> bool:
     """
     import torch
 
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # of this CPU, or what ATEN_CPU_CAPABILITY limits torch to
+        return False
     found = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that this project takes
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 

@@ -50,7 +50,7 @@ STEPS = [
     Step(
         "prepare",
         f"python data_prep/prepare.py --dataset_path {OUT}/PMC-VQA --output_dir {PREPARED} "
-        "--answer_format text --dev_size 24 --overwrite",
+        "--answer_format text --dev_size 72 --overwrite",
         Path(PREPARED, "report.json"),
         ("data_prep/prepare.py", "data_prep/prompts.py", "data_prep/questions.py"),
     ),

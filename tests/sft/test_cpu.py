@@ -66,27 +66,42 @@ def test_other_versions_stay_untouched(original, monkeypatch):
 
 
 @pytest.fixture
-def without_bf16(monkeypatch):
+def cpu(monkeypatch):
+    """Let torch find a CPU with these capabilities."""
+    import torch
+
+    def find(level: str, **found: bool) -> None:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+
+    return find
+
+
+@pytest.fixture
+def without_bf16(cpu):
     """A CPU as most laptops have: AVX2."""
-    import torch
-
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
+    cpu("AVX2", avx2=True)
 
 
-def test_a_cpu_without_bfloat16_is_known(without_bf16, monkeypatch):
-    import torch
-
+@pytest.mark.parametrize(
+    ("level", "found", "has"),
+    [
+        ("AVX2", {"avx2": True}, False),
+        ("AVX512", {"avx2": True, "avx512_f": True}, False),
+        ("AVX512", {"avx512_f": True, "avx512_bf16": True}, True),
+        ("AVX2", {"avx512_f": True, "avx512_bf16": True}, False),  # ATEN_CPU_CAPABILITY=avx2
+        ("DEFAULT", {"bf16": True}, True),  # ARM
+    ],
+)
+def test_a_cpu_without_bfloat16_is_known(cpu, level, found, has):
     from sft.hardware import cpu_has_bf16
 
-    assert not cpu_has_bf16()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "arm64", "bf16": True})
-    assert cpu_has_bf16()
+    cpu(level, **found)
+    assert cpu_has_bf16() == has
 
 
 @pytest.mark.parametrize("recipe", ["pmcvqa", "pmcvqa_16gb"], ids=["8-bit", "4-bit"])
-def test_a_run_is_in_float32_there_adapters_included_and_says_so(
-    here, without_bf16, toy_options, monkeypatch, tmp_path, recipe
-):
+def test_a_run_is_in_float32_there_adapters_included_and_says_so(here, without_bf16, toy_options, tmp_path, recipe):
     """Quantised weights too, whose adapters TRL would keep in bfloat16."""
     done = here("sft/run.py", *toy_options(recipe), "--output_dir", tmp_path / "out", "--max_steps", "2")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -98,18 +113,16 @@ def test_a_run_is_in_float32_there_adapters_included_and_says_so(
     assert (recipe["bf16"], recipe["dtype"]) == (False, "float32")
 
 
-def test_a_plan_for_a_gpu_and_a_cpu_with_bfloat16_keep_the_recipes_type(without_bf16, monkeypatch):
-    import torch
-
+def test_a_plan_for_a_gpu_and_a_cpu_with_bfloat16_keep_the_recipes_type(without_bf16, cpu):
     from sft.config import resolve
     from sft.launch import Launch
     from sft.preflight import for_this_cpu
 
-    gpu, cpu = resolve(["recipes/pmcvqa.yaml"]), resolve(["recipes/pmcvqa.yaml", "--use_cpu", "yes"])
+    gpu, on_cpu = resolve(["recipes/pmcvqa.yaml"]), resolve(["recipes/pmcvqa.yaml", "--use_cpu", "yes"])
     assert for_this_cpu(gpu, Launch()) == gpu
-    assert for_this_cpu(cpu, Launch()).precision == "no"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "arm64", "bf16": True})
-    assert for_this_cpu(cpu, Launch()) == cpu
+    assert for_this_cpu(on_cpu, Launch()).precision == "no"
+    cpu("AVX512", avx512_bf16=True)
+    assert for_this_cpu(on_cpu, Launch()) == on_cpu
 
 
 def test_questions_are_asked_in_float32_there_and_the_results_say_so(

@@ -49,14 +49,16 @@ def by_server(message, environment, log):
             return json.load(answer)["choices"][0]["message"]["content"]
 
 
-def test_a_published_adapter_gives_one_answer_wherever_it_is_loaded(command, hub, trained, tiny_deepseek, tmp_path):
+def test_a_published_adapter_gives_one_answer_wherever_it_is_loaded(
+    command, here_on_hub, hub, trained, tiny_deepseek, tmp_path
+):
     from data_prep.prompts import prompt_messages
     from sft.generation import split_thinking
     from sft.models import prompt_format
 
     hub.add("models", BASE, tiny_deepseek)
     options = ("--repo", REPO, "--base_model", BASE, "--output_dir", tmp_path)
-    done = command("sft/publish.py", "--model_path", trained, *options, **hub.environment, **KNOWN)
+    done = here_on_hub("sft/publish.py", "--model_path", trained, *options, **KNOWN)
     assert done.returncode == 0, done.stderr
     # Somebody else: an empty cache, and a token that may only read.
     hub.model(REPO).private = False

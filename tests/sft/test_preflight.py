@@ -1,5 +1,8 @@
 """What would fail late, or worse, succeed at the wrong thing, is refused at once, in words, with the way out."""
 
+import json
+import math
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -204,13 +207,17 @@ def test_the_plan_tells_what_will_run(here, tiny_deepseek, prepared):
         *("--model_name_or_path", tiny_deepseek, "--dataset_name", prepared),
     )
     assert done.returncode == 0, done.stderr
+    rows = json.loads((prepared / "report.json").read_text())["splits"]["train"]
+    tokens = int(re.search(r"([\d,]+) tokens an epoch", done.stdout)[1].replace(",", ""))
+    # Full packs, batches of four, and two of them a step.
+    steps = math.ceil(math.ceil(math.ceil(tokens / 1024) / 4) / 2)
     for words in (
         "Launch: DeepSpeed ZeRO-2, 4 processes; 4 x A100-40GB, 39 GiB each",
         "Precision: bf16",
         "1 packs x 4 process(es) x 2 accumulated = 8 packs a step",
-        "216 rows, 18,806 tokens an epoch, longest row 108 tokens, packs of 1024",
-        # 19 packs, 5 batches of four, 3 steps
-        "about 3 an epoch, 9 in all",
+        f"Data: {rows} rows, ",
+        ", longest row 108 tokens, packs of 1024",
+        f"about {steps} an epoch, {3 * steps} in all",
         "Trained: 32,768 of 1,131,328 parameters (2.90%)",
         "Peak memory, estimated:",
         "weights",

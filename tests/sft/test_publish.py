@@ -451,7 +451,7 @@ def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(
 
 
 def test_a_run_on_two_processes_that_could_not_publish_is_refused_before_it_trains(
-    command, hub, toy_options, tiny_deepseek, tmp_path
+    command, here_on_hub, hub, toy_options, tiny_deepseek, tmp_path
 ):
     hub.add("models", BASE, tiny_deepseek)
     done = pushing(command, hub, toy_options, "pmcvqa_ddp", tmp_path / "out", **READ_ONLY)
@@ -459,7 +459,7 @@ def test_a_run_on_two_processes_that_could_not_publish_is_refused_before_it_trai
     assert "hub_model_id someone/pmc-vqa: your token may only read" in done.stderr
     # A fine-grained token does not tell what it may do; the repository is made first, which tells.
     hub.faults.append(Fault("POST", "/repos/create", 403))
-    done = pushing(command, hub, toy_options, "pmcvqa_ddp", tmp_path / "out")
-    assert done.returncode != 0
-    assert "hub_model_id someone/pmc-vqa cannot be made: your token may not write there" in done.stderr
+    words = ("sft/run.py", *toy_options("pmcvqa_ddp"), "--model_name_or_path", BASE, "--output_dir", tmp_path / "out")
+    line = the_line(here_on_hub(*words, "--push_to_hub", "yes", "--hub_model_id", REPO, **KNOWN))
+    assert "hub_model_id someone/pmc-vqa cannot be made: your token may not write there" in line
     assert not (tmp_path / "out").exists()
