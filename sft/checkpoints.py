@@ -53,6 +53,8 @@ LENGTH = {"num_train_epochs", "max_steps"}
 def git_revision() -> str | None:
     """The commit of this project's code, with ``+changes`` if files differ from it, or None outside a checkout."""
     root = Path(__file__).parents[1]
+    if not (root / ".git").exists():  # a downloaded copy: a repository around it is another project's
+        return None
     words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() or None
@@ -387,14 +389,16 @@ class Survive(TrainerCallback):
 def results(trainer: Any) -> dict[str, Any]:
     """What eval_results.json says: loss and accuracy on dev of the base model (step 0) and of the model kept.
 
-    Called by every process: the kept model is evaluated once more, because it may have been loaded from a checkpoint.
+    Called by every process: a kept model that is not that of the last step was loaded, and is evaluated once more.
     """
-    evaluating = trainer.eval_dataset is not None
-    kept = trainer.evaluate() if evaluating else {}
-    base: dict[str, Any] = {}
+    logged: dict[int, dict[str, Any]] = {}
     for row in trainer.state.log_history:
-        base |= row if row["step"] == 0 else {}
+        logged.setdefault(row["step"], {}).update(row)
+    base, kept = logged.get(0, {}), logged.get(trainer.state.global_step, {})
     best = trainer.state.best_model_checkpoint
+    loaded = best is not None and step_of(Path(best)) != trainer.state.global_step
+    if trainer.eval_dataset is not None and (loaded or "eval_loss" not in kept):
+        kept = trainer.evaluate()
 
     def measured(metrics: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in metrics.items() if key == "eval_loss" or key.startswith("eval_mcq")}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
+from data_prep.command import run
 from sft.config import resolve
 from sft.launch import Launch, read_launch_file
 from sft.memory import count_parameters, estimate, meta_model
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -72,7 +72,7 @@ def write_synthetic(folder: Path, rows: dict[str, int], seed: int = 0) -> None:
     """Write SPLIT.csv with so many rows, as long as PMC-VQA's.
 
     With DeepSeek's vocabulary and template, 250 real rows have 48 to 190 tokens, 69 on average, half of them 57 to 74;
-    a thousand of these have 47 to 205, 69 on average, half of them 59 to 74 (prepare.py --tokenizer tells).
+    a thousand of these have 48 to 184, 67 on average, half of them 58 to 72 (prepare.py --tokenizer tells).
     """
     from data_prep.formats import V1_HEADER
     from data_prep.prompts import LETTERS
