@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Before torch is imported: one thread a process, as accelerate's launcher gives each of its own. Several would spin
 # while they wait for one another, at toy size longer than they compute, and two tests run at a time.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A suite that a shell started in the background ignores Ctrl-C, and so would every command that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The user's own cache is neither read nor filled.
 _cache = tempfile.TemporaryDirectory()
 os.environ["HF_HOME"] = _cache.name
@@ -58,7 +61,7 @@ def command():
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=540,
+            timeout=1800,  # ends a hang, no more
             check=False,
         )
 
@@ -123,7 +126,7 @@ AT_THE_END = ("--eval_steps", "4", "--save_steps", "4")
 @pytest.fixture(scope="session")
 def few_dev(prepare) -> Path:
     """The sample, prepared with a small dev split, which is evaluated four times in each toy run."""
-    return prepare("--dev_size", 16)
+    return prepare("--dev_size", 24)
 
 
 @pytest.fixture(scope="session")

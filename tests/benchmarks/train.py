@@ -18,7 +18,7 @@ as long as PMC-VQA's, or those of --dataset_path.
 
 Every contender trains once over all rows. Counted are the steps after the first two: examples, tokens without padding
 and tokens with a label, per second. MFU is 4 x parameters + 2 x RECIPE's trained parameters operations a token,
-embeddings and output layer left out, of the peak of the GPU, or on a CPU of a bfloat16 matrix product measured here;
+embeddings and output layer left out, of the peak of the GPU, or on a CPU of a matrix product measured here;
 HFU counts recomputed activations too (2 x parameters more). Memory is what is allocated on the GPU, or resident on a
 CPU, at the peak. The held-out loss is one measure for all: of a completion's tokens, on rows that nobody trained on.
 Start-up is divided as far as a library's functions tell: `preparation` is TRL's, that of the others is in `other`.
@@ -315,7 +315,8 @@ def peak_flops() -> tuple[float, str]:
     hardware = this_machine()
     if hardware.count:
         return get_peak_flops(hardware.gpu, "bfloat16") or float("nan"), "the device's data sheet"
-    a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    kind = torch.bfloat16 if cpu_has_bf16() else torch.float32
+    a, b = (torch.randn(2048, 2048).to(kind) for _ in range(2))
     times = []
     for _ in range(12):
         start = time.perf_counter()

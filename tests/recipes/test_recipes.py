@@ -27,7 +27,7 @@ def reasoned(prepare, prepared, tmp_path_factory) -> Path:
     rows = load_dataset(str(prepared))["train"]
     why = "The stain binds the pigment."
     file.write_text("".join(json.dumps({"id": id, "reasoning": why}) + "\n" for id in rows["id"]))
-    return prepare("--dev_size", 16, "--add_reasoning", file, "--require_reasoning")
+    return prepare("--dev_size", 24, "--add_reasoning", file, "--require_reasoning")
 
 
 def says(recipe: str) -> str:

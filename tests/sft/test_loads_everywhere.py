@@ -45,7 +45,7 @@ def by_server(message, environment, log):
     body = json.dumps({**asked, "temperature": 0, "stream": False}).encode()
     with serving(REPO, log, environment) as address:
         request = urllib.request.Request(f"{address}/chat/completions", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=1800) as answer:
             return json.load(answer)["choices"][0]["message"]["content"]
 
 

@@ -176,7 +176,7 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, short_tokenizer):
         vocab_size=len(short_tokenizer),
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=5,
+        num_hidden_layers=12,
         num_attention_heads=8,
         bos_token_id=short_tokenizer.bos_token_id,
         eos_token_id=short_tokenizer.eos_token_id,

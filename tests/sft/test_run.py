@@ -52,7 +52,7 @@ def test_final_model_brings_the_template_and_the_prompt_it_was_trained_with(pmcv
 
 def test_tokens_made_beforehand_train_the_same_model(train, pmcvqa_run, prepare, tiny_deepseek, tmp_path):
     template = "recipes/templates/deepseek_r1.jinja"
-    done = train(data=prepare("--dev_size", 16, "--pretokenize", tiny_deepseek, "--chat_template", template))
+    done = train(data=prepare("--dev_size", 24, "--pretokenize", tiny_deepseek, "--chat_template", template))
     assert "Tokenizing" not in done.stderr
     adapters = [run / "final_model/adapter_model.safetensors" for run in (pmcvqa_run, tmp_path / "out")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()

@@ -59,12 +59,9 @@ def send(process: subprocess.Popen, number: int) -> None:
 
 def wait_for(file: Path, process: subprocess.Popen, log: Path) -> None:
     """Until `file` exists, while `process` runs."""
-    for _ in range(2400):
-        if file.exists():
-            return
+    while not file.exists():
         assert process.poll() is None, log.read_text()[-4000:]
         time.sleep(0.05)
-    raise AssertionError(f"{file} did not come: {log.read_text()[-2000:]}")
 
 
 def curve(out: Path) -> list[dict]:
@@ -124,7 +121,7 @@ def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(st
     process = started(*launch, "sft/run.py", *words, log=log)
     wait_for(out / "checkpoint-2/run_manifest.json", process, log)
     send(process, signal.SIGUSR1)
-    assert process.wait(timeout=120) == 0, log.read_text()[-4000:]
+    assert process.wait(timeout=1800) == 0, log.read_text()[-4000:]
     text = log.read_text()
     step = int(re.search(r"Stopped by a signal after step (\d+); the checkpoint is saved", text)[1])
     assert step < 500
@@ -144,7 +141,7 @@ def test_sigterm_to_a_single_process_saves_and_exits_0(started, toy_options, tmp
     wait_for(out / "checkpoint-2/run_manifest.json", process, log)
     os.kill(int(re.search(r"To stop with a checkpoint: kill -USR1 (\d+)", log.read_text())[1]), signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # the echo of a launcher
-    assert process.wait(timeout=120) == 0, log.read_text()[-4000:]
+    assert process.wait(timeout=1800) == 0, log.read_text()[-4000:]
     text = log.read_text()
     step = int(re.search(r"Stopped by a signal after step (\d+)", text)[1])
     assert read_seal(out / f"checkpoint-{step}")
