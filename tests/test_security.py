@@ -83,7 +83,7 @@ def test_code_of_a_model_is_never_run_and_never_asked_about(refused, with_code, 
     assert not mark.exists()
 
 
-def test_pickled_weights_are_not_read(refused, tiny_deepseek, hub, here_on_hub, tmp_path):
+def test_pickled_weights_are_not_read(refused, tiny_deepseek, hub, command, tmp_path):
     import torch
 
     model = tmp_path / "pickled"
@@ -94,7 +94,7 @@ def test_pickled_weights_are_not_read(refused, tiny_deepseek, hub, here_on_hub, 
     assert "is no model: it needs" in refused("sft/infer.py", "--model_path", model, *question)
     # On the Hub, where nothing can be seen before it is asked for: a model, and an adapter.
     hub.add("models", "someone/pickled", model)
-    done = here_on_hub("sft/infer.py", "--model_path", "someone/pickled", *question, **KNOWN)
+    done = command("sft/infer.py", "--model_path", "someone/pickled", *question, **hub.environment, **KNOWN)
     assert done.returncode == 2, done.stderr
     assert "cannot be loaded" in done.stderr
     for file in model.iterdir():
@@ -105,22 +105,22 @@ def test_pickled_weights_are_not_read(refused, tiny_deepseek, hub, here_on_hub, 
     (model / "adapter_config.json").write_text(json.dumps(adapter))
     torch.save({}, model / "adapter_model.bin")
     hub.add("models", "someone/adapter", model)
-    done = here_on_hub("sft/infer.py", "--model_path", "someone/adapter", *question, **KNOWN)
+    done = command("sft/infer.py", "--model_path", "someone/adapter", *question, **hub.environment, **KNOWN)
     assert done.returncode == 2, done.stderr
     assert "holds no adapter_model.safetensors: other files of weights are not read" in done.stderr
     assert not [place for place in hub.asked if place.endswith(".bin") and place.startswith("GET")]
 
 
-def test_a_model_on_the_hub_is_read_at_the_revision_that_is_named(here, hub, here_on_hub, tiny_deepseek):
+def test_a_model_on_the_hub_is_read_at_the_revision_that_is_named(here, hub, command, tiny_deepseek):
     first = hub.add("models", "someone/base", tiny_deepseek)
     hub.model("someone/base").commit({"README.md": b"everything else was deleted"})
     words = ("sft/infer.py", "--temperature", 0, "--max_new_tokens", 4, "--json")
     words += ("--question", "Which?", "--choices", "a", "b", "--model_path")
     local = here(*words, tiny_deepseek, "--dtype", "float32")
-    there = here_on_hub(*words, f"someone/base@{first}", "--dtype", "float32", **KNOWN)
+    there = command(*words, f"someone/base@{first}", "--dtype", "float32", **hub.environment, **KNOWN)
     assert there.returncode == 0, there.stderr
     assert json.loads(there.stdout)["text"] == json.loads(local.stdout)["text"]
-    gone = here_on_hub(*words, "someone/base", **KNOWN)
+    gone = command(*words, "someone/base", **hub.environment, **KNOWN)
     assert gone.returncode == 2
     assert "Traceback" not in gone.stderr
 

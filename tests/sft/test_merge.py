@@ -166,20 +166,20 @@ def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_dee
     assert not out.exists()
 
 
-def test_merging_takes_the_memory_of_one_copy(tmp_path, short_tokenizer):
+def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
     """Memory that the system cannot take back (file pages it can), at the peak, over that of the libraries alone."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     base = tmp_path / "base"
     config = LlamaConfig(
-        vocab_size=len(short_tokenizer),
+        vocab_size=len(deepseek_tokenizer),
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=12,
+        num_hidden_layers=10,
         num_attention_heads=8,
-        bos_token_id=short_tokenizer.bos_token_id,
-        eos_token_id=short_tokenizer.eos_token_id,
+        bos_token_id=deepseek_tokenizer.bos_token_id,
+        eos_token_id=deepseek_tokenizer.eos_token_id,
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
@@ -187,7 +187,7 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, short_tokenizer):
     for parameter in model.parameters():
         parameter.data.fill_(0.01)
     model.save_pretrained(base)
-    short_tokenizer.save_pretrained(base)
+    deepseek_tokenizer.save_pretrained(base)
     size = sum(parameter.numel() * 2 for parameter in model.parameters())
     del model
     adapter = random_adapter(base, tmp_path / "adapter", ALL_PROJECTIONS)

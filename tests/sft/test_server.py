@@ -43,7 +43,7 @@ def serving(model, log, environment=None):
     with log.open("w") as out:
         server = subprocess.Popen([*words, "--device", "cpu"], env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        for _ in range(480):
+        while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
