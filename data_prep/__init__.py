@@ -3,9 +3,10 @@
 import os
 import sys
 
-# Before tqdm is imported, which reads them: the libraries' bars and ours appear for work that takes its time alone. In
-# a log file, where every redrawing is a line, they appear after a minute and are redrawn once a minute.
-os.environ.setdefault("TQDM_DELAY", "2" if sys.stderr and sys.stderr.isatty() else "60")
-if os.environ["TQDM_DELAY"] == "60":
-    os.environ.setdefault("TQDM_MININTERVAL", "60")
-    os.environ.setdefault("TQDM_MAXINTERVAL", "60")
+# tqdm reads these when it is imported; they hold for the libraries' progress bars and for ours. On a terminal a bar
+# appears after two seconds. In a log file every redrawing is a line: a bar appears after a minute, and once a minute.
+if sys.stderr and sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DELAY", "2")
+else:
+    for name in ("TQDM_DELAY", "TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
+        os.environ.setdefault(name, "60")

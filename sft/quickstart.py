@@ -38,8 +38,11 @@ class Step:
 # What the table's number is worth, said where it stands.
 MEANING = """\
   The test questions ask, in words never trained on, for the very facts that were trained: the score shows that
-  training, selection and evaluation work together. It is no measure of medical knowledge, nor of the main recipe."""
-EVALUATE = f"python sft/evaluate.py --dataset_path {PREPARED} --split test --no-choices_only --output_dir {OUT}/eval"
+  training and evaluation work together. It measures neither medical knowledge nor the main recipe."""
+EVALUATE = (
+    f"python sft/evaluate.py --dataset_path {PREPARED} --split test --no-choices_only "
+    f"--output_dir {OUT}/eval --overwrite"
+)
 STEPS = [
     Step(
         "sample",
@@ -56,20 +59,19 @@ STEPS = [
     ),
     Step(
         "train",
-        "accelerate launch --config_file accelerate_configs/cpu.yaml --num_cpu_threads_per_process {threads} "
-        f"sft/run.py {RECIPE}",
+        f"accelerate launch --config_file accelerate_configs/cpu.yaml sft/run.py {RECIPE}",
         Path(TRAINED, "final_model/adapter_model.safetensors"),
         (RECIPE, TEMPLATE, "accelerate_configs/cpu.yaml"),
     ),
     Step(
         "evaluate base",
-        f"{EVALUATE} --overwrite --model_path {MODEL} --chat_template {TEMPLATE} --name base",
+        f"{EVALUATE} --model_path {MODEL} --chat_template {TEMPLATE} --name base",
         OUT / "eval/base/results.json",
         ("sft/evaluate.py", "sft/scoring.py", "sft/metrics.py", "sft/results.py", "sft/report.py"),
     ),
     Step(
         "evaluate tuned",
-        f"{EVALUATE} --overwrite --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
+        f"{EVALUATE} --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
         OUT / "eval/tuned/results.json",
     ),
     Step("ask", f"python sft/infer.py --model_path {TRAINED}/final_model", None),
@@ -84,18 +86,20 @@ def is_current(step: Step, newest_input: float) -> bool:
     return step.product.stat().st_mtime >= max([newest_input, *own])
 
 
-def run_step(name: str, command: str) -> None:
-    """Run the command of the step `name` with this environment's Python.
+def run_step(step: Step) -> None:
+    """Run the command with this environment's Python.
 
     Raises:
         UserError: it failed; it has said why.
     """
-    program, *words = shlex.split(command)
+    program, *words = shlex.split(step.command)
     start = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[program]
     # The embedded model and data are here; nothing is to be looked for on the Hub.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # As many as accelerate would count, which warns that it did.
+    environment["OMP_NUM_THREADS"] = str(cpu_threads())
     if subprocess.run([sys.executable, *start, *words], env=environment, check=False).returncode:
-        raise UserError(f"step {name} failed, see above; the command was: {command}")
+        raise UserError(f"step {step.name} failed, see above; the command was: {step.command}")
 
 
 def table(seconds: dict[str, float], repeated: set[str]) -> str:
@@ -113,7 +117,7 @@ def table(seconds: dict[str, float], repeated: set[str]) -> str:
     lines.append(f"  {'tuned - base':<16}{paired['difference']:>+8.3f}   McNemar p = {paired['mcnemar_p']:.1e}")
     lines.append(f"  to look at: {OUT}/eval/tuned/report.html")
     lines += ["", MEANING]
-    arithmetic = "bfloat16" if cpu_has_bf16() else "float32, for want of bfloat16 instructions"
+    arithmetic = "bfloat16" if cpu_has_bf16() else "float32 (no bfloat16 instructions)"
     lines += ["", f"  {cpu_name()}, {cpu_threads()} threads, {arithmetic}"]
     lines += ["", f"  {'step':<16}{'seconds':>8}"]
     for step in STEPS:
@@ -135,17 +139,16 @@ def main() -> None:
     repeated = set()
     newest = Path(MODEL, "model.safetensors").stat().st_mtime
     for number, step in enumerate(STEPS, start=1):
-        command = step.command.format(threads=cpu_threads())
         head = f"\n[{number}/{len(STEPS)}] {step.name}"
         if is_current(step, newest) and step.name in seconds:
             print(f"{head}: reusing {step.product}", flush=True)
         else:
-            print(f"{head}: {command}", flush=True)
+            print(f"{head}: {step.command}", flush=True)
             if step.name == "train":
                 # The recipe or the data changed; sft/run.py would refuse to overwrite the earlier run.
                 shutil.rmtree(TRAINED, ignore_errors=True)
             start = time.perf_counter()
-            run_step(step.name, command)
+            run_step(step)
             seconds[step.name] = time.perf_counter() - start
             repeated.add(step.name)
             write_json(clock, seconds)

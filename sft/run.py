@@ -116,7 +116,7 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    if settings.use_peft and settings.precision != "bf16":
+    if settings.fp16 or (settings.use_peft and not settings.bf16):
         models.trained_in_float32(trainer.model)
     log_lines(trainer)
     if is_main:

@@ -2,7 +2,7 @@
 
 `DevQuestions` scores a fixed draw of dev questions at every evaluation, spread over all processes, and puts
 `eval_mcq_accuracy` with its 95 % interval beside the losses, where `metric_for_best_model` finds it. `History` writes
-history.json and loss.png into the output folder while the run goes on, and `LogLines` what is logged into a log file.
+history.json and loss.png into the output folder while the run goes on. `LogLines` prints for log files what is logged.
 """
 
 import sys
@@ -43,7 +43,7 @@ class DevQuestions(TrainerCallback):
         questions = [self.questions[index] for index in mine]
         batch = self.trainer.args.per_device_eval_batch_size
         scored = option_log_likelihoods(self.trainer.model, self.trainer.processing_class, questions, batch)
-        hidden = not self.trainer.is_world_process_zero()
+        hidden = not self.trainer.is_world_process_zero() or self.trainer.args.disable_tqdm
         with self.trainer.accelerator.autocast():
             found = [
                 (mine[place], values)
@@ -78,7 +78,7 @@ class DevQuestions(TrainerCallback):
 class LogLines(TrainerCallback):
     """Prints what is logged as one line with the step and the time, for a log file, where a bar is unreadable."""
 
-    # Of these, the time in front says enough.
+    # The step and the time at the beginning of the line tell enough of these.
     LEFT_OUT = ("epoch", "num_tokens", "total_flos", "_runtime", "_per_second", "entropy")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -278,7 +278,7 @@ SHORT = 8_000
 
 @pytest.fixture(scope="session")
 def short_tokenizer(tmp_path_factory, deepseek_tokenizer):
-    """DeepSeek's tokenizer with its first tokens, merged first, and the special ones that the template writes."""
+    """DeepSeek's tokenizer with its first `SHORT` tokens and the special tokens that the template writes."""
     import json
 
     from transformers import AutoTokenizer
@@ -291,8 +291,8 @@ def short_tokenizer(tmp_path_factory, deepseek_tokenizer):
     model["vocab"] = {token: number for token, number in model["vocab"].items() if number < SHORT}
     model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
     first = [token for token in described["added_tokens"] if token["id"] < SHORT]
-    written = [token for token in described["added_tokens"] if token["content"] in deepseek_tokenizer.chat_template]
-    written = [token for token in written if token not in first]
+    others = [token for token in described["added_tokens"] if token["id"] >= SHORT]
+    written = [token for token in others if token["content"] in deepseek_tokenizer.chat_template]
     described["added_tokens"] = first + [token | {"id": SHORT + i} for i, token in enumerate(written)]
     config.pop("added_tokens_decoder", None)
     file.write_text(json.dumps(described))
@@ -302,7 +302,7 @@ def short_tokenizer(tmp_path_factory, deepseek_tokenizer):
 
 @pytest.fixture(scope="session")
 def tiny_deepseek(tmp_path_factory, short_tokenizer) -> Path:
-    """Folder of a random Llama with the beginning of DeepSeek's vocabulary: for DeepSeek-R1-Distill-Llama-8B."""
+    """Folder of a random Llama with `short_tokenizer`: stands in for DeepSeek-R1-Distill-Llama-8B."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
