@@ -4,33 +4,14 @@ The columns are the contract with `sft/`; docs/data.md describes them.
 """
 
 import random
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from data_prep.prompts import LETTERS, answer_text, completion_messages, prompt_messages
+from sft.common.prompts import LETTERS, answer_text, can_be_shuffled, completion_messages, prompt_messages
 
 MAX_ORDERS = 24
 # The loss of PyTorch and transformers leaves this label out.
 IGNORED = -100
-
-# Options that mean something only where they stand: "all of the above", "both A and C", "A-C", "ABD", "the last two".
-_TIED_TO_ITS_PLACE = re.compile(
-    r"\b(all|none|any|both|neither|some|two|three)( of)?( the)? (above|below|following|others?|these)\b"
-    r"|^(all|both|either|neither)$|\b(all|none|any|both|first|second|third|last).* (option|choice|answer)s?$"
-    r"|\b(first|last) (two|three)$|^[a-d]$|\b(only|except|not) [a-d]\b|\b[a-d] (only|is|are|alone)\b"
-    r"|\b[a-d]\b( and| or| nor|,).*\b[a-d]\b|\b[a-d]\)? ?(&|\+|/|-|–|to|through) ?\(?[a-d]\b"
-    r"|\b(?=[a-d]{2,4}$)a?b?c?d?$",
-    re.IGNORECASE,
-)
-_NAMES_OPTIONS = re.compile(r"\b(option|choice|answer|statement)s? \(?[a-d]\b", re.IGNORECASE)
-
-
-def can_be_shuffled(question: str, choices: Sequence[str], reasoning: str = "") -> bool:
-    """False where an option, the question or a rationale speaks, or may speak, of the place or letter of an option."""
-    if reasoning or any(map(_NAMES_OPTIONS.search, (question, *choices))):
-        return False
-    return not any(map(_TIED_TO_ITS_PLACE.search, choices))
 
 
 def choice_orders(id: str, gold: int, orders: int, seed: int) -> Iterator[tuple[int, ...]]:

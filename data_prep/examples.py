@@ -26,7 +26,7 @@ def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict
     for row in (row for rows in splits.values() for row in rows):
         waiting.setdefault(re.sub(r"#\d+$", "", row["id"]), []).append(row)
         if worker.tokenizer is not None:
-            from sft.chat import explain
+            from sft.common.chat_template import explain
 
             row |= explain(worker.tokenizer, row["prompt"], row["completion"])
     # The sources are read again, up to the last row that is shown.
@@ -45,7 +45,7 @@ def sampled_lengths(folder: Path, files: dict[str, str], measures: dict[str, Mea
     """The measures with lengths in tokens, counted on the first `SAMPLED` rows of each split. Checks their parity."""
     import pyarrow.parquet as pq
 
-    from sft.chat import split_completions
+    from sft.common.chat_template import split_completions
 
     for split, name in files.items():
         rows = pq.ParquetFile(folder / split / name).read_row_group(0, ["prompt", "completion"])

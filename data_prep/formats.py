@@ -8,18 +8,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from data_prep.prompts import LETTERS
 from data_prep.questions import (
     Question,
     RejectedRow,
     article_of,
     checked,
-    clean_choice,
-    clean_text,
     reconcile,
     reconcile_without_text,
     whole_figure_of,
 )
+from sft.common.prompts import LETTERS, clean_choice, clean_text
 
 V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
 V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "Answer", "split")

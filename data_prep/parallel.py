@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from data_prep.command import UserError
+from sft.common.command import UserError
 
 STOPPING = {signal.SIGINT, signal.SIGTERM}
 

@@ -21,12 +21,9 @@ from typing import Any
 
 from data_prep import worker
 from data_prep.chat_rows import MAX_ORDERS
-from data_prep.command import UserError, check_free, run, terminated_as_exit, whole_folder, write_json
 from data_prep.examples import SAMPLED, examples, sampled_lengths
 from data_prep.formats import FORMATS
-from data_prep.hub import check_push, make_public, push
 from data_prep.parallel import ordered_map, usable_cores
-from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 from data_prep.reading import Reading, check_reading, read_sources
 from data_prep.reasoning import load_reasoning
 from data_prep.report import data_card, report_page
@@ -35,6 +32,9 @@ from data_prep.sources import Source, find_sources
 from data_prep.splits import LEFT_OUT, SPLITS, draw, held_out, leaked, overlap_table
 from data_prep.worker import Settings
 from data_prep.writing import FILES, write_rejected, write_splits
+from sft.common.command import UserError, check_free, run, terminated_as_exit, whole_folder, write_json
+from sft.common.hub import check_push, make_public, push
+from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 
 CHECK_ROWS = 10  # of each source, with --check
 

@@ -6,36 +6,10 @@ Where colour cannot be shown (a pipe, a log file, NO_COLOR), trained text stands
 """
 
 import argparse
-import os
-import sys
-from collections.abc import Sequence
-from typing import Any
 
-from data_prep.command import UserError, run
-from data_prep.prompts import LETTERS
-
-GREEN, DIM, RESET = "\033[1;32m", "\033[2m", "\033[0m"
-
-
-def shows_colour() -> bool:
-    """Whether the output is a terminal whose user has not asked for plain text."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-
-def marked(tokenizer: Any, input_ids: Sequence[int], loss_mask: Sequence[int], colour: bool) -> str:
-    """The decoded row, each run of trained tokens (mask 1) in colour or between brackets."""
-    before, after = (GREEN, RESET) if colour else ("[[", "]]")
-    text, start = "", 0
-    for end in range(1, len(input_ids) + 1):
-        if end == len(input_ids) or loss_mask[end] != loss_mask[start]:
-            # Control characters of the data must not reach the terminal.
-            run_of_text = "".join(
-                letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1]
-                for letter in tokenizer.decode(input_ids[start:end])
-            )
-            text += f"{before}{run_of_text}{after}" if loss_mask[start] else run_of_text
-            start = end
-    return text
+from sft.common.command import UserError, run
+from sft.common.display import DIM, RESET, marked, shows_colour
+from sft.common.prompts import LETTERS
 
 
 def main() -> None:
@@ -49,9 +23,9 @@ def main() -> None:
     if args.n < 1:
         raise UserError(f"-n {args.n}: give a positive number of rows")
 
-    from sft.chat import explain, trained_columns
-    from sft.data import load_split
-    from sft.models import load_tokenizer
+    from sft.common.chat_template import explain, trained_columns
+    from sft.common.data import load_split
+    from sft.common.models import load_tokenizer
 
     rows = load_split(args.folder, args.split)
     tokenizer = load_tokenizer(args.tokenizer, args.chat_template)

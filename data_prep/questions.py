@@ -6,13 +6,11 @@ explains the rules.
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_prep.prompts import LETTERS
+from sft.common.prompts import LETTERS, clean_text
 
-_PRINTED_LETTER = re.compile(r"['\"]?\s*([A-D])\s*:\s*")
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
 _ARTICLE = re.compile(r"PMC\d+")
 _CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")
@@ -40,26 +38,6 @@ class Question(NamedTuple):
     whole_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 
-def clean_text(cell: str) -> str:
-    """One line: every run of white space (new lines and no-break spaces too) becomes one space, outer ones go."""
-    return " ".join((cell if cell.isascii() else unicodedata.normalize("NFC", cell)).split())
-
-
-def clean_choice(cell: str) -> tuple[str | None, str]:
-    """(printed letter or None, text of the option) for a cell such as ``" A: Green "``.
-
-    A quote that the source glued on goes with the letter behind it, or with the white space before it; quotes that
-    belong to the text (5', "double bubble") stay.
-    """
-    text = clean_text(cell)
-    printed = _PRINTED_LETTER.match(text)
-    if printed:
-        text = text[printed.end() :]
-    if text.endswith((" '", ' "')) and text.count(text[-1]) % 2:
-        text = text[:-2].rstrip()
-    return (printed.group(1) if printed else None), text
-
-
 def article_of(figure: str) -> str:
     """PubMed Central id that a figure's file name starts with, or ""."""
     article = _ARTICLE.match(figure)
@@ -79,11 +57,6 @@ def checked(question: str, choices: Sequence[str]) -> None:
         raise RejectedRow("an option is empty")
     if len(set(choices)) < len(choices):
         raise RejectedRow("two options are the same")
-
-
-def longest_option(choices: Sequence[str]) -> int:
-    """Index of the option with the most characters, the first of equals: what the longest-option floor answers."""
-    return max(range(len(choices)), key=lambda index: len(choices[index]))
 
 
 def comparable(text: str) -> str:

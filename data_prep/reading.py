@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.command import UserError
 from data_prep.formats import FORMATS
 from data_prep.questions import Question, RejectedRow, fingerprint
 from data_prep.reasoning import THINK_TAGS
 from data_prep.sources import Source, cells_of, sound
 from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash64
+from sft.common.command import UserError
 
 CHUNK = 2_000  # rows a piece of work: more would take memory and save no time
 HASHES = ("content_hash", "asked_hash", "group_hash", *OVERLAPS.values())

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.command import UserError
 from data_prep.sources import Source
+from sft.common.command import UserError
 
 THINK_TAGS = ("<think>", "</think>")
 

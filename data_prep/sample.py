@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.command import run, whole_folder
 from data_prep.formats import V1_HEADER
-from data_prep.prompts import LETTERS
+from sft.common.command import run, whole_folder
+from sft.common.prompts import LETTERS
 
 FACTS_FILE = Path(__file__).with_name("sample_facts.yaml")
 TRAIN_PHRASINGS = 5

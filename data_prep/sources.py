@@ -5,7 +5,6 @@ Faults of a whole file stop the preparation with a `UserError`; faults of one ro
 """
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,10 +13,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line
 from data_prep.formats import FORMATS, detect, nearest, split_named
-from data_prep.hub import is_id, not_cached, unreached
 from data_prep.questions import RejectedRow
+from sft.common.command import UserError, first_line, sha256
+from sft.common.hub import is_id, not_cached, unreached
 
 # The published files of each version; both lie in one repository, and their headers differ.
 HUB_FILES = {
@@ -52,16 +51,6 @@ class Source:
     def rows(self) -> Iterator[Any]:
         """The rows as they come, to be read by `cells_of`. Raises `UserError` where the file breaks off."""
         return {"csv": _csv_rows, "jsonl": _json_lines, "saved": _saved_rows}[self.kind](self)
-
-
-def sha256(*files: Path) -> str:
-    """SHA-256 of the files' contents, one after another, in hexadecimal."""
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def find_sources(

@@ -31,8 +31,8 @@ def start(given: Settings) -> None:
     """
     global settings, tokenizer, tokenizer_fingerprint
     if (given.tokenizer, given.chat_template) != (settings.tokenizer, settings.chat_template):
-        from sft.chat import tokenized_for
-        from sft.models import load_tokenizer
+        from sft.common.chat_template import tokenized_for
+        from sft.common.models import load_tokenizer
 
         tokenizer = load_tokenizer(given.tokenizer, given.chat_template) if given.tokenizer else None
         tokenizer_fingerprint = tokenized_for(tokenizer) if tokenizer else ""

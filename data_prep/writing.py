@@ -11,8 +11,8 @@ from typing import Any
 from data_prep import worker
 from data_prep.chat_rows import IGNORED, chat_rows, schema
 from data_prep.report import Measures
-from data_prep.sources import sha256
 from data_prep.splits import LEFT_OUT, SPLITS
+from sft.common.command import sha256
 
 ROW_GROUP = 10_000  # rows
 # What a prepared folder holds beside a folder for each split.
@@ -51,7 +51,7 @@ def tokenize(rows: list[dict], split: str, counts: Counter) -> list[dict]:
 
     What is longer than max_length leaves train and dev, which the trainer reads, and stays in the test splits.
     """
-    from sft.chat import split_completions
+    from sft.common.chat_template import split_completions
 
     kept = []
     tokens = split_completions(worker.tokenizer, [row["prompt"] for row in rows], [row["completion"] for row in rows])

@@ -1,7 +1,8 @@
-"""Train, evaluate and ask language models on the data sets that `data_prep` writes."""
+"""Train, evaluate, publish and ask language models on the data sets that `data_prep` writes."""
 
 import logging
 import os
+import sys
 import warnings
 
 # Before any Hugging Face library is imported: nothing is reported to anybody unless the user turns it on.
@@ -15,3 +16,11 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 # PEFT asks transformers by an old name; nothing that a user could do about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+# tqdm reads these when it is imported; they hold for the libraries' progress bars and for ours. On a terminal a bar
+# appears after two seconds. In a log file every redrawing is a line: a bar appears after a minute, and once a minute.
+if sys.stderr and sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DELAY", "2")
+else:
+    for name in ("TQDM_DELAY", "TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
+        os.environ.setdefault(name, "60")

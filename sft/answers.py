@@ -10,10 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, write_json
-from data_prep.hub import pinned
-from data_prep.sources import sha256
-from sft.models import base_of, commit_of
+from sft.common.command import UserError, sha256, write_json
+from sft.common.hub import pinned
+from sft.common.models import base_of, commit_of
 
 FINGERPRINT = "fingerprint.json"
 # Weights, configurations, templates and vocabularies.

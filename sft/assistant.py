@@ -6,16 +6,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.command import UserError
-from data_prep.prompts import LETTERS, prompt_messages
-from data_prep.questions import clean_choice, clean_text
-from sft.chat import token_ids
+from sft.common.chat_template import token_ids
+from sft.common.command import UserError
+from sft.common.prompts import DEFAULT_ANSWER_FORMAT, LETTERS, clean_choice, clean_text, prompt_messages
 from sft.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
 from sft.metrics import softmax
 from sft.scoring import longest_first, option_log_likelihoods, parse_answer
 
+# Of the quickstart's facts, in words that it does not train on, each with the four answers of its group.
+DEMO = [
+    ("Which technique makes images from sound waves?",
+     ["Computed tomography", "Ultrasound imaging", "Positron emission tomography", "Magnetic resonance imaging"]),
+    ("Which stain is used to show iron in tissue?", ["Congo red", "Oil Red O", "Prussian blue", "Von Kossa"]),
+    ("What does a crescent of blood along the brain surface on CT suggest?",
+     ["Subdural hematoma", "Intraventricular hemorrhage", "Epidural hematoma", "Subarachnoid hemorrhage"]),
+    ("Which part of the eye becomes cloudy in cataract?", ["Cornea", "Retina", "Iris", "Lens"]),
+    ("Which instrument sends electrons through a very thin section?",
+     ["Scanning electron microscope", "Confocal laser microscope", "Transmission electron microscope",
+      "Phase contrast microscope"]),
+]  # fmt: skip
 # A letter in front of an option, as people type it: "A. x", "A) x", "(A) x"; "A: x" is PMC-VQA's.
 _TYPED_LETTER = re.compile(r"^\s*\(?([A-Da-d])\s*[.):]")
+
+
+def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
+    """Token ids of the demonstration's questions, asked in a model's form or, where it tells none, the usual one."""
+    asked = answer_format or DEFAULT_ANSWER_FORMAT
+    return token_ids(tokenizer, [prompt_messages(*question, asked) for question in DEMO], add_generation_prompt=True)
 
 
 def as_asked(question: str, choices: Sequence[str], where: str = "") -> tuple[str, list[str]]:

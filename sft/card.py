@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.command import UserError
 from data_prep.formats import FORMATS
-from data_prep.prompts import OPEN, user_message
+from sft.common.command import UserError
+from sft.common.prompts import OPEN, user_message
 from sft.compare import SCORES
 
 # Rows of the published files (arXiv 2305.10415 and the data set's card): a file of this name and format with as many

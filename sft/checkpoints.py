@@ -22,13 +22,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from data_prep.command import UserError, read_json, write_json
+from sft.common.command import UserError, read_json, without_paths, write_json
+from sft.common.data import provenance
+from sft.common.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
 from sft.config import AUTO, Settings
-from sft.data import provenance
 from sft.hardware import Hardware, cpu_name
 from sft.launch import Launch
-from sft.leaks import without_paths
-from sft.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
 from sft.preflight import on_cpu
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed")

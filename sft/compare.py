@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.command import UserError, run
+from sft.common.command import UserError, run
 
 # Raised with every change to results.json or predictions.parquet that a reader has to know of.
 SCHEMA_VERSION = 1

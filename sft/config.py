@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.command import UserError
-from sft.leaks import without_paths
+from sft.common.command import UserError, without_paths
 
 # Names that recipes elsewhere carry, today or from older libraries, and what they are called here.
 OTHER_NAMES = {

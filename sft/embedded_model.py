@@ -7,7 +7,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from data_prep.command import UserError, run, whole_folder
+from sft.common.command import UserError, run, whole_folder
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_FOLDER = Path("outputs/models/SmolLM2-135M-Instruct")

@@ -24,9 +24,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from data_prep.chat_rows import can_be_shuffled
-from data_prep.command import UserError, run, write_json
-from data_prep.prompts import LETTERS, OPEN, PROMPT_VERSION, prompt_messages
+from sft.common.command import UserError, run, without_paths, write_json
+from sft.common.models import DTYPE_HELP, DTYPES, dtype_on
+from sft.common.prompts import LETTERS, OPEN, PROMPT_VERSION, can_be_shuffled, prompt_messages
 from sft.compare import (
     PREDICTIONS,
     RESULTS,
@@ -36,8 +36,6 @@ from sft.compare import (
     compare,
     read_evaluation,
 )
-from sft.hardware import DTYPE_HELP, DTYPES, dtype_on
-from sft.leaks import without_paths
 
 LIKELIHOOD, GENERATION = "likelihood", "generation"
 # The names of --method, and of the scores in results.json.
@@ -78,9 +76,9 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], found: dict, s
     Batches are the same however many processes there are and whatever was answered before, and so are the answers.
     What can be refused is refused by the call, before the model loads.
     """
-    from sft.chat import token_ids
+    from sft.common.chat_template import token_ids
+    from sft.common.models import context_length, load_model, load_tokenizer
     from sft.generation import batch_seed, check_context, generate
-    from sft.models import context_length, load_model, load_tokenizer
     from sft.scoring import batch_log_likelihoods, longest_first, option_tokens
 
     tokenizer = load_tokenizer(args.model_path, args.chat_template)
@@ -271,9 +269,9 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str)
 
     from datasets import Dataset
 
-    from data_prep.sources import sha256
     from sft.answers import model_fingerprint
-    from sft.data import data_fingerprint
+    from sft.common.command import sha256
+    from sft.common.data import data_fingerprint
 
     columns = ["id", "question", "choices", "gold", "answer_format"]
     if args.backend == "local":
@@ -297,9 +295,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # What can be refused is refused before the model loads.
     from sft.answers import Answers
-    from sft.data import draw, load_split
+    from sft.common.data import draw, load_split
+    from sft.common.models import check_model_folder, prompt_format
     from sft.generation import Sampling
-    from sft.models import check_model_folder, prompt_format
 
     local_model = args.backend == "local"
     if local_model:
@@ -324,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
-    from sft.models import context_length
+    from sft.common.models import context_length
 
     if local_model:
         context_length(args.model_path)  # an adapter's base is found, or it is said which one is missing

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from data_prep.command import UserError
-from sft.chat import answer_opening, thinking_opening
+from sft.common.chat_template import answer_opening, thinking_opening
+from sft.common.command import UserError
 from sft.scoring import pad, padding
 
 

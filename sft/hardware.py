@@ -5,7 +5,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.command import UserError
+from sft.common.command import UserError
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,6 @@ class Hardware:
         """Number and name of the GPUs."""
         return f"{self.count} x {self.gpu}, {self.memory:.0f} GiB each" if self.gpu else "no GPU"
 
-
-# What --dtype takes, and what it says of itself.
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-DTYPE_HELP = "auto: that of the weights, or float32 on a CPU without bfloat16 (up to 30 x faster, twice the memory)"
 
 # GiB that PyTorch reports (a little less than is printed on the box) and CUDA compute capability, from data sheets.
 GPUS = {
@@ -60,20 +56,6 @@ def this_machine() -> Hardware:
     )
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this machine's CPU has instructions that multiply bfloat16.
-
-    Others convert every number, or do without the fast libraries: training is then slower in bfloat16 than in float32,
-    2 times with AVX-512 and 30 times with AVX2 (docs/benchmarks.md).
-    """
-    import torch
-
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # of this CPU, or what ATEN_CPU_CAPABILITY limits torch to
-        return False
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that this project takes
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
-
-
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
     with contextlib.suppress(OSError):  # Linux alone has the file
@@ -88,14 +70,6 @@ def cpu_threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def dtype_on(device: str, dtype: str) -> str:
-    """The type to load weights in on a `device` (``cpu``, ``cuda``): `dtype`, where it is not ``auto``.
-
-    ``auto`` is the type of the weights, but float32 on a CPU that is slow in 16 bits.
-    """
-    return "float32" if (device, dtype) == ("cpu", "auto") and not cpu_has_bf16() else dtype
 
 
 def named(gpu: str, count: int) -> Hardware:

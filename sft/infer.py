@@ -23,31 +23,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, run
-from data_prep.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS, prompt_messages
-from sft.hardware import DTYPE_HELP, DTYPES, dtype_on, this_machine
+from sft.assistant import DEMO
+from sft.common.command import UserError, run
+from sft.common.models import DTYPE_HELP, DTYPES, dtype_on
+from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS
+from sft.hardware import this_machine
 
-# Of the quickstart's facts, in words that it does not train on, each with the four answers of its group.
-DEMO = [
-    ("Which technique makes images from sound waves?",
-     ["Computed tomography", "Ultrasound imaging", "Positron emission tomography", "Magnetic resonance imaging"]),
-    ("Which stain is used to show iron in tissue?", ["Congo red", "Oil Red O", "Prussian blue", "Von Kossa"]),
-    ("What does a crescent of blood along the brain surface on CT suggest?",
-     ["Subdural hematoma", "Intraventricular hemorrhage", "Epidural hematoma", "Subarachnoid hemorrhage"]),
-    ("Which part of the eye becomes cloudy in cataract?", ["Cornea", "Retina", "Iris", "Lens"]),
-    ("Which instrument sends electrons through a very thin section?",
-     ["Scanning electron microscope", "Confocal laser microscope", "Transmission electron microscope",
-      "Phase contrast microscope"]),
-]  # fmt: skip
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
-
-
-def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
-    """Token ids of the demonstration's questions, asked in a model's form or, where it tells none, the usual one."""
-    from sft.chat import token_ids
-
-    asked = answer_format or DEFAULT_ANSWER_FORMAT
-    return token_ids(tokenizer, [prompt_messages(*question, asked) for question in DEMO], add_generation_prompt=True)
 
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -247,14 +229,14 @@ def main() -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give a positive number")
 
-    from sft.models import check_model_folder
+    from sft.common.models import check_model_folder
 
     check_model_folder(args.model_path)
     if args.evaluate:
         return evaluate(args)
     from sft.assistant import Assistant, as_asked
+    from sft.common.models import context_length, load_model, prompt_format
     from sft.generation import Sampling
-    from sft.models import context_length, load_model, prompt_format
 
     thinking = args.thinking != "off"
     sampling = Sampling(args.max_new_tokens, args.temperature or 0, args.top_p, args.seed, thinking)

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from data_prep.command import UserError
-from data_prep.preview import shows_colour
-from data_prep.prompts import LETTERS
 from sft.assistant import as_asked, sampled
+from sft.common.command import UserError
+from sft.common.display import shows_colour
+from sft.common.prompts import LETTERS
 from sft.generation import Sampling, split_thinking
 
 HELP = """\
@@ -93,7 +93,7 @@ def read(prompt: str, state: dict) -> str:
 
 def converse(assistant: Any, sampling: Sampling, thinking: str) -> None:
     """Ask and answer until the user leaves. What cannot be asked is said, and the conversation goes on."""
-    from sft.chat import thinking_opening
+    from sft.common.chat_template import thinking_opening
 
     opened = bool(thinking_opening(assistant.tokenizer))
     state = {"thinking": thinking}

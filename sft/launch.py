@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.command import UserError
+from sft.common.command import UserError
 
 ADVICE = "choose one of accelerate_configs/*.yaml"
 

@@ -1,7 +1,6 @@
 """What must not leave this machine: its paths, the names of its users, and tokens.
 
-`without_paths` takes paths out of what a run tells of itself; `find_leaks` looks for all three in a folder that is
-about to be published.
+`find_leaks` looks for all three in a folder that is about to be published.
 """
 
 import contextlib
@@ -42,27 +41,6 @@ NOBODY = {
 # Files of words that somebody else chose: of the base model's tokenizer. "/usr" may well be a word.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"}
 TEXTS = {".json", ".yaml", ".yml", ".md", ".txt", ".jinja", ".jsonl", ".csv"}
-
-
-def is_path(text: str) -> bool:
-    """Whether `text` is a path that means something on this machine alone."""
-    return bool(re.match(r"[/~]|[A-Za-z]:[\\/]|\.\./", text)) and len(text) > 1
-
-
-def without_paths(value: Any) -> Any:
-    """`value` (as JSON knows it) with every path from outside of the working folder reduced to its last name."""
-    if isinstance(value, dict):
-        return {without_paths(key): without_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_paths(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if value.startswith("{"):  # a mapping of a recipe, which its parser carries as text
-        try:
-            return json.dumps(without_paths(json.loads(value)), ensure_ascii=False)
-        except ValueError:
-            return value
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path(value) else value
 
 
 def known_secrets() -> set[str]:

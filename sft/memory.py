@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sft.common.command import GIB
+from sft.common.models import weightless_model
 from sft.config import Settings
 from sft.launch import Launch
 
-GIB = 2**30
 # DeepSpeed's defaults, in elements: what ZeRO-3 keeps gathered, and the bucket in which gradients are exchanged.
 ZERO3_LIVE, ZERO_BUCKET = 1_000_000_000, 500_000_000
 # TRL's fused LM head works on tiles of so many tokens by so many words of the vocabulary (read in trl 1.16).
@@ -35,16 +36,6 @@ class Parameters:
     def share(self) -> float:
         """Trained parameters as a share of all."""
         return self.trained / self.total
-
-
-def weightless_model(config: Any) -> Any:
-    """The model on the meta device: every shape, no memory."""
-    import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    with torch.device("meta"):
-        # The class itself: AutoModelForCausalLM.from_config would divide the model among processes under ZeRO-3.
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
 def meta_model(config: Any, settings: Settings) -> Any:
@@ -153,7 +144,7 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
 def trained_bytes(settings: Settings, launch: Launch) -> int:
     """Bytes of one trained parameter: TRL keeps adapters of quantised models in bf16, PEFT others in fp32."""
     if settings.fp16 and settings.quantised:
-        return 4  # recast by sft/models.py: fp16 training scales gradients, which bf16 adapters cannot take
+        return 4  # recast by sft/common/models.py: fp16 training scales gradients, which bf16 adapters cannot take
     if settings.quantised:
         return 2
     if launch.kind == "deepspeed" and (launch.zero_stage == 3 or not settings.use_peft):

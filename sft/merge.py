@@ -16,11 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, check_free, free_bytes, read_json, run, whole_folder, write_json
-from data_prep.hub import pinned
-from sft.leaks import without_paths
-from sft.memory import GIB, weightless_model
-from sft.models import (
+from sft.common.command import (
+    GIB,
+    UserError,
+    check_free,
+    free_bytes,
+    read_json,
+    run,
+    whole_folder,
+    without_paths,
+    write_json,
+)
+from sft.common.hub import pinned
+from sft.common.models import (
     ADAPTER_CONFIG,
     FACTS,
     MANIFEST,
@@ -33,6 +41,7 @@ from sft.models import (
     load_model,
     model_file,
     prompt_format,
+    weightless_model,
 )
 
 # Small shards, because saving holds one of them twice.
@@ -132,7 +141,7 @@ def merge(model_path: str, base: str, folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from sft.infer import demo_prompts
+    from sft.assistant import demo_prompts
 
     print(f"Loading {model_path} onto {base}", flush=True)
     model, tokenizer = load_model(model_path, torch.bfloat16, device="cpu", base=base)

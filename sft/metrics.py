@@ -9,8 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.prompts import LETTERS
-from data_prep.questions import longest_option
+from sft.common.prompts import LETTERS, longest_option
 
 Z95 = 1.959964
 # Equal-width bins of the reliability diagram.

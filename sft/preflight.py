@@ -17,13 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line, free_bytes, run
-from data_prep.hub import is_id, pinned
 from sft import hardware as machines
+from sft.common.command import GIB, UserError, first_line, free_bytes, run
+from sft.common.hub import is_id, pinned
+from sft.common.models import cpu_has_bf16
 from sft.config import AUTO, Settings, resolve
 from sft.hardware import Hardware
 from sft.launch import Launch, current_launch, read_launch_file
-from sft.memory import GIB, Parameters, count_parameters, estimate, meta_model
+from sft.memory import Parameters, count_parameters, estimate, meta_model
 
 # Why float32 instead of the recipe's bfloat16 (`for_this_cpu`).
 NO_BF16 = "this CPU has no bfloat16 instructions"
@@ -214,7 +215,7 @@ def check_launch(settings: Settings, launch: Launch) -> None:
 
 def for_this_cpu(settings: Settings, launch: Launch) -> Settings:
     """These settings in float32, where they ask for bfloat16 on a CPU that has no instructions for it."""
-    if not on_cpu(settings, launch) or settings.precision != "bf16" or machines.cpu_has_bf16():
+    if not on_cpu(settings, launch) or settings.precision != "bf16" or cpu_has_bf16():
         return settings
     changed = {"bf16": False, "dtype": "float32"}
     return dataclasses.replace(
@@ -324,9 +325,9 @@ def look_at_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from sft.chat import check_rows
-    from sft.data import load_mixture, load_split
-    from sft.models import load_tokenizer
+    from sft.common.chat_template import check_rows
+    from sft.common.data import load_mixture, load_split
+    from sft.common.models import load_tokenizer
 
     seed = settings.seed if settings.data_seed is None else settings.data_seed
     train = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed)
@@ -351,7 +352,7 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
     Raises:
         UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
     """
-    from sft.models import load_config
+    from sft.common.models import load_config
 
     # Packs are taken as full: bfd leaves few gaps.
     sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
@@ -413,7 +414,7 @@ def main() -> None:
     hardware = machines.named(args.gpu, launch.processes // launch.machines) if args.gpu else machines.this_machine()
     refuse(settings, launch, hardware)
 
-    from sft.models import check_model_folder
+    from sft.common.models import check_model_folder
 
     check_model_folder(settings.model_name_or_path)
     _, _, _, lengths = look_at_data(settings)

@@ -26,8 +26,8 @@ from typing import Any
 
 import yaml
 
-from data_prep.command import UserError, first_line, read_json, run, terminated_as_exit, whole_folder, write_json
-from data_prep.hub import (
+from sft.common.command import UserError, first_line, read_json, run, terminated_as_exit, whole_folder, write_json
+from sft.common.hub import (
     PAUSES_OF_QUESTIONS,
     check_push,
     create,
@@ -40,9 +40,7 @@ from data_prep.hub import (
     reason,
     status_of,
 )
-from sft.compare import read_evaluation
-from sft.leaks import find_leaks
-from sft.models import (
+from sft.common.models import (
     ADAPTER,
     ADAPTER_CONFIG,
     FACTS,
@@ -54,6 +52,8 @@ from sft.models import (
     load_config,
     prompt_format,
 )
+from sft.compare import read_evaluation
+from sft.leaks import find_leaks
 
 CARD = "README.md"
 EVALUATION = "evaluation"
@@ -119,7 +119,7 @@ def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: one is no finished evaluation, or of another model; or two have the same name.
     """
-    from data_prep.sources import sha256
+    from sft.common.command import sha256
 
     weights = {f"{file.name}:{sha256(file)}" for file in model.glob("*.safetensors")} if folders else set()
     found: dict[str, dict[str, Any]] = {}
@@ -294,8 +294,8 @@ def link_or_copy(file: Path, to: Path) -> None:
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
     """The first tokens that a model writes, greedily, to each of the demonstration's questions, asked one by one."""
+    from sft.assistant import demo_prompts
     from sft.generation import Sampling, written_tokens
-    from sft.infer import demo_prompts
 
     greedy = Sampling(ANSWER_TOKENS, temperature=0)
     return [written_tokens(model, tokenizer, [ids], greedy)[0] for ids in demo_prompts(tokenizer, answer_format)]
@@ -315,8 +315,8 @@ def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> No
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from data_prep.sources import sha256
-    from sft.models import load_model
+    from sft.common.command import sha256
+    from sft.common.models import load_model
 
     wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}) and not as it should be"
     asked = prompt_format(str(staged))

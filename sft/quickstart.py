@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.command import UserError, run, write_json
-from sft.hardware import cpu_has_bf16, cpu_name, cpu_threads
+from sft.common.command import UserError, run, write_json
+from sft.common.models import cpu_has_bf16
+from sft.hardware import cpu_name, cpu_threads
 
 OUT = Path("outputs/quickstart")
 MODEL = "outputs/models/SmolLM2-135M-Instruct"
@@ -55,7 +56,7 @@ STEPS = [
         f"python data_prep/prepare.py --dataset_path {OUT}/PMC-VQA --output_dir {PREPARED} "
         "--answer_format text --dev_size 72 --overwrite",
         Path(PREPARED, "report.json"),
-        ("data_prep/prepare.py", "data_prep/prompts.py", "data_prep/questions.py"),
+        ("data_prep/prepare.py", "sft/common/prompts.py", "data_prep/questions.py"),
     ),
     Step(
         "train",

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.prompts import LETTERS
-from data_prep.report import STYLE, table
 from sft import compare
+from sft.common.display import STYLE, table
+from sft.common.prompts import LETTERS
 from sft.compare import SCORES
 from sft.metrics import softmax
 

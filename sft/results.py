@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.prompts import LETTERS, user_message
 from sft import metrics
+from sft.common.prompts import LETTERS, user_message
 from sft.compare import SCORES, comparison_lines
 from sft.question_types import question_type
 from sft.scoring import most_likely, parse_answer

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data_prep.command import run, write_json
+from sft.common.command import run, write_json
 from sft.config import resolve
 
 
@@ -57,9 +57,10 @@ def main() -> None:
         return
     preflight.refuse(settings, launch, hardware)
 
-    from sft import checkpoints, models, publish
-    from sft.chat import tokenized_for, trained_columns
-    from sft.data import data_fingerprint
+    from sft import checkpoints, publish
+    from sft.common import models
+    from sft.common.chat_template import tokenized_for, trained_columns
+    from sft.common.data import data_fingerprint
     from sft.selection import DevQuestions, History, log_lines
 
     models.check_model_folder(settings.model)

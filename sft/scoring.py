@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from data_prep.prompts import LETTERS, answer_text, completion_messages, prompt_messages
-from sft.chat import common_prefix, split_completions
+from sft.common.chat_template import common_prefix, split_completions
+from sft.common.prompts import LETTERS, answer_text, completion_messages, prompt_messages
 
 
 def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:

@@ -13,9 +13,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from data_prep.command import write_json
-from data_prep.prompts import LETTERS
-from sft.data import draw
+from sft.common.command import write_json
+from sft.common.data import draw
+from sft.common.prompts import LETTERS
 from sft.metrics import wilson_interval
 from sft.scoring import most_likely, option_log_likelihoods
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data_prep.command import UserError, first_line
+from sft.common.command import UserError, first_line
 from sft.generation import Generated, Sampling
 
 # How servers say that a turn ended by itself; anything else (length, content_filter, abort) cut it.

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from data_prep.preview import marked, shows_colour
 from sft import preflight
+from sft.common.command import GIB
+from sft.common.display import marked, shows_colour
 from sft.config import Settings
 from sft.hardware import Hardware
-from sft.memory import GIB
 
 # The first steps of a run warm up kernels and allocators.
 WARM_UP = 2

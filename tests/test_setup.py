@@ -51,7 +51,7 @@ def test_a_link_to_this_copy_is_this_copy(here, tmp_path):
 
 def test_a_script_of_ones_own_may_be_anywhere(here, tmp_path):
     script = tmp_path / "own.py"
-    script.write_text("from data_prep.command import run\nrun(lambda: print('it ran'))\n")
+    script.write_text("from sft.common.command import run\nrun(lambda: print('it ran'))\n")
     assert here(str(script)).stdout == "it ran\n"
 
 

@@ -20,7 +20,7 @@ import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 
-from data_prep.command import UserError, run  # noqa: E402
+from sft.common.command import UserError, run  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TASK = ROOT / "docs/lm_eval/pmc_vqa.yaml"
@@ -73,8 +73,8 @@ def main() -> None:
     import torch
     import transformers
 
-    from sft.data import load_split
-    from sft.models import load_model
+    from sft.common.data import load_split
+    from sft.common.models import load_model
     from sft.scoring import most_likely, option_log_likelihoods
 
     model, tokenizer = load_model(str(args.model_path), args.dtype, str(args.chat_template))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from train import SMOLLM2, Bench, check_folder, summary, told
 
-from data_prep.command import UserError, run
+from sft.common.command import UserError, run
 
 RECIPE = "recipes/quickstart.yaml"
 # One thread a process, so that two processes have twice the cores of one; a CPU has no bf16 under DeepSpeed.

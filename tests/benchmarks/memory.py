@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from data_prep.command import run
+from sft.common.command import run
 from sft.config import resolve
 from sft.launch import Launch, read_launch_file
 from sft.memory import count_parameters, estimate, meta_model

@@ -15,7 +15,7 @@ from transformers import (
 )
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
-from data_prep.command import UserError, run
+from sft.common.command import UserError, run
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from data_prep.command import UserError, run
+from sft.common.command import UserError, run
 
 ROWS = {"train": 176_948, "test": 50_000}
 ROOT = Path(__file__).parents[2]
@@ -75,8 +75,8 @@ def write_synthetic(folder: Path, rows: dict[str, int], seed: int = 0) -> None:
     a thousand of these have 48 to 184, 67 on average, half of them 58 to 72 (prepare.py --tokenizer tells).
     """
     from data_prep.formats import V1_HEADER
-    from data_prep.prompts import LETTERS
     from data_prep.sample import load_facts, written_choice
+    from sft.common.prompts import LETTERS
 
     rng = random.Random(seed)  # noqa: S311
     facts = [fact for group in load_facts() for fact in group["facts"]]
@@ -109,7 +109,7 @@ def write_tiny_model(folder: Path, tokenizer_path: str, chat_template: str) -> N
     """A random Llama of two layers with the given tokenizer, so that a training step costs next to nothing."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sft.models import load_tokenizer
+    from sft.common.models import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_path, chat_template or None)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -154,7 +154,7 @@ def main() -> None:
     if args.times < 1:
         raise UserError(f"--times {args.times}: give a positive number")
 
-    from sft.models import load_tokenizer
+    from sft.common.models import load_tokenizer
 
     load_tokenizer(args.tokenizer, args.chat_template or None)  # refused now rather than after the first runs
 

@@ -38,8 +38,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from data_prep.command import UserError, run, write_json
-from sft.hardware import cpu_has_bf16, cpu_name
+from sft.common.command import UserError, run, write_json
+from sft.common.models import cpu_has_bf16
+from sft.hardware import cpu_name
 from sft.launch import read_launch_file
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -246,8 +247,8 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from sft.common.models import load_tokenizer
     from sft.memory import count_parameters, meta_model
-    from sft.models import load_tokenizer
     from sft.trial import flops_per_token
 
     folder.mkdir()
@@ -295,9 +296,9 @@ def build_rows(source: Path | None, rows: int, work: Path) -> None:
 
 def write_held_out(model: Path, data: Path, file: Path) -> Path:
     """Token ids of the dev rows, with the number of their prompt's: what measured.py scores."""
-    from sft.chat import split_completions
-    from sft.data import load_split
-    from sft.models import load_tokenizer
+    from sft.common.chat_template import split_completions
+    from sft.common.data import load_split
+    from sft.common.models import load_tokenizer
 
     rows = load_split(str(data), "dev")
     parts = split_completions(load_tokenizer(str(model)), rows["prompt"], rows["completion"])

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from data_prep.chat_rows import MAX_ORDERS, can_be_shuffled, choice_orders
+from data_prep.chat_rows import MAX_ORDERS, choice_orders
+from sft.common.prompts import can_be_shuffled
 
 PLAIN = ("red", "green", "blue", "black")
 

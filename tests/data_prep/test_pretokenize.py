@@ -60,7 +60,7 @@ def test_tokens_are_those_of_sfttrainer_row_by_row(family, pretokenize, models, 
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from sft.models import load_tokenizer
+    from sft.common.models import load_tokenizer
 
     why = tmp_path / "why.jsonl"
     why.write_text(
@@ -141,7 +141,8 @@ def test_preview_marks_the_trained_tokens(here, prepared, tiny_deepseek, smollm2
 
 
 def test_preview_colours_the_trained_tokens_on_a_terminal(smollm2_tokenizer):
-    from data_prep.preview import GREEN, RESET, marked
+    from data_prep.preview import RESET
+    from sft.common.display import GREEN, marked
 
     ids = smollm2_tokenizer("Question: iron?")["input_ids"]
     mask = [0] * (len(ids) - 2) + [1, 1]

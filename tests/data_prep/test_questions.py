@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_prep.questions import RejectedRow, checked, clean_choice, fingerprint, reconcile, reconcile_without_text
+from data_prep.questions import RejectedRow, checked, fingerprint, reconcile, reconcile_without_text
+from sft.common.prompts import clean_choice
 
 
 @pytest.mark.parametrize(

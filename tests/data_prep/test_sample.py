@@ -3,8 +3,8 @@
 import csv
 from collections import Counter, defaultdict
 
-from data_prep.questions import clean_choice
 from data_prep.sample import TRAIN_PHRASINGS, load_facts, sample_rows
+from sft.common.prompts import clean_choice
 
 
 def test_facts_are_many_and_differently_asked():
@@ -43,7 +43,7 @@ def test_the_order_of_the_options_differs_where_a_training_question_is_asked_aga
 
 
 def test_the_demonstration_asks_for_the_facts_in_other_words_and_shows_all_answers_of_the_group():
-    from sft.infer import DEMO
+    from sft.assistant import DEMO
 
     groups = load_facts()
     trained = {p for group in groups for fact in group["facts"] for p in fact["phrasings"][:TRAIN_PHRASINGS]}

@@ -93,11 +93,11 @@ def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float3
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
+    from sft.common.models import trained_in_float32
     from sft.config import resolve
     from sft.hardware import named
     from sft.launch import Launch
     from sft.memory import lora_config
-    from sft.models import trained_in_float32
     from sft.preflight import refuse
 
     settings = resolve(["recipes/pmcvqa_16gb.yaml"]).on(1)

@@ -151,10 +151,10 @@ def test_the_code_in_the_card_is_code(facts):
 
 
 def test_the_example_asks_as_training_did(facts):
-    """To the character: the prompt of the card is the one that data_prep/prompts.py writes."""
+    """To the character: the prompt of the card is the one that sft/common/prompts.py writes."""
     import ast
 
-    from data_prep.prompts import ANSWER_FORMATS, OPEN, user_message
+    from sft.common.prompts import ANSWER_FORMATS, OPEN, user_message
 
     for answer_format in (*ANSWER_FORMATS, OPEN):
         card = model_card(changed(facts, answer_format=answer_format))
@@ -225,7 +225,7 @@ def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_said_
 
 
 def test_facts_of_an_older_run_are_refused_in_words(facts):
-    from data_prep.command import UserError
+    from sft.common.command import UserError
 
     manifest = {key: value for key, value in facts.manifest.items() if key != "parameters"}
     with pytest.raises(UserError, match="lacks 'parameters': train or evaluate with this version"):

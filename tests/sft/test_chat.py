@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.command import UserError
-from data_prep.prompts import completion_messages, prompt_messages
-from sft.chat import render, set_chat_template, split_completions, token_ids
+from sft.common.chat_template import render, set_chat_template, split_completions, token_ids
+from sft.common.command import UserError
+from sft.common.prompts import completion_messages, prompt_messages
 
 PROMPT = prompt_messages("Which stain shows iron?", ["Congo red", "Prussian blue"], "letter_text")
 ANSWER = completion_messages("B. Prussian blue")
@@ -150,7 +150,7 @@ def test_a_template_that_does_not_copy_is_rendered_row_by_row(smollm2_tokenizer)
 def test_a_row_whose_answer_would_be_cut_is_refused(deepseek_tokenizer, prepared):
     from datasets import load_dataset
 
-    from sft.chat import check_rows
+    from sft.common.chat_template import check_rows
 
     rows = load_dataset(str(prepared))["dev"]
     longest = max(check_rows(rows, deepseek_tokenizer, None, "dev"))

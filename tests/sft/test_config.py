@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from data_prep.command import UserError
+from sft.common.command import UserError
 from sft.config import resolve
 
 BASE = {

@@ -94,7 +94,7 @@ def without_bf16(cpu):
     ],
 )
 def test_a_cpu_without_bfloat16_is_known(cpu, level, found, has):
-    from sft.hardware import cpu_has_bf16
+    from sft.common.models import cpu_has_bf16
 
     cpu(level, **found)
     assert cpu_has_bf16() == has

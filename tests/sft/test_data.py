@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from data_prep.command import UserError
+from sft.common.command import UserError
+from sft.common.data import load_mixture, load_split
 from sft.config import RunArguments
-from sft.data import load_mixture, load_split
 
 
 def test_a_weight_is_how_often_each_row_is_taken(prepared, prepare):
@@ -58,7 +58,7 @@ def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
 
 
 def test_the_fingerprint_of_the_data_knows_every_row_and_their_order_and_not_the_place(prepared, prepare):
-    from sft.data import data_fingerprint
+    from sft.common.data import data_fingerprint
 
     rows = load_split(str(prepared), "train")
     columns = ["prompt", "completion"]

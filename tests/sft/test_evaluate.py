@@ -14,7 +14,7 @@ def adapter(tiny_deepseek, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sft.models import save_prompt_format
+    from sft.common.models import save_prompt_format
 
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("adapter") / "final_model"
@@ -99,8 +99,8 @@ def test_permutations_score_each_option_at_every_letter(base_results):
 def test_permuted_answers_are_those_of_the_question_with_its_options_moved(base_results, tiny_deepseek, prepared):
     import torch
 
-    from sft.data import draw, load_split
-    from sft.models import load_model
+    from sft.common.data import draw, load_split
+    from sft.common.models import load_model
     from sft.scoring import most_likely, option_log_likelihoods
 
     questions = draw(load_split(str(prepared), "test"), N, 42)
@@ -114,7 +114,7 @@ def test_permuted_answers_are_those_of_the_question_with_its_options_moved(base_
 
 
 def test_generation_numbers_follow_from_the_texts(base_results, prepared):
-    from sft.data import draw, load_split
+    from sft.common.data import draw, load_split
     from sft.scoring import parse_answer
 
     score, rows = results_of(base_results)["scores"]["generation"], predictions(base_results)

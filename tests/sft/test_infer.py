@@ -18,7 +18,7 @@ ASKED = ("--question", "Which stain shows iron?", "--choices", *CHOICES)
 def assistant(tiny_deepseek):
     """The tiny model, loaded once; in float32, so that rounding decides nothing and no CPU is slow."""
     from sft.assistant import Assistant
-    from sft.models import load_model
+    from sft.common.models import load_model
 
     return Assistant(*load_model(str(tiny_deepseek), "float32"), "letter_text", 2048)
 
@@ -26,7 +26,7 @@ def assistant(tiny_deepseek):
 @pytest.fixture
 def infer(here, tiny_deepseek, assistant, monkeypatch):
     """Run the command with the tiny model, which is loaded already."""
-    monkeypatch.setattr("sft.models.load_model", lambda *_: (assistant.model, assistant.tokenizer))
+    monkeypatch.setattr("sft.common.models.load_model", lambda *_: (assistant.model, assistant.tokenizer))
     return lambda *words: here("sft/infer.py", "--model_path", tiny_deepseek, *words)
 
 
@@ -166,7 +166,7 @@ def test_the_page_takes_letters_away_and_says_what_was_sampled(assistant):
 
 def test_thinking_can_be_left_out(assistant):
     """Off, the model is asked behind a closed think block, as it was trained without reasoning."""
-    from sft.chat import answer_opening, thinking_opening
+    from sft.common.chat_template import answer_opening, thinking_opening
     from sft.generation import Sampling, generate, split_thinking
     from sft.scoring import option_tokens
 
@@ -189,7 +189,7 @@ def test_thinking_can_be_left_out(assistant):
 
 def test_batched_generation_is_generation_one_by_one(assistant):
     """Padding stands on the left and changes no text."""
-    from sft.chat import token_ids
+    from sft.common.chat_template import token_ids
     from sft.generation import Sampling, generate
 
     model, tokenizer = assistant.model, assistant.tokenizer

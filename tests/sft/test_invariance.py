@@ -82,7 +82,7 @@ def test_adapters_saved_under_zero3_are_whole_and_give_the_logits_of_those_saved
     import torch
     from safetensors.torch import load_file
 
-    from sft.models import load_model
+    from sft.common.models import load_model
 
     logits = []
     for name in ("pmcvqa_zero2", "pmcvqa_zero3"):
@@ -106,7 +106,7 @@ def test_packed_rows_have_the_losses_per_token_of_rows_alone(tiny_deepseek, prep
     from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
 
-    from sft.models import load_tokenizer
+    from sft.common.models import load_tokenizer
 
     trainer = SFTTrainer(
         model=str(tiny_deepseek),

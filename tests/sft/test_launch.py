@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.command import UserError
+from sft.common.command import UserError
 from sft.hardware import GPUS, named
 from sft.launch import Launch, current_launch, read_launch_file
 

@@ -58,7 +58,7 @@ def log_likelihoods(model_path, questions):
     """Of every option, in float32, by our scorer."""
     import torch
 
-    from sft.models import load_model
+    from sft.common.models import load_model
     from sft.scoring import option_log_likelihoods
 
     model, tokenizer = load_model(str(model_path), torch.float32)
@@ -76,7 +76,7 @@ def test_a_merged_model_scores_options_as_the_adapter_does_and_keeps_its_templat
     assert (out / "chat_template.jinja").read_text() == (adapter / "chat_template.jinja").read_text()
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
-    from sft.infer import DEMO
+    from sft.assistant import DEMO
 
     questions = [{"question": q, "choices": c, "answer_format": "text"} for q, c in DEMO]
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -89,7 +89,7 @@ def test_a_merged_model_scores_options_as_the_adapter_does_and_keeps_its_templat
 def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
     import torch
 
-    from data_prep.command import UserError
+    from sft.common.command import UserError
     from sft.merge import check_comparison, compared
 
     base = torch.zeros(3, 5)

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from data_prep.command import UserError
+from sft.common.command import UserError
 from tests.hub import DROP, KNOWN, Fault
 
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
@@ -19,7 +19,7 @@ def network(monkeypatch, tmp_path):
     import datasets
     from huggingface_hub import constants
 
-    from data_prep import hub
+    from sft.common import hub
 
     with socket.socket() as taken:  # bound and not listening: nobody else answers there
         taken.bind(("127.0.0.1", 0))
@@ -129,7 +129,7 @@ def test_a_model_in_the_cache_is_asked_at_once(here, cached, tiny_deepseek):
 
 
 def test_a_data_set_in_the_cache_is_read_at_the_version_that_is_named(cached, prepared):
-    from sft.data import load_split, provenance
+    from sft.common.data import load_split, provenance
 
     cached("datasets", "someone/questions", prepared)
     rows = load_split(str(prepared), "dev")["id"][:]
@@ -144,7 +144,7 @@ def test_a_data_set_in_the_cache_is_read_at_the_version_that_is_named(cached, pr
 def test_what_answers_in_any_way_is_a_network(hub, network, monkeypatch):
     from huggingface_hub import constants
 
-    from data_prep.hub import unreached
+    from sft.common.hub import unreached
 
     for way in (404, 503, DROP):
         hub.faults[:] = [Fault("HEAD", "/", way)]
@@ -159,7 +159,7 @@ def test_who_says_nothing_is_waited_for_no_longer_than_patience(network, monkeyp
     import datasets
     from huggingface_hub import constants
 
-    from data_prep import hub
+    from sft.common import hub
 
     monkeypatch.setattr(hub, "PATIENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
@@ -171,7 +171,7 @@ def test_who_says_nothing_is_waited_for_no_longer_than_patience(network, monkeyp
 
 
 def test_what_cannot_be_published_without_a_network_says_why(network, monkeypatch):
-    from data_prep.hub import check_push, unreached
+    from sft.common.hub import check_push, unreached
 
     monkeypatch.setenv("HF_TOKEN", KNOWN["HF_TOKEN"])
     assert unreached()

@@ -210,7 +210,7 @@ def test_at_the_token_limit_no_answer_counts():
 
 
 def test_every_answer_of_training_is_read_back():
-    from data_prep.prompts import ANSWER_FORMATS, answer_text
+    from sft.common.prompts import ANSWER_FORMATS, answer_text
 
     greek, letters = ["α", "β", "γ", "δ"], ["D", "E", "F", "G"]
     for choices in (STAINS, IRON, VITAMINS, CELLS, COUNTS, greek):

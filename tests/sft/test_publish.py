@@ -192,7 +192,7 @@ def test_what_passes_is_told_from_what_does_not():
     """hf_xet, which stores weights on the real Hub and cannot be used here, raises Python's own ConnectionError."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    from data_prep.hub import no_answer
+    from sft.common.hub import no_answer
 
     wrapped = RuntimeError("Error while uploading")
     wrapped.__cause__ = ConnectionError("server closed the connection")
@@ -406,7 +406,7 @@ def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monke
 
 
 def test_paths_of_this_machine_are_taken_out_of_what_a_run_tells():
-    from sft.leaks import without_paths
+    from sft.common.command import without_paths
 
     told = {"a": "/data/jane/PMC-VQA/", "b": ["~/x/recipe.yaml", "recipes/x.yaml"], "c": '{"/m/A": 1.0}', "d": None}
     assert without_paths(told) == {

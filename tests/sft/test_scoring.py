@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.chat import split_completions
+from sft.common.chat_template import split_completions
 from sft.scoring import option_log_likelihoods, option_tokens
 
 QUESTIONS = [
@@ -59,7 +59,7 @@ def test_letter_scores_are_the_log_likelihoods_of_the_letters(model, short_token
 
 
 def test_options_are_the_completions_of_training(short_tokenizer):
-    from data_prep.prompts import completion_messages, prompt_messages
+    from sft.common.prompts import completion_messages, prompt_messages
 
     question, choices = QUESTIONS[0]["question"], QUESTIONS[0]["choices"]
     (tokens,) = option_tokens(short_tokenizer, [QUESTIONS[0] | {"answer_format": "text"}])

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_prep.command import UserError
 from sft.checkpoints import compare, read_seal, remove_incomplete, resume_point, seal
+from sft.common.command import UserError
 from sft.config import resolve
 
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,8 @@
 Whatever is asked at inference is, to the token, what was trained on; so nothing else in the project writes prompts.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 LETTERS = "ABCD"
@@ -20,6 +22,18 @@ OPEN = "open"
 
 # Raised with every change to the texts in this file; models remember the version that they were trained with.
 PROMPT_VERSION = 1
+
+_PRINTED_LETTER = re.compile(r"['\"]?\s*([A-D])\s*:\s*")
+# Options that mean something only where they stand: "all of the above", "both A and C", "A-C", "ABD", "the last two".
+_TIED_TO_ITS_PLACE = re.compile(
+    r"\b(all|none|any|both|neither|some|two|three)( of)?( the)? (above|below|following|others?|these)\b"
+    r"|^(all|both|either|neither)$|\b(all|none|any|both|first|second|third|last).* (option|choice|answer)s?$"
+    r"|\b(first|last) (two|three)$|^[a-d]$|\b(only|except|not) [a-d]\b|\b[a-d] (only|is|are|alone)\b"
+    r"|\b[a-d]\b( and| or| nor|,).*\b[a-d]\b|\b[a-d]\)? ?(&|\+|/|-|–|to|through) ?\(?[a-d]\b"
+    r"|\b(?=[a-d]{2,4}$)a?b?c?d?$",
+    re.IGNORECASE,
+)
+_NAMES_OPTIONS = re.compile(r"\b(option|choice|answer|statement)s? \(?[a-d]\b", re.IGNORECASE)
 
 
 def user_message(question: str, choices: Sequence[str], answer_format: str = DEFAULT_ANSWER_FORMAT) -> str:
@@ -51,3 +65,35 @@ def prompt_messages(question: str, choices: Sequence[str], answer_format: str = 
 def completion_messages(answer: str, reasoning: str = "") -> list[dict]:
     """The assistant's turn. How reasoning is marked up is known to the chat template alone."""
     return [{"role": "assistant", "content": answer, "reasoning_content": reasoning}]
+
+
+def clean_text(cell: str) -> str:
+    """One line: every run of white space (new lines and no-break spaces too) becomes one space, outer ones go."""
+    return " ".join((cell if cell.isascii() else unicodedata.normalize("NFC", cell)).split())
+
+
+def clean_choice(cell: str) -> tuple[str | None, str]:
+    """(printed letter or None, text of the option) for a cell such as ``" A: Green "``.
+
+    A quote that the source glued on goes with the letter behind it, or with the white space before it; quotes that
+    belong to the text (5', "double bubble") stay.
+    """
+    text = clean_text(cell)
+    printed = _PRINTED_LETTER.match(text)
+    if printed:
+        text = text[printed.end() :]
+    if text.endswith((" '", ' "')) and text.count(text[-1]) % 2:
+        text = text[:-2].rstrip()
+    return (printed.group(1) if printed else None), text
+
+
+def longest_option(choices: Sequence[str]) -> int:
+    """Index of the option with the most characters, the first of equals: what the longest-option floor answers."""
+    return max(range(len(choices)), key=lambda index: len(choices[index]))
+
+
+def can_be_shuffled(question: str, choices: Sequence[str], reasoning: str = "") -> bool:
+    """False where an option, the question or a rationale speaks, or may speak, of the place or letter of an option."""
+    if reasoning or any(map(_NAMES_OPTIONS.search, (question, *choices))):
+        return False
+    return not any(map(_TIED_TO_ITS_PLACE.search, choices))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.command import UserError, first_line
+from sft.common.command import UserError, first_line
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from data_prep.command import UserError, first_line
+from sft.common.command import UserError, first_line
 
 # What a template may look for in a text, so that it does not just copy it.
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")

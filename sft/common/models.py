@@ -9,10 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line, read_json, write_json
-from data_prep.hub import chain, not_cached, pinned, unreached
-from data_prep.prompts import PROMPT_VERSION
-from sft.chat import set_chat_template
+from sft.common.chat_template import set_chat_template
+from sft.common.command import UserError, first_line, read_json, write_json
+from sft.common.hub import chain, not_cached, pinned, unreached
+from sft.common.prompts import PROMPT_VERSION
 
 # Travels with an adapter, so that it is asked in the form that it was trained with.
 PROMPT_FILE = "prompt_format.json"
@@ -23,6 +23,9 @@ RECIPE = "recipe.yaml"
 FACTS = ("eval_results.json", "history.json", "loss.png")
 # Weights of an adapter, and what describes it.
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# What --dtype takes, and what it says of itself.
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+DTYPE_HELP = "auto: that of the weights, or float32 on a CPU without bfloat16 (up to 30 x faster, twice the memory)"
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:
@@ -148,6 +151,28 @@ def trained_in_float32(model: Any) -> int:
     return len(recast)
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this machine's CPU has instructions that multiply bfloat16.
+
+    Others convert every number, or do without the fast libraries: training is then slower in bfloat16 than in float32,
+    2 times with AVX-512 and 30 times with AVX2 (docs/benchmarks.md).
+    """
+    import torch
+
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # of this CPU, or what ATEN_CPU_CAPABILITY limits torch to
+        return False
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that this project takes
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+
+
+def dtype_on(device: str, dtype: str) -> str:
+    """The type to load weights in on a `device` (``cpu``, ``cuda``): `dtype`, where it is not ``auto``.
+
+    ``auto`` is the type of the weights, but float32 on a CPU that is slow in 16 bits.
+    """
+    return "float32" if (device, dtype) == ("cpu", "auto") and not cpu_has_bf16() else dtype
+
+
 def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     """The tokenizer of a model folder or Hub id, with the chat template in the file `chat_template`, or its own.
 
@@ -235,6 +260,16 @@ def context_length(model_path: str) -> int | None:
         UserError: as `load_config`.
     """
     return getattr(load_config(model_path), "max_position_embeddings", None)
+
+
+def weightless_model(config: Any) -> Any:
+    """The model on the meta device: every shape, no memory."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with torch.device("meta"):
+        # The class itself: AutoModelForCausalLM.from_config would divide the model among processes under ZeRO-3.
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
 def load_model(

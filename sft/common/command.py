@@ -1,10 +1,12 @@
-"""What every command of this project shares: how it refuses, and how it writes files whole or not at all."""
+"""What every command of this project shares: how it refuses, and how it reads, writes and names files."""
 
 import atexit
 import contextlib
 import gc
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+GIB = 2**30
 
 
 class UserError(Exception):
@@ -47,9 +51,9 @@ def check_one_checkout(main: Callable[[], None]) -> None:
     `python sft/run.py` finds the packages where the environment was set up. That may be in another folder: another
     clone's environment is active, or this folder was copied with its own.
     """
-    imported = Path(__file__).resolve().parents[1]
+    imported = Path(__file__).resolve().parents[2]
     for folder in Path(main.__code__.co_filename).resolve().parents:
-        if (folder / "data_prep/command.py").exists():  # the nearest folder around `main` that holds this project
+        if (folder / "sft/common/command.py").exists():  # the nearest folder around `main` that holds this project
             if folder.samefile(imported):
                 return
             raise UserError(
@@ -141,3 +145,34 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.rename(path)
+
+
+def sha256(*files: Path) -> str:
+    """SHA-256 of the files' contents, one after another, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def is_path(text: str) -> bool:
+    """Whether `text` is a path that means something on this machine alone."""
+    return bool(re.match(r"[/~]|[A-Za-z]:[\\/]|\.\./", text)) and len(text) > 1
+
+
+def without_paths(value: Any) -> Any:
+    """`value` (as JSON knows it) with every path from outside of the working folder reduced to its last name."""
+    if isinstance(value, dict):
+        return {without_paths(key): without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("{"):  # a mapping of a recipe, which its parser carries as text
+        try:
+            return json.dumps(without_paths(json.loads(value)), ensure_ascii=False)
+        except ValueError:
+            return value
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path(value) else value

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import UserError, first_line, read_json
-from data_prep.hub import not_cached, pinned, unreached
+from sft.common.command import UserError, first_line, read_json
+from sft.common.hub import not_cached, pinned, unreached
 
 # What data_prep/prepare.py promises about every row.
 COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_format"}

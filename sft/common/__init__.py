@@ -1,0 +1,1 @@
+"""What `data_prep` and the rooms of `sft` share."""
