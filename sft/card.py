@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.formats import FORMATS
 from sft.common.command import UserError
 from sft.common.prompts import OPEN, user_message
-from sft.compare import SCORES
+from sft.evaluation.comparison import SCORES
 
 # Rows of the published files (arXiv 2305.10415 and the data set's card): a file of this name and format with as many
 # rows is taken for the published one.

@@ -19,80 +19,18 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.assistant import DEMO
 from sft.common.command import UserError, run
 from sft.common.models import DTYPE_HELP, DTYPES, dtype_on
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS
 from sft.hardware import this_machine
+from sft.inference.assistant import DEMO
+from sft.inference.question_files import read_questions
 
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
-
-
-def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (where, question, options) of the rows of a CSV file."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip().lower().removeprefix("choice ") for name in next(reader, [])]
-        known = [name for name in header if name in ("question", *LETTERS.lower())]
-        if "question" not in known or len(set(known)) < len(known) or "e" in header:
-            raise UserError(f"--input {file} needs the columns question, A, B, C, D, each once; found {header}")
-        for number, cells in enumerate(filter(None, reader), start=1):
-            if len(cells) > len(header):
-                raise UserError(f"{file}, row {number}: more cells than columns: put texts with commas in quotes")
-            row = dict(zip(header, cells, strict=False))
-            options = [row.get(letter, "") for letter in LETTERS.lower()]
-            while options and not options[-1].strip():
-                options.pop()
-            yield f"{file}, row {number}: ", row.get("question", ""), options
-    except csv.Error as error:
-        raise UserError(f"--input {file} is not sound CSV: {error}, at line {reader.line_num}") from error
-
-
-def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (where, question, options) of the lines of a JSON lines file."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                question, options = row["question"], row.get("choices", [])
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise UserError(f"{file}, line {number}: not JSON with question and choices: {error}") from error
-            if isinstance(options, dict):
-                if list(options) != list(LETTERS[: len(options)]):
-                    raise UserError(f"{file}, line {number}: name the choices A, B, C, D, in this order")
-                options = [*options.values()]
-            if not isinstance(options, list) or not all(isinstance(text, str) for text in (question, *options)):
-                raise UserError(f"{file}, line {number}: question has to be a text, and choices a list of texts")
-            try:
-                "".join((question, *options)).encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise UserError(f"{file}, line {number}: not text: {error}") from error
-            yield f"{file}, line {number}: ", question, options
-
-
-def read_questions(file: Path) -> list[tuple[str, list[str]]]:
-    """(question, options) of each row of a CSV or JSON lines file, as they are asked.
-
-    Raises:
-        UserError: no such file, another kind of file, a row that is none, or a question that cannot be asked.
-    """
-    from sft.assistant import as_asked
-
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input {file} cannot be read: {error}") from error
-    kinds = {".csv": csv_rows, ".jsonl": json_rows}
-    if file.suffix.lower() not in kinds:
-        raise UserError(f"--input {file}: give a .csv or a .jsonl file")
-    found = [as_asked(question, options, where) for where, question, options in kinds[file.suffix.lower()](file, text)]
-    if not found:
-        raise UserError(f"--input {file} holds no question")
-    return found
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -165,7 +103,7 @@ def answer_file(assistant: Any, questions: list, output: Path, sampling: Any, ba
 
 def show(answer: Any, thinking: str) -> None:
     """Print an answer with its options as bars, and its reasoning if it is wanted."""
-    from sft.assistant import sampled
+    from sft.inference.assistant import sampled
 
     print(f"\nQ: {answer.question}")
     for letter, choice, probability in zip(LETTERS, answer.choices, answer.probabilities, strict=False):
@@ -234,9 +172,9 @@ def main() -> None:
     check_model_folder(args.model_path)
     if args.evaluate:
         return evaluate(args)
-    from sft.assistant import Assistant, as_asked
     from sft.common.models import context_length, load_model, prompt_format
-    from sft.generation import Sampling
+    from sft.inference.assistant import Assistant, as_asked
+    from sft.inference.generation import Sampling
 
     thinking = args.thinking != "off"
     sampling = Sampling(args.max_new_tokens, args.temperature or 0, args.top_p, args.seed, thinking)
@@ -244,7 +182,7 @@ def main() -> None:
     if args.question is not None:
         questions = [as_asked(args.question, args.choices)]
     if args.web:
-        from sft.web import check_gradio
+        from sft.inference.web import check_gradio
 
         check_gradio()
     answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
@@ -253,11 +191,11 @@ def main() -> None:
     loaded = load_model(args.model_path, dtype, args.chat_template, args.quantization)
     assistant = Assistant(*loaded, answer_format, context)
     if args.interactive:
-        from sft.interactive import converse
+        from sft.inference.terminal import converse
 
         return converse(assistant, sampling, args.thinking)
     if args.web:
-        from sft.web import serve
+        from sft.inference.web import serve
 
         return serve(assistant, sampling, args.thinking, DEMO, args.host, args.port)
     if args.input:

@@ -141,7 +141,7 @@ def merge(model_path: str, base: str, folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from sft.assistant import demo_prompts
+    from sft.inference.assistant import demo_prompts
 
     print(f"Loading {model_path} onto {base}", flush=True)
     model, tokenizer = load_model(model_path, torch.bfloat16, device="cpu", base=base)

@@ -52,7 +52,7 @@ from sft.common.models import (
     load_config,
     prompt_format,
 )
-from sft.compare import read_evaluation
+from sft.evaluation.comparison import read_evaluation
 from sft.leaks import find_leaks
 
 CARD = "README.md"
@@ -294,8 +294,8 @@ def link_or_copy(file: Path, to: Path) -> None:
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
     """The first tokens that a model writes, greedily, to each of the demonstration's questions, asked one by one."""
-    from sft.assistant import demo_prompts
-    from sft.generation import Sampling, written_tokens
+    from sft.inference.assistant import demo_prompts
+    from sft.inference.generation import Sampling, written_tokens
 
     greedy = Sampling(ANSWER_TOKENS, temperature=0)
     return [written_tokens(model, tokenizer, [ids], greedy)[0] for ids in demo_prompts(tokenizer, answer_format)]

@@ -68,7 +68,13 @@ STEPS = [
         "evaluate base",
         f"{EVALUATE} --model_path {MODEL} --chat_template {TEMPLATE} --name base",
         OUT / "eval/base/results.json",
-        ("sft/evaluate.py", "sft/scoring.py", "sft/metrics.py", "sft/results.py", "sft/report.py"),
+        (
+            "sft/evaluate.py",
+            "sft/inference/likelihood.py",
+            "sft/evaluation/metrics.py",
+            "sft/evaluation/results.py",
+            "sft/evaluation/report.py",
+        ),
     ),
     Step(
         "evaluate tuned",

@@ -16,8 +16,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from sft.common.command import write_json
 from sft.common.data import draw
 from sft.common.prompts import LETTERS
-from sft.metrics import wilson_interval
-from sft.scoring import most_likely, option_log_likelihoods
+from sft.evaluation.metrics import wilson_interval
+from sft.inference.likelihood import most_likely, option_log_likelihoods
 
 # Dev answers that each evaluation prints.
 SHOWN = 3

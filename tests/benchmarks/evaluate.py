@@ -75,7 +75,7 @@ def main() -> None:
 
     from sft.common.data import load_split
     from sft.common.models import load_model
-    from sft.scoring import most_likely, option_log_likelihoods
+    from sft.inference.likelihood import most_likely, option_log_likelihoods
 
     model, tokenizer = load_model(str(args.model_path), args.dtype, str(args.chat_template))
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=args.batch_size)

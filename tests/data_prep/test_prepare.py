@@ -650,7 +650,7 @@ def test_the_page_shows_cells_as_text(here, tmp_path):
 def test_floors_of_the_report_are_those_of_evaluation(prepared):
     from datasets import load_dataset
 
-    from sft.metrics import floors
+    from sft.evaluation.metrics import floors
 
     report = read_json(prepared / "report.json")
     for split, rows in load_dataset(str(prepared)).items():

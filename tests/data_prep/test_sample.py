@@ -43,7 +43,7 @@ def test_the_order_of_the_options_differs_where_a_training_question_is_asked_aga
 
 
 def test_the_demonstration_asks_for_the_facts_in_other_words_and_shows_all_answers_of_the_group():
-    from sft.assistant import DEMO
+    from sft.inference.assistant import DEMO
 
     groups = load_facts()
     trained = {p for group in groups for fact in group["facts"] for p in fact["phrasings"][:TRAIN_PHRASINGS]}

@@ -101,7 +101,7 @@ def test_permuted_answers_are_those_of_the_question_with_its_options_moved(base_
 
     from sft.common.data import draw, load_split
     from sft.common.models import load_model
-    from sft.scoring import most_likely, option_log_likelihoods
+    from sft.inference.likelihood import most_likely, option_log_likelihoods
 
     questions = draw(load_split(str(prepared), "test"), N, 42)
     moved = [q | {"choices": [q["choices"][(i + 1) % 4] for i in range(4)]} for q in questions]
@@ -115,7 +115,7 @@ def test_permuted_answers_are_those_of_the_question_with_its_options_moved(base_
 
 def test_generation_numbers_follow_from_the_texts(base_results, prepared):
     from sft.common.data import draw, load_split
-    from sft.scoring import parse_answer
+    from sft.inference.parsing import parse_answer
 
     score, rows = results_of(base_results)["scores"]["generation"], predictions(base_results)
     questions = draw(load_split(str(prepared), "test"), N, 42)
@@ -143,8 +143,8 @@ def test_a_smaller_budget_cuts_what_would_have_been_cut():
     """From hand-made answers: what a budget would have done is told without writing again."""
     from types import SimpleNamespace
 
-    from sft.generation import Sampling
-    from sft.results import generation_score
+    from sft.evaluation.results import generation_score
+    from sft.inference.generation import Sampling
 
     questions = [
         {"id": str(i), "question": "Q?", "choices": ["Lung", "Heart"], "gold": 0, "answer_format": "text"}

@@ -17,8 +17,8 @@ ASKED = ("--question", "Which stain shows iron?", "--choices", *CHOICES)
 @pytest.fixture(scope="module")
 def assistant(tiny_deepseek):
     """The tiny model, loaded once; in float32, so that rounding decides nothing and no CPU is slow."""
-    from sft.assistant import Assistant
     from sft.common.models import load_model
+    from sft.inference.assistant import Assistant
 
     return Assistant(*load_model(str(tiny_deepseek), "float32"), "letter_text", 2048)
 
@@ -90,8 +90,7 @@ def test_json_holds_the_answer_its_probabilities_and_what_it_cost(infer):
 
 
 def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, assistant):
-    from sft.metrics import softmax
-    from sft.scoring import option_log_likelihoods
+    from sft.inference.likelihood import option_log_likelihoods, softmax
 
     words = (*ASKED, *SHORT, "--json", "--dtype", "float32")
     found = json.loads(here("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout)["probabilities"]
@@ -118,7 +117,7 @@ def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, a
     ],
 )
 def test_letters_go_where_every_option_carries_its_own(typed, asked):
-    from sft.assistant import as_asked
+    from sft.inference.assistant import as_asked
 
     assert as_asked(" Which? ", typed) == ("Which?", asked)
 
@@ -127,7 +126,7 @@ LETTERED = ("A. Congo red", "B) Prussian blue", "(C) Giemsa")
 
 
 def test_letters_go_however_a_question_is_asked(infer, monkeypatch, tiny_deepseek, tmp_path):
-    from sft.infer import read_questions
+    from sft.inference.question_files import read_questions
 
     words = (*ASKED[:3], *LETTERED, *SHORT, "--json")
     answer = json.loads(infer(*words).stdout)
@@ -147,8 +146,8 @@ def test_options_that_are_the_same_but_for_their_letters_are_refused(refused, ti
 
 def asked_on_the_page(assistant, temperature, *words):
     """(answer, notes) that the page shows, without a browser."""
-    from sft.generation import Sampling
-    from sft.web import page
+    from sft.inference.generation import Sampling
+    from sft.inference.web import page
 
     sampling = Sampling(max_new_tokens=8, temperature=temperature, thinking=False)
     ask = next(event.fn for event in page(assistant, sampling, "hide", []).fns.values() if event.fn.__name__ == "ask")
@@ -167,8 +166,8 @@ def test_the_page_takes_letters_away_and_says_what_was_sampled(assistant):
 def test_thinking_can_be_left_out(assistant):
     """Off, the model is asked behind a closed think block, as it was trained without reasoning."""
     from sft.common.chat_template import answer_opening, thinking_opening
-    from sft.generation import Sampling, generate, split_thinking
-    from sft.scoring import option_tokens
+    from sft.inference.generation import Sampling, generate, split_thinking
+    from sft.inference.likelihood import option_tokens
 
     model, tokenizer = assistant.model, assistant.tokenizer
     assert thinking_opening(tokenizer) == "<think>\n"
@@ -190,7 +189,7 @@ def test_thinking_can_be_left_out(assistant):
 def test_batched_generation_is_generation_one_by_one(assistant):
     """Padding stands on the left and changes no text."""
     from sft.common.chat_template import token_ids
-    from sft.generation import Sampling, generate
+    from sft.inference.generation import Sampling, generate
 
     model, tokenizer = assistant.model, assistant.tokenizer
     asked = ["Why?", "Which of these stains is used to show iron in tissue of the liver?", "What is it here?"]
@@ -257,8 +256,8 @@ def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
 
 
 def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
-    from sft.assistant import Answer
     from sft.infer import as_csv
+    from sft.inference.assistant import Answer
 
     texts = ["=1+1", "- one\n- two", "+", "@x", "B. 5 - 3"]
     answers = [Answer("Q?", [], text, text, None, "answered", [], 0, 1, 0.1) for text in texts]
@@ -337,8 +336,8 @@ def test_an_interactive_session_goes_on_after_bad_input_and_leaves_at_end_of_fil
 
 def converse_with(assistant, monkeypatch, capsys, lines, thinking="hide", temperature=0.0):
     """What a session with a model that is loaded says when these lines are typed."""
-    from sft.generation import Sampling
-    from sft.interactive import converse
+    from sft.inference.generation import Sampling
+    from sft.inference.terminal import converse
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     capsys.readouterr()
@@ -349,7 +348,7 @@ def converse_with(assistant, monkeypatch, capsys, lines, thinking="hide", temper
 def test_a_follow_up_is_asked_with_what_was_said_before(assistant, monkeypatch, capsys):
     from dataclasses import fields
 
-    from sft.assistant import Assistant
+    from sft.inference.assistant import Assistant
 
     asked = []
 

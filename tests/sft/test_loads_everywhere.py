@@ -54,7 +54,7 @@ def test_a_published_adapter_gives_one_answer_wherever_it_is_loaded(
 ):
     from sft.common.models import prompt_format
     from sft.common.prompts import prompt_messages
-    from sft.generation import split_thinking
+    from sft.inference.generation import split_thinking
 
     hub.add("models", BASE, tiny_deepseek)
     options = ("--repo", REPO, "--base_model", BASE, "--output_dir", tmp_path)

@@ -59,7 +59,7 @@ def log_likelihoods(model_path, questions):
     import torch
 
     from sft.common.models import load_model
-    from sft.scoring import option_log_likelihoods
+    from sft.inference.likelihood import option_log_likelihoods
 
     model, tokenizer = load_model(str(model_path), torch.float32)
     return dict(option_log_likelihoods(model, tokenizer, questions, 4))
@@ -76,7 +76,7 @@ def test_a_merged_model_scores_options_as_the_adapter_does_and_keeps_its_templat
     assert (out / "chat_template.jinja").read_text() == (adapter / "chat_template.jinja").read_text()
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
-    from sft.assistant import DEMO
+    from sft.inference.assistant import DEMO
 
     questions = [{"question": q, "choices": c, "answer_format": "text"} for q, c in DEMO]
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from sft import metrics
-from sft.metrics import floors, mcnemar_p, wilson_interval
+from sft.evaluation import metrics
+from sft.evaluation.metrics import floors, mcnemar_p, wilson_interval
+from sft.inference.likelihood import softmax
 
 
 def test_wilson_interval_of_the_literature():
@@ -89,8 +90,8 @@ def test_no_interval_is_made_up_where_nothing_tells_one():
 
 
 def test_softmax_of_far_apart_scores_does_not_overflow():
-    assert metrics.softmax([-1000.0, -1000.0]) == [0.5, 0.5]
-    assert metrics.softmax([0.0, -2000.0]) == [1.0, 0.0]
+    assert softmax([-1000.0, -1000.0]) == [0.5, 0.5]
+    assert softmax([0.0, -2000.0]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,6 @@ def test_softmax_of_far_apart_scores_does_not_overflow():
     ],
 )
 def test_question_types(question, kind):
-    from sft.question_types import question_type
+    from sft.evaluation.question_types import question_type
 
     assert question_type(question) == kind

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.scoring import parse_answer
+from sft.inference.parsing import parse_answer
 
 STAINS = ["Congo red", "Prussian blue", "Oil Red O", "Giemsa"]
 IRON = ["Iron", "Iron oxide", "Zinc", "Calcium"]

@@ -3,7 +3,7 @@
 import pytest
 
 from sft.common.chat_template import split_completions
-from sft.scoring import option_log_likelihoods, option_tokens
+from sft.inference.likelihood import option_log_likelihoods, option_tokens
 
 QUESTIONS = [
     {"question": "Which stain shows iron?", "choices": ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]},

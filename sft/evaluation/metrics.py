@@ -69,12 +69,6 @@ def standard_deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
-def softmax(scores: Sequence[float]) -> list[float]:
-    """Probabilities of the options from their log-likelihoods."""
-    weights = [math.exp(score - max(scores)) for score in scores]
-    return [weight / sum(weights) for weight in weights]
-
-
 def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
     """Expected calibration error over equal-width bins (arXiv 1706.04599), and the bins of the reliability diagram."""
     bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
@@ -106,7 +100,7 @@ def accuracy(right: Sequence[float]) -> dict[str, Any]:
 
 def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
     """The numbers that every score has: accuracy and its errors, letter bias, and accuracy by type of question."""
-    from sft.question_types import TYPES, question_type
+    from sft.evaluation.question_types import TYPES, question_type
 
     golds = [question["gold"] for question in questions]
     articles = [question.get("article") or "" for question in questions]

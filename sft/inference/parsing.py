@@ -1,130 +1,11 @@
-"""From a model to its answer, in two ways: the log-likelihood of every option, or a text that is parsed.
-
-Both are strict. An option is scored by the very completion that training would have used; a text that does not state
-one option is no answer. sft/metrics.py makes numbers of the answers.
-"""
+"""From a generated text to the option that it states, strictly: a text that does not state one option is no answer."""
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from sft.common.chat_template import common_prefix, split_completions
-from sft.common.prompts import LETTERS, answer_text, completion_messages, prompt_messages
-
-
-def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
-    """``{"shared": ids, "options": [ids, ...], "first_token_only"}`` of each row of a prepared data set.
-
-    What is asked, up to where the options differ, and what differs. Each option is the very completion that training
-    would have used for it, end-of-text token included.
-    """
-    prompts, completions = [], []
-    for q in questions:
-        prompts += [prompt_messages(q["question"], q["choices"], q["answer_format"])] * len(q["choices"])
-        answers = [answer_text(q["choices"], index, q["answer_format"]) for index in range(len(q["choices"]))]
-        completions += [completion_messages(answer) for answer in answers]
-    rows = iter(split_completions(tokenizer, prompts, completions))
-    found = []
-    for q in questions:
-        own = list(islice(rows, len(q["choices"])))
-        options = [row["completion_ids"] for row in own]
-        cut = common_prefix(options)
-        found.append(
-            {
-                "shared": own[0]["prompt_ids"] + options[0][:cut],
-                "options": [option[cut:] for option in options],
-                "first_token_only": q["answer_format"].startswith("letter"),
-            }
-        )
-    return found
-
-
-def pad(sequences: Sequence[Sequence[int]], token: int, left: bool) -> tuple[Any, Any]:
-    """(ids, mask), both of shape (sequences, longest), padded with `token` on one side."""
-    import torch
-
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), token)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        place = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
-        ids[row, place] = torch.tensor(sequence, dtype=ids.dtype)
-        mask[row, place] = 1
-    return ids, mask
-
-
-def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> list[list[float]]:
-    """log p(option | question) in nats, one list a question, for a batch of `option_tokens`.
-
-    The shared part of each question is computed once; its key/value cache is then continued by each of its options.
-    In letter formats, where the options differ in their first token, the first pass suffices.
-    """
-    import torch
-
-    pad_token = padding(tokenizer)
-    first_token_only = all(question["first_token_only"] for question in batch)
-
-    options = [option for question in batch for option in question["options"]]
-    owners = [index for index, question in enumerate(batch) for _ in question["options"]]
-    # Padded on the right, where causal attention never looks: no mask is needed, and padding changes no score.
-    shared, mask = (t.to(model.device) for t in pad([q["shared"] for q in batch], pad_token, left=False))
-    owner = torch.tensor(owners, device=model.device)
-    last, place = (mask.sum(-1) - 1).unique(return_inverse=True)
-    with torch.no_grad():  # not inference_mode: under ZeRO-3 the gathered weights would stay unusable for training
-        start = model(input_ids=shared, use_cache=not first_token_only, logits_to_keep=last)
-        logits = start.logits[torch.arange(len(batch), device=model.device), place]
-        first = torch.tensor([option[0] for option in options], device=model.device)
-        scores = logits.float().log_softmax(-1)[owner, first]
-        if not first_token_only and max(map(len, options)) > 1:
-            cache = start.past_key_values
-            cache.batch_select_indices(owner)
-            # The last token of an option is predicted, never read: ids[:, :-1] predicts ids[:, 1:].
-            ids, option_mask = (t.to(model.device) for t in pad(options, pad_token, left=False))
-            read = option_mask[:, :-1]
-            logits = model(
-                input_ids=ids[:, :-1],
-                attention_mask=torch.cat([mask[owner], read], dim=1),
-                position_ids=mask.sum(-1)[owner, None] + torch.arange(read.shape[1], device=model.device),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            each = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-            scores = scores + (each * option_mask[:, 1:]).sum(-1)
-    result: list[list[float]] = [[] for _ in batch]
-    for index, score in zip(owners, scores.tolist(), strict=True):
-        result[index].append(score)
-    return result
-
-
-def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of indices, longest first: each holds like lengths, and one that does not fit fails at once."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def padding(tokenizer: Any) -> int:
-    """The token to pad with; what stands there is masked."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-
-def option_log_likelihoods(
-    model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int
-) -> Iterator[tuple[int, list[float]]]:
-    """Yield (index of the question, log-likelihood of each of its options in nats), longest questions first.
-
-    `questions` are rows of a prepared data set.
-    """
-    tokens = option_tokens(tokenizer, questions)
-    model.eval()
-    for indices in longest_first([len(t["shared"]) for t in tokens], batch_size):
-        yield from zip(indices, batch_log_likelihoods(model, tokenizer, [tokens[i] for i in indices]), strict=True)
-
-
-def most_likely(scores: Sequence[Sequence[float]]) -> list[int]:
-    """The option that each question's log-likelihoods answer it with."""
-    return [max(range(len(values)), key=values.__getitem__) for values in scores]
+from sft.common.prompts import LETTERS
 
 
 class ParsedAnswer(NamedTuple):
@@ -136,7 +17,6 @@ class ParsedAnswer(NamedTuple):
 
 UNPARSED = ParsedAnswer(None, "unparsed")
 TRUNCATED = ParsedAnswer(None, "truncated")
-
 # Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens.
 _MARKUP = re.compile(
     r"<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b|[\[{]?\"(?=answer)",
@@ -146,7 +26,6 @@ _BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
 # Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
 _NUMBER = r"\d+(?:[.,]\d+)*\s?%|\d+(?:[.,]\d+)*"
 _TOKENS = re.compile(rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤]")
-
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say|choose)"

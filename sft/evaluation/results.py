@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft import metrics
 from sft.common.prompts import LETTERS, user_message
-from sft.compare import SCORES, comparison_lines
-from sft.question_types import question_type
-from sft.scoring import most_likely, parse_answer
+from sft.evaluation import metrics
+from sft.evaluation.comparison import SCORES, comparison_lines
+from sft.evaluation.question_types import question_type
+from sft.evaluation.tasks import CHOICES_ONLY, LIKELIHOOD, SHIFTED
+from sft.inference.likelihood import most_likely, softmax
+from sft.inference.parsing import parse_answer
 
 Answers = Mapping[tuple[str, str], dict]
 OUTCOMES = ("answered", "unparsed", "truncated")
@@ -30,13 +32,13 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
     scores = [answers[plain.name, q["id"]]["log_likelihoods"] for q in questions]
     chosen = most_likely(scores)
     right = [float(answer == q["gold"]) for answer, q in zip(chosen, questions, strict=True)]
-    probabilities = [metrics.softmax(values) for values in scores]
+    probabilities = [softmax(values) for values in scores]
     confidences = [max(values) for values in probabilities]
     columns |= {"log_likelihoods": scores, "option_likelihood_answer": chosen, "option_likelihood_right": right}
     found = metrics.summary(questions, right)
     found["calibration"] = metrics.calibration(confidences, right)
 
-    shifted = [task for task in others if task.name.startswith("shifted")]
+    shifted = [task for task in others if task.name.startswith(SHIFTED)]
     if shifted:
         # Options by their place in the question as it stands, so that orders can be compared.
         orders = {q["id"]: [answer] for q, answer in zip(questions, chosen, strict=True)}
@@ -128,12 +130,12 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
     }
     floors: dict[str, Any] = metrics.floors(questions)
     scores = {}
-    of_likelihood = [task for task in tasks if task.name == "likelihood" or task.name.startswith("shifted")]
+    of_likelihood = [task for task in tasks if task.name == LIKELIHOOD or task.name.startswith(SHIFTED)]
     generated = [task for task in tasks if task.sampling]
     if of_likelihood:
         scores["option_likelihood"] = likelihood_score(of_likelihood, answers, columns)
     for task in tasks:
-        if task.name == "choices only":
+        if task.name == CHOICES_ONLY:
             floors["choices_only"] = choices_only(task, answers, columns)["accuracy"]
     if generated:
         scores["generation"] = generation_score(generated, answers, columns)

@@ -4,15 +4,19 @@ The folder holds fingerprint.json (what decides the answers: model, data, option
 one line an answer. Answers are written a batch at a time, and a batch of which a line is missing is asked again.
 """
 
+import argparse
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, sha256, write_json
+from sft.common.command import UserError, sha256, without_paths, write_json
 from sft.common.hub import pinned
 from sft.common.models import base_of, commit_of
+from sft.common.prompts import PROMPT_VERSION
+from sft.evaluation.comparison import RESULTS
+from sft.evaluation.tasks import Task
 
 FINGERPRINT = "fingerprint.json"
 # Weights, configurations, templates and vocabularies.
@@ -109,3 +113,49 @@ def model_fingerprint(model_path: str) -> list[str]:
     else:
         found = [f"{pinned(model_path)[0]}@{commit_of(model_path)}"]
     return found + (model_fingerprint(base) if base != model_path else [])
+
+
+def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
+    """Refuse to replace a finished evaluation by one that asks for less.
+
+    Raises:
+        UserError: what it has and would lose, or that it is none.
+    """
+    file = folder / RESULTS
+    if overwrite or not file.exists():
+        return
+    try:
+        lost = set(json.loads(file.read_text(encoding="utf-8"))["tasks"]) - {task.name for task in tasks}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not an evaluation's: pass --overwrite, or choose another --name") from error
+    if lost:
+        raise UserError(
+            f"{folder} holds also {'; '.join(sorted(lost))}: ask for it too, pass --overwrite, or choose another "
+            "--name"
+        )
+
+
+def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
+    """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
+    import hashlib
+    import importlib.metadata
+
+    from datasets import Dataset
+
+    from sft.common.data import data_fingerprint
+
+    columns = ["id", "question", "choices", "gold", "answer_format"]
+    if args.backend == "local":
+        model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
+    else:  # the address is told by its hash: it may be nobody's business
+        where = hashlib.sha256(args.base_url.encode()).hexdigest()[:16]
+        model, options = [f"{without_paths(args.model_path)} at server {where}"], ("backend",)
+    return {
+        "model": model,
+        "questions": data_fingerprint(Dataset.from_list(questions), columns),
+        "prompt_version": PROMPT_VERSION,
+        "chat_template": sha256(Path(args.chat_template)) if args.chat_template else None,
+        "options": {key: getattr(args, key) for key in options},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "device": device,
+    }

@@ -9,9 +9,9 @@ from typing import Any
 from sft.common.chat_template import token_ids
 from sft.common.command import UserError
 from sft.common.prompts import DEFAULT_ANSWER_FORMAT, LETTERS, clean_choice, clean_text, prompt_messages
-from sft.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
-from sft.metrics import softmax
-from sft.scoring import longest_first, option_log_likelihoods, parse_answer
+from sft.inference.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
+from sft.inference.likelihood import longest_first, option_log_likelihoods, softmax
+from sft.inference.parsing import parse_answer
 
 # Of the quickstart's facts, in words that it does not train on, each with the four answers of its group.
 DEMO = [

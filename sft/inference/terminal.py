@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from sft.assistant import as_asked, sampled
 from sft.common.command import UserError
 from sft.common.display import shows_colour
 from sft.common.prompts import LETTERS
-from sft.generation import Sampling, split_thinking
+from sft.inference.assistant import as_asked, sampled
+from sft.inference.generation import Sampling, split_thinking
 
 HELP = """\
   Type a question, then its options, one a line; an empty line ends them (none at all is fine).

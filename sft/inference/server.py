@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sft.common.command import UserError, first_line
-from sft.generation import Generated, Sampling
+from sft.inference.generation import Generated, Sampling
 
 # How servers say that a turn ended by itself; anything else (length, content_filter, abort) cut it.
 FINISHED = ("stop", "eos_token", "stop_sequence")

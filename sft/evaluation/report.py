@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft import compare
 from sft.common.display import STYLE, table
 from sft.common.prompts import LETTERS
-from sft.compare import SCORES
-from sft.metrics import softmax
+from sft.evaluation.comparison import SCORES, interval
+from sft.inference.likelihood import softmax
 
 # Errors that are listed, the most confident first.
 ERRORS = 20
@@ -69,18 +68,16 @@ def accuracy_plot(results: dict[str, Any]) -> str:
     bars += [(f"floor: {name.replace('_', ' ')}", value, None, GREY) for name, value in results["floors"].items()]
 
     def draw(axes: Any) -> None:
-        for place, (_, value, interval, colour) in enumerate(bars):
-            axes.barh(place, value, color=colour, alpha=0.85 if interval else 0.45, height=0.7)
-            if interval:
-                axes.errorbar(
-                    value, place, xerr=[[value - interval[0]], [interval[1] - value]], color="black", capsize=4
-                )
-            axes.annotate(f"{value:.3f}", (max(value, interval[1] if interval else 0) + 0.01, place), va="center")
+        for place, (_, value, ci95, colour) in enumerate(bars):
+            axes.barh(place, value, color=colour, alpha=0.85 if ci95 else 0.45, height=0.7)
+            if ci95:
+                axes.errorbar(value, place, xerr=[[value - ci95[0]], [ci95[1] - value]], color="black", capsize=4)
+            axes.annotate(f"{value:.3f}", (max(value, ci95[1] if ci95 else 0) + 0.01, place), va="center")
         axes.axvline(max(results["floors"].values()), color=GREY, linestyle=":", label="highest floor")
         axes.set_yticks(range(len(bars)), [bar[0] for bar in bars])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.05)
-        axes.set_xlabel(f"accuracy (n = {results['n']}; bars: 95 % interval)")
+        axes.set_xlabel(f"accuracy (n = {results['n']}; bars: 95 % ci95)")
 
     return drawn(0.8 + 0.42 * len(bars), draw)
 
@@ -236,7 +233,7 @@ def write_report(results: dict[str, Any], columns: dict[str, list], questions: S
     sections = [("Accuracy against the floors", accuracy_plot(results), NOTES["accuracy"])]
     if "paired" in results:
         rows = [
-            [title, f"{found['difference']:+.3f}", compare.interval(found["ci95"])]
+            [title, f"{found['difference']:+.3f}", interval(found["ci95"])]
             + [f"{found[key]:.2g}" if isinstance(found.get(key), float) else found.get(key, "–") for key in PAIRED]
             for score, title in SCORES.items()
             if (found := results["paired"].get(score))

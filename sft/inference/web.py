@@ -4,10 +4,10 @@ import importlib.util
 import os
 from typing import Any
 
-from sft.assistant import sampled
 from sft.common.command import UserError
 from sft.common.prompts import LETTERS
-from sft.generation import Sampling
+from sft.inference.assistant import sampled
+from sft.inference.generation import Sampling
 
 NOTICE = (
     "**Not medical advice.** A language model answers from text alone; it sees no figure, and it can be wrong with "

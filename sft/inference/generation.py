@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sft.common.chat_template import answer_opening, thinking_opening
 from sft.common.command import UserError
-from sft.scoring import pad, padding
+from sft.inference.likelihood import pad, padding
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What answers are worth: metrics with intervals, comparisons, tables and the page."""

@@ -1,0 +1,127 @@
+"""The passes of an evaluation over its questions, and who answers them: a model here, or a server."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sft.common.command import UserError
+from sft.common.prompts import LETTERS, OPEN, can_be_shuffled, prompt_messages
+
+LIKELIHOOD, GENERATION = "likelihood", "generation"
+# The names of --method, and of the scores in results.json.
+SCORE_OF = {LIKELIHOOD: "option_likelihood", GENERATION: "generation"}
+CHOICES_ONLY = "choices only"
+# Begins the name of a pass whose options are moved on by one place or more, cyclically.
+SHIFTED = "shifted by"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pass over questions: option likelihood, or with `sampling` generation."""
+
+    name: str
+    questions: list[dict]
+    sampling: Any = None
+
+
+def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Any]) -> list[Task]:
+    """What has to be asked for the scores that are wanted."""
+    tasks = []
+    if LIKELIHOOD in args.method:
+        tasks.append(Task(LIKELIHOOD, questions))
+        if args.choices_only and questions[0]["answer_format"] != OPEN:
+            tasks.append(Task(CHOICES_ONLY, [q | {"question": ""} for q in questions]))
+        movable = [q for q in questions if can_be_shuffled(q["question"], q["choices"])]
+        for shift in range(1, args.permutations):
+            turned = [q | {"choices": q["choices"][shift:] + q["choices"][:shift]} for q in movable]
+            tasks.append(Task(f"{SHIFTED} {shift}", turned))
+    if GENERATION in args.method:
+        for sampling in samplings:
+            how = ", ".join(f"{key}={value}" for key, value in asdict(sampling).items() if key != "thinking")
+            tasks.append(Task(f"generation {how}", questions, sampling))
+    return tasks
+
+
+def answered_locally(args: argparse.Namespace, tasks: list[Task], found: dict, state: Any) -> Iterator[tuple]:
+    """Yield (task name, {id: answer}) a batch, for this process's share of the batches that are not answered yet.
+
+    Batches are the same however many processes there are and whatever was answered before, and so are the answers.
+    What can be refused is refused by the call, before the model loads.
+    """
+    from sft.common.chat_template import token_ids
+    from sft.common.models import context_length, load_model, load_tokenizer
+    from sft.inference.generation import batch_seed, check_context, generate
+    from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
+
+    tokenizer = load_tokenizer(args.model_path, args.chat_template)
+    context = context_length(args.model_path)
+    work = []
+    for task in tasks:
+        if task.sampling:
+            conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for q in task.questions]
+            tokens = token_ids(tokenizer, conversations, add_generation_prompt=True)
+            lengths = [(len(ids), task.sampling.max_new_tokens) for ids in tokens]
+        else:
+            tokens = option_tokens(tokenizer, task.questions)
+            lengths = [(len(t["shared"]), max(map(len, t["options"])) - 1) for t in tokens]
+        for question, (prompt, new) in zip(task.questions, lengths, strict=True):
+            check_context(context, prompt, new, f"question {question['id']}")
+        for number, batch in enumerate(longest_first([prompt for prompt, _ in lengths], args.batch_size)):
+            if not all((task.name, task.questions[i]["id"]) in found for i in batch):
+                work.append((number, task, batch, [tokens[i] for i in batch]))
+
+    def answers() -> Iterator[tuple]:
+        model, tokenizer = load_model(args.model_path, args.dtype, args.chat_template, args.quantization, state.device)
+        for number, task, batch, tokens in work[state.process_index :: state.num_processes]:
+            if task.sampling:
+                drawn = replace(task.sampling, seed=batch_seed(task.sampling.seed, number))
+                found = [answer._asdict() for answer in generate(model, tokenizer, tokens, drawn)]
+            else:
+                found = [{"log_likelihoods": scores} for scores in batch_log_likelihoods(model, tokenizer, tokens)]
+            yield task.name, {task.questions[i]["id"]: answer for i, answer in zip(batch, found, strict=True)}
+
+    return answers()
+
+
+def answered_by_server(args: argparse.Namespace, tasks: list[Task], found: dict, state: Any) -> Iterator[tuple]:
+    """Yield (task name, {id: answer}) a question, for this process's share of the questions.
+
+    A server that does not answer is refused by the call.
+    """
+    from sft.inference.generation import batch_seed
+    from sft.inference.server import Server
+
+    server = Server(args.base_url, args.model_path, args.concurrency, args.retries, args.request_timeout)
+
+    def answers() -> Iterator[tuple]:
+        for task in tasks:
+            todo = [(i, q) for i, q in enumerate(task.questions) if (task.name, q["id"]) not in found]
+            todo = todo[state.process_index :: state.num_processes]
+            conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for _, q in todo]
+            samplings = [replace(task.sampling, seed=batch_seed(task.sampling.seed, i)) for i, _ in todo]
+            for place, answer in server.ask_all(conversations, samplings):
+                yield task.name, {todo[place][1]["id"]: answer._asdict()}
+
+    return answers()
+
+
+def check_questions(questions: list[dict], args: argparse.Namespace) -> None:
+    """Refuse rows that cannot be scored.
+
+    Raises:
+        UserError: an id that stands twice, a gold option that is none, or options to turn that are not shown.
+    """
+    ids = Counter(question["id"] for question in questions)
+    id, times = ids.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{args.dataset_path}: the id {id} stands {times} times in {args.split}: prepare it again")
+    for q in questions:
+        if not 2 <= len(q["choices"]) <= len(LETTERS) or not 0 <= q["gold"] < len(q["choices"]):
+            raise UserError(
+                f"{args.dataset_path}: question {q['id']} has {len(q['choices'])} options, and number {q['gold']} is "
+                "said to be right: prepare it again"
+            )
+    if args.permutations > 1 and questions[0]["answer_format"] == OPEN:
+        raise UserError("--permutations: these questions were prepared without showing their options")

@@ -1,0 +1,1 @@
+"""How questions are answered: option likelihood, generation and its parser, servers, and the ways to ask."""
