@@ -27,7 +27,7 @@ from data_prep.parallel import ordered_map, usable_cores
 from data_prep.reading import Reading, check_reading, read_sources
 from data_prep.reasoning import load_reasoning
 from data_prep.report import data_card, report_page
-from data_prep.sample import write_sample
+from data_prep.sample_rows import write_sample
 from data_prep.sources import Source, find_sources
 from data_prep.splits import LEFT_OUT, SPLITS, draw, held_out, leaked, overlap_table
 from data_prep.worker import Settings
@@ -132,6 +132,7 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         "sources": {
             source.name: {
                 "format": source.format,
+                "title": FORMATS[source.format].title,
                 "sha256": source.sha256(),
                 "rows": reading.by_source[source.name].total(),
                 "splits": {split: reading.by_source[source.name][split] for split in SPLITS},

@@ -26,9 +26,9 @@ from typing import Any
 from sft.common.command import UserError, run
 from sft.common.models import DTYPE_HELP, DTYPES, dtype_on
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS
-from sft.hardware import this_machine
 from sft.inference.assistant import DEMO
 from sft.inference.question_files import read_questions
+from sft.training.hardware import this_machine
 
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
 

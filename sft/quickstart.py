@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sft.common.command import UserError, run, write_json
 from sft.common.models import cpu_has_bf16
-from sft.hardware import cpu_name, cpu_threads
+from sft.training.hardware import cpu_name, cpu_threads
 
 OUT = Path("outputs/quickstart")
 MODEL = "outputs/models/SmolLM2-135M-Instruct"

@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 from sft.common.command import run, write_json
-from sft.config import resolve
+from sft.training.config import resolve
 
 
 def main() -> None:
@@ -41,32 +41,32 @@ def main() -> None:
     settings = resolve(sys.argv[1:])
 
     # Imported here, so that --help and a misspelt recipe answer at once.
-    from sft import preflight, trial
-    from sft.cpu import score_labelled_positions_only, without_deepspeeds_inference_kernels
-    from sft.hardware import this_machine
-    from sft.launch import current_launch
+    from sft.training import checks, model, plan, trial
+    from sft.training.hardware import this_machine
+    from sft.training.launch import current_launch
 
     launch, hardware = current_launch(), this_machine()
     if launch.kind == "deepspeed" and not hardware.count:
-        without_deepspeeds_inference_kernels()
-    settings = preflight.for_this_cpu(settings.on(launch.processes), launch)
+        model.without_deepspeeds_inference_kernels()
+    settings = checks.for_this_cpu(settings.on(launch.processes), launch)
     is_main = int(os.environ.get("RANK", "0")) == 0
     if settings.print_config:
         if is_main:
             print(settings.describe())
         return
-    preflight.refuse(settings, launch, hardware)
+    checks.refuse(settings, launch, hardware)
 
-    from sft import checkpoints, publish
     from sft.common import models
     from sft.common.chat_template import tokenized_for, trained_columns
     from sft.common.data import data_fingerprint
-    from sft.selection import DevQuestions, History, log_lines
+    from sft.publishing import upload
+    from sft.training import checkpoints, manifest, stopping
+    from sft.training.callbacks import DevQuestions, History, log_lines
 
     models.check_model_folder(settings.model)
     trying = settings.dry_run or settings.probe_steps
     if settings.push_to_hub and is_main and not trying:
-        publish.check_run(settings)
+        upload.check_run(settings)
     checkpoint = None if trying else checkpoints.resume_point(settings)
     scratch = tempfile.TemporaryDirectory() if trying else None
     wanted, settings = settings, trial.shortened(settings, scratch.name) if trying else settings
@@ -75,14 +75,14 @@ def main() -> None:
     ################################
     # Data: every row is looked at #
     ################################
-    train, dev, tokenizer, lengths = preflight.look_at_data(settings)
-    lines, estimated = preflight.plan(wanted, launch, hardware, lengths)
+    train, dev, tokenizer, lengths = plan.look_at_data(settings)
+    lines, estimated = plan.plan(wanted, launch, hardware, lengths)
     if is_main:
         print("\n".join(lines), flush=True)
     if settings.dry_run:
         train = trial.longest_rows(train, lengths, settings, launch.processes)
     fingerprints = data_fingerprint(train, trained_columns(train)), tokenized_for(tokenizer)
-    description = checkpoints.manifest(settings, launch, hardware, *fingerprints)
+    description = manifest.manifest(settings, launch, hardware, *fingerprints)
     notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
     if not training_args.packing:
         training_args.max_length = None  # no row exceeds it; TRL would look at every row again
@@ -94,7 +94,7 @@ def main() -> None:
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
     # SFTTrainer loads it, so that it can choose the device map that the launcher needs.
-    attention = model_args.attn_implementation or models.attention_implementation(
+    attention = model_args.attn_implementation or model.attention_implementation(
         training_args.device.type == "cpu", settings.precision
     )
     training_args.model_init_kwargs = {
@@ -106,7 +106,7 @@ def main() -> None:
         "trust_remote_code": False,
         "use_safetensors": True,
     }
-    score_labelled_positions_only()
+    model.score_labelled_positions_only()
     trainer = SFTTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
@@ -118,10 +118,10 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     if settings.fp16 or (settings.use_peft and not settings.bf16):
-        models.trained_in_float32(trainer.model)
+        model.trained_in_float32(trainer.model)
     log_lines(trainer)
     if is_main:
-        print("\n".join([*models.describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
+        print("\n".join([*model.describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
 
     #########
     # Train #
@@ -129,8 +129,8 @@ def main() -> None:
     if trying:
         trial.run(trainer, wanted, hardware, estimated)
         return
-    description["parameters"] = models.parameter_counts(trainer.model)
-    survive = checkpoints.begin(trainer, settings, description, checkpoint, notes)
+    description["parameters"] = model.parameter_counts(trainer.model)
+    survive = stopping.begin(trainer, settings, description, checkpoint, notes)
     if settings.mcq_eval_samples:
         trainer.add_callback(DevQuestions(trainer, dev, settings.mcq_eval_samples))
     trainer.add_callback(History())
@@ -143,15 +143,15 @@ def main() -> None:
     # Evaluate, save, publish #
     ###########################
     # With load_best_model_at_end, the model now is the best checkpoint, not the last.
-    results = checkpoints.results(trainer)
+    results = manifest.results(trainer)
     if is_main:
         write_json(Path(training_args.output_dir) / "eval_results.json", results)
-    final = checkpoints.save_final_model(trainer, settings, answer_format=train[0]["answer_format"])
+    final = manifest.save_final_model(trainer, settings, answer_format=train[0]["answer_format"])
     if is_main:
         print(f"Wrote {final}", flush=True)
     trainer.end()
     if settings.push_to_hub and is_main:
-        publish.after_training(settings, final)
+        upload.after_training(settings, final)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def test_speed_leaves_the_warm_up_out_and_recomputed_activations_are_not_useful_
 def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute(tiny_deepseek, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 
-    from sft.config import resolve
-    from sft.memory import count_parameters, meta_model
+    from sft.training.config import resolve
+    from sft.training.memory import count_parameters, meta_model
 
     settings = resolve([RECIPE])
     model = AutoModelForCausalLM.from_pretrained(tiny_deepseek)
@@ -124,10 +124,10 @@ def test_what_cannot_be_measured_is_refused_before_the_first_run(refused, tiny_d
 
 @pytest.mark.parametrize("file", ["gpu.txt", "cpu.txt"])
 def test_every_contender_of_the_lists_would_start_where_the_list_says(file):
-    from sft.config import resolve
-    from sft.hardware import named
-    from sft.launch import read_launch_file
-    from sft.preflight import refuse
+    from sft.training.checks import refuse
+    from sft.training.config import resolve
+    from sft.training.hardware import named
+    from sft.training.launch import read_launch_file
     from tests.benchmarks.memory import named_launch
 
     path = train.HERE / file

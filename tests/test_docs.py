@@ -249,7 +249,7 @@ def check_exists(path: str) -> None:
 
 def launch_of(config_file: str | None, processes: int | None):
     """The launch of a launch file of this repository, with another number of processes if one is given."""
-    from sft.launch import Launch, read_launch_file
+    from sft.training.launch import Launch, read_launch_file
 
     launch = read_launch_file(ROOT / config_file) if config_file else Launch()
     return dataclasses.replace(launch, processes=processes or launch.processes)
@@ -274,8 +274,8 @@ def check_launch_command(words: list[str], partly: bool, here) -> None:
 
 def check_training(words: list[str], launch, partly: bool) -> None:
     """Fail if sft/run.py would refuse these words, as far as neither data nor hardware is needed to tell."""
-    from sft.config import resolve
-    from sft.preflight import check_launch, check_recipe
+    from sft.training.checks import check_launch, check_recipe
+    from sft.training.config import resolve
 
     if partly and (not words or words[0].startswith("-")):
         words = [filled("RECIPE"), *words]
@@ -330,7 +330,7 @@ def known_options(here) -> set[str]:
     """Every option of every command of the project, of TRL and of `accelerate launch`."""
     from accelerate.commands.launch import launch_command_parser
 
-    from sft.config import _classes
+    from sft.training.config import _classes
 
     known = set(launch_command_parser()._option_string_actions) | PIP_OPTIONS | PYTEST_OPTIONS | PLACEHOLDERS
     fields = [field.name for cls in _classes() for field in dataclasses.fields(cls) if field.init]

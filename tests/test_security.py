@@ -1,4 +1,4 @@
-"""What SECURITY.md promises, each promise with its test; publishing's are in tests/sft/test_publish.py."""
+"""What SECURITY.md promises, each promise with its test; publishing's are in tests/publishing/test_publish.py."""
 
 import ast
 import json

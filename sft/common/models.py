@@ -5,7 +5,6 @@ weights are read from safetensors alone.
 """
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def check_model_folder(model_path: str) -> None:
     """
     folder = Path(model_path)
     if folder.is_dir():
-        # A run of ours seals its checkpoints when they are whole (sft/checkpoints.py).
+        # A run of ours seals its checkpoints when they are whole (sft/training/checkpoints.py).
         of_ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
         if of_ours and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
@@ -92,63 +91,6 @@ def check_model_folder(model_path: str) -> None:
     if folder.exists() or elsewhere or ours:
         raise UserError(f"model folder {model_path} does not exist: check the path, or name a model on the Hub")
     unreached()
-
-
-def describe_model(model: Any) -> list[str]:
-    """Lines that say how many parameters there are by data type, and how many of them are trained.
-
-    The types are the truth about a quantised run: what should be int8 and is not shows here.
-    """
-    sizes: Counter[str] = Counter()
-    trainable: Counter[str] = Counter()
-    for parameter in model.parameters():
-        # Under ZeRO-3 a parameter is empty here and knows its whole size; packed 4-bit weights count bytes.
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        (trainable if parameter.requires_grad else sizes)[str(parameter.dtype).removeprefix("torch.")] += size
-
-    def listed(counts: Counter[str]) -> str:
-        return ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in counts.most_common()) or "none"
-
-    share = trainable.total() / (trainable.total() + sizes.total())
-    return [f"Frozen parameters: {listed(sizes)}", f"Trained parameters: {listed(trainable)} ({share:.2%} of all)"]
-
-
-def parameter_counts(model: Any) -> dict[str, int]:
-    """How many parameters a model has, ``total``, and how many of them are ``trained``."""
-    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT's: knows packed 4-bit weights and ZeRO-3's parts
-        trained, total = model.get_nb_trainable_parameters()
-    else:
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-        trained, total = sum(size for size, grad in sizes if grad), sum(size for size, _ in sizes)
-    return {"total": total, "trained": trained}
-
-
-def attention_implementation(use_cpu: bool, precision: str) -> str:
-    """The fastest attention that is installed and that the device can run; all of them keep packed rows apart."""
-    import torch
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
-
-    if use_cpu or precision == "no" or not torch.cuda.is_available():
-        return "sdpa"
-    capability = torch.cuda.get_device_capability()
-    if capability[0] == 9 and is_flash_attn_3_available():
-        return "flash_attention_3"
-    return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else "sdpa"
-
-
-def trained_in_float32(model: Any) -> int:
-    """Recast trained parameters to float32; returns how many there were.
-
-    For runs that are not in bf16: TRL keeps the adapters of quantised models in bf16. Their gradients the fp16 loss
-    scaler cannot unscale (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``), and a
-    CPU without bfloat16 instructions multiplies them slowly.
-    """
-    import torch
-
-    recast = [p for p in model.parameters() if p.requires_grad and p.dtype != torch.float32]
-    for parameter in recast:
-        parameter.data = parameter.data.to(torch.float32)
-    return len(recast)
 
 
 def cpu_has_bf16() -> bool:

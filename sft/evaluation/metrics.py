@@ -99,15 +99,10 @@ def accuracy(right: Sequence[float]) -> dict[str, Any]:
 
 
 def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
-    """The numbers that every score has: accuracy and its errors, letter bias, and accuracy by type of question."""
-    from sft.evaluation.question_types import TYPES, question_type
-
+    """The numbers that every score has: accuracy and its errors, and letter bias."""
     golds = [question["gold"] for question in questions]
     articles = [question.get("article") or "" for question in questions]
     of_letter = recalls(golds, right)
-    of_type: dict[str, list[float]] = {kind: [] for kind in TYPES}
-    for question, value in zip(questions, right, strict=True):
-        of_type[question_type(question["question"])].append(value)
     return {
         **accuracy(right),
         "standard_error_clustered": clustered_standard_error(right, articles),
@@ -115,7 +110,6 @@ def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]
         "balanced_accuracy": sum(of_letter.values()) / len(of_letter),
         "recall_by_letter": of_letter,
         "rstd": standard_deviation(list(of_letter.values())),
-        "by_question_type": {kind: accuracy(values) for kind, values in of_type.items() if values},
     }
 
 

@@ -27,7 +27,6 @@ NOTES = {
     "letters": "Of the questions whose right option stands at a letter, the share answered rightly. Unequal bars are "
     "letter bias.",
     "orders": "Options in cyclic orders, except where an option speaks of its place.",
-    "types": "By rules on the question's words, documented in docs/evaluation.md. Bars: 95 % interval.",
     "calibration": "Bars below the line: surer than right. The fainter a bar, the fewer questions.",
     "outcomes": "Unparsed (no single option stated) and truncated (the token limit reached) count as wrong.",
     "budget": "An answer that is longer than a budget would have been truncated by it.",
@@ -82,48 +81,22 @@ def accuracy_plot(results: dict[str, Any]) -> str:
     return drawn(0.8 + 0.42 * len(bars), draw)
 
 
-def grouped_bars(results: dict[str, Any], groups: Sequence[str], value: Any, xlabels: Sequence[str]) -> str:
-    """Bars of every score side by side; `value(found, group)` gives (height, interval or None), or None."""
+def letter_plot(results: dict[str, Any]) -> str:
+    """Recall by the letter of the right option, the bars of every score side by side."""
+    letters = sorted({letter for found in results["scores"].values() for letter in found["recall_by_letter"]})
 
     def draw(axes: Any) -> None:
         scores = [score for score in SCORES if score in results["scores"]]
         width = 0.8 / len(scores)
         for number, score in enumerate(scores):
-            for place, group in enumerate(groups):
-                found = value(results["scores"][score], group)
-                if found is None:
-                    continue
-                height, interval = found
-                x = place + (number - (len(scores) - 1) / 2) * width
-                axes.bar(x, height, width * 0.92, color=COLOURS[score], label=SCORES[score] if not place else None)
-                if interval:
-                    axes.errorbar(
-                        x, height, yerr=[[height - interval[0]], [interval[1] - height]], color="black", capsize=3
-                    )
-        axes.set_xticks(range(len(groups)), xlabels)
+            recall = results["scores"][score]["recall_by_letter"]
+            places = [place + (number - (len(scores) - 1) / 2) * width for place in range(len(letters))]
+            heights = [recall.get(letter, 0.0) for letter in letters]
+            axes.bar(places, heights, width * 0.92, color=COLOURS[score], label=SCORES[score])
+        axes.set_xticks(range(len(letters)), letters)
         axes.set_ylim(0, 1)
 
     return drawn(3.4, draw)
-
-
-def letter_plot(results: dict[str, Any]) -> str:
-    """Recall by the letter of the right option."""
-    letters = sorted({letter for found in results["scores"].values() for letter in found["recall_by_letter"]})
-
-    def value(found: dict, letter: str) -> tuple:
-        return found["recall_by_letter"].get(letter, 0.0), None
-
-    return grouped_bars(results, letters, value, letters)
-
-
-def type_plot(results: dict[str, Any]) -> str:
-    """Accuracy by the type of the question."""
-    some = next(iter(results["scores"].values()))["by_question_type"]
-
-    def value(found: dict, kind: str) -> tuple:
-        return found["by_question_type"][kind]["accuracy"], found["by_question_type"][kind]["ci95"]
-
-    return grouped_bars(results, list(some), value, [f"{kind}\nn = {found['n']}" for kind, found in some.items()])
 
 
 def reliability_plot(calibration: dict[str, Any]) -> str:
@@ -245,7 +218,6 @@ def write_report(results: dict[str, Any], columns: dict[str, list], questions: S
         turned = scores["option_likelihood"]["permutations"]
         said = f"<p>{turned['same_option_in_all_orders']:.1%} of the questions get the same option in all orders.</p>"
         sections.append(("Orders of the options", said, NOTES["orders"]))
-    sections.append(("Accuracy by type of question", type_plot(results), NOTES["types"]))
     if "option_likelihood" in scores:
         found = scores["option_likelihood"]["calibration"]
         sections.append(("Calibration", reliability_plot(found), NOTES["calibration"]))

@@ -13,7 +13,6 @@ from typing import Any
 from sft.common.prompts import LETTERS, user_message
 from sft.evaluation import metrics
 from sft.evaluation.comparison import SCORES, comparison_lines
-from sft.evaluation.question_types import question_type
 from sft.evaluation.tasks import CHOICES_ONLY, LIKELIHOOD, SHIFTED
 from sft.inference.likelihood import most_likely, softmax
 from sft.inference.parsing import parse_answer
@@ -125,7 +124,6 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
             for q in questions
         ],
         "article": [q.get("article") or "" for q in questions],
-        "question_type": [question_type(q["question"]) for q in questions],
         "gold": [q["gold"] for q in questions],
     }
     floors: dict[str, Any] = metrics.floors(questions)

@@ -80,7 +80,7 @@ def draw(found: dict[str, dict], file: Path) -> None:
         panels[1, column].set_xlabel(axis)
     figure.align_xlabels()
     temporary = file.with_name(f".{file.name}.tmp")
-    # As in sft/selection.py: the same numbers give the same bytes.
+    # As in sft/training/callbacks.py: the same numbers give the same bytes.
     figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
     temporary.rename(file)
@@ -108,9 +108,9 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     from memory import LLAMA_8B
     from train import ROOT
 
-    from sft.config import resolve
-    from sft.memory import count_parameters, meta_model
-    from sft.trial import flops_per_token
+    from sft.training.config import resolve
+    from sft.training.memory import count_parameters, meta_model
+    from sft.training.trial import flops_per_token
 
     settings = resolve([str(ROOT / "recipes/pmcvqa_zero3.yaml")])
     model = meta_model(LLAMA_8B, settings)

@@ -13,9 +13,9 @@ from pathlib import Path
 from transformers import LlamaConfig
 
 from sft.common.command import run
-from sft.config import resolve
-from sft.launch import Launch, read_launch_file
-from sft.memory import count_parameters, estimate, meta_model
+from sft.training.config import resolve
+from sft.training.launch import Launch, read_launch_file
+from sft.training.memory import count_parameters, estimate, meta_model
 
 # DeepSeek-R1-Distill-Llama-8B's own configuration, as far as it decides sizes.
 LLAMA_8B = LlamaConfig(

@@ -40,8 +40,8 @@ from pathlib import Path
 
 from sft.common.command import UserError, run, write_json
 from sft.common.models import cpu_has_bf16
-from sft.hardware import cpu_name
-from sft.launch import read_launch_file
+from sft.training.hardware import cpu_name
+from sft.training.launch import read_launch_file
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 # For the benchmarks beside this one; last, because one of them is called as a package that others import.
@@ -69,7 +69,7 @@ class Bench:
     """The model, the rows and the words that all contenders share, in a temporary folder."""
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
-        from sft.config import read_recipe, resolve
+        from sft.training.config import read_recipe, resolve
 
         if read_recipe(args.recipe).get("use_cpu"):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for all contenders
@@ -203,7 +203,7 @@ def check_folder(file: Path | None) -> None:
 
 def has_gpu() -> bool:
     """Whether contenders train on a GPU."""
-    from sft.hardware import this_machine
+    from sft.training.hardware import this_machine
 
     return this_machine().count > 0
 
@@ -248,8 +248,8 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sft.common.models import load_tokenizer
-    from sft.memory import count_parameters, meta_model
-    from sft.trial import flops_per_token
+    from sft.training.memory import count_parameters, meta_model
+    from sft.training.trial import flops_per_token
 
     folder.mkdir()
     if model in shapes():
@@ -311,7 +311,7 @@ def peak_flops() -> tuple[float, str]:
     import torch
     from trl.trainer.utils import get_peak_flops
 
-    from sft.hardware import this_machine
+    from sft.training.hardware import this_machine
 
     hardware = this_machine()
     if hardware.count:
@@ -456,7 +456,7 @@ def main() -> None:
 
 def device() -> str:
     """What contenders train on, in words."""
-    from sft.hardware import this_machine
+    from sft.training.hardware import this_machine
 
     hardware = this_machine()
     if hardware.count:

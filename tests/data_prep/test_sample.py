@@ -3,7 +3,7 @@
 import csv
 from collections import Counter, defaultdict
 
-from data_prep.sample import TRAIN_PHRASINGS, load_facts, sample_rows
+from data_prep.sample_rows import TRAIN_PHRASINGS, load_facts, sample_rows
 from sft.common.prompts import clean_choice
 
 

@@ -78,9 +78,9 @@ def test_the_model_of_a_recipe_can_be_published(recipe, recipe_run, reasoned, he
 
 
 def test_fsdp2_recipe_goes_as_far_as_preflight_because_sharding_needs_gpus(launched_as):
-    from sft.config import resolve
-    from sft.hardware import named
-    from sft.preflight import refuse
+    from sft.training.checks import refuse
+    from sft.training.config import resolve
+    from sft.training.hardware import named
 
     launch = launched_as(ROOT / "recipes/pmcvqa_fsdp2.yaml")
     assert (launch.kind, launch.fsdp_version) == ("fsdp", 2)
@@ -93,12 +93,12 @@ def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float3
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from sft.common.models import trained_in_float32
-    from sft.config import resolve
-    from sft.hardware import named
-    from sft.launch import Launch
-    from sft.memory import lora_config
-    from sft.preflight import refuse
+    from sft.training.checks import refuse
+    from sft.training.config import resolve
+    from sft.training.hardware import named
+    from sft.training.launch import Launch
+    from sft.training.memory import lora_config
+    from sft.training.model import trained_in_float32
 
     settings = resolve(["recipes/pmcvqa_16gb.yaml"]).on(1)
     refuse(settings, Launch(), named("T4", 1))

@@ -22,7 +22,7 @@ def test_loss_and_gradients_are_those_of_all_positions(original, tiny_deepseek):
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    from sft.cpu import score_labelled_positions_only
+    from sft.training.model import score_labelled_positions_only
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 1000, (3, 20), generator=generator)
@@ -57,7 +57,7 @@ def test_loss_and_gradients_are_those_of_all_positions(original, tiny_deepseek):
 def test_other_versions_stay_untouched(original, monkeypatch):
     import trl
 
-    from sft.cpu import score_labelled_positions_only
+    from sft.training.model import score_labelled_positions_only
 
     before = original._use_triton
     monkeypatch.setattr(trl, "__version__", "1.17.0")
@@ -114,9 +114,9 @@ def test_a_run_is_in_float32_there_adapters_included_and_says_so(here, without_b
 
 
 def test_a_plan_for_a_gpu_and_a_cpu_with_bfloat16_keep_the_recipes_type(without_bf16, cpu):
-    from sft.config import resolve
-    from sft.launch import Launch
-    from sft.preflight import for_this_cpu
+    from sft.training.checks import for_this_cpu
+    from sft.training.config import resolve
+    from sft.training.launch import Launch
 
     gpu, on_cpu = resolve(["recipes/pmcvqa.yaml"]), resolve(["recipes/pmcvqa.yaml", "--use_cpu", "yes"])
     assert for_this_cpu(gpu, Launch()) == gpu

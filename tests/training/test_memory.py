@@ -4,9 +4,9 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.common.command import GIB
-from sft.config import resolve
-from sft.launch import Launch
-from sft.memory import _count_saved, count_parameters, estimate, layer_activations, lora_config, meta_model
+from sft.training.config import resolve
+from sft.training.launch import Launch
+from sft.training.memory import _count_saved, count_parameters, estimate, layer_activations, lora_config, meta_model
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from typing import Any
 
 from sft.common.command import GIB
 from sft.common.models import weightless_model
-from sft.config import Settings
-from sft.launch import Launch
+from sft.training.config import Settings
+from sft.training.launch import Launch
 
 # DeepSpeed's defaults, in elements: what ZeRO-3 keeps gathered, and the bucket in which gradients are exchanged.
 ZERO3_LIVE, ZERO_BUCKET = 1_000_000_000, 500_000_000

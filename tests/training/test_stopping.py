@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sft.checkpoints import compare, read_seal, remove_incomplete, resume_point, seal
 from sft.common.command import UserError
-from sft.config import resolve
+from sft.training.checkpoints import compare, read_seal, remove_incomplete, resume_point, seal
+from sft.training.config import resolve
 
 ROOT = Path(__file__).parents[2]
 

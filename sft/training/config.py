@@ -43,8 +43,6 @@ OTHER_NAMES = {
     "batch_size": "per_device_train_batch_size",
     "grad_accum": "gradient_accumulation_steps",
 }
-
-
 # Keys that say how a run is started or where its model goes, not what it learns: they do not travel with the model.
 OF_THE_START = (
     *("resume_from_checkpoint", "resume_weights_only", "print_config", "dry_run", "probe_steps", "price_per_hour"),

@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.formats import FORMATS
 from sft.common.command import UserError
 from sft.common.prompts import OPEN, user_message
 from sft.evaluation.comparison import SCORES
@@ -21,7 +20,7 @@ PUBLISHED = {
     ("pmc_vqa_v2", "train_2.csv"): 152_603,
     ("pmc_vqa_v2", "test_2.csv"): 33_430,
 }
-PMC_VQA = "xmcmic/PMC-VQA"
+PMC_VQA, PMC_VQA_LICENCE = "xmcmic/PMC-VQA", "CC BY-SA"
 # What each score is, for readers of the card.
 MEANINGS = {
     "option_likelihood": "Option likelihood: the option whose completion, as trained, is the likeliest.",
@@ -310,7 +309,7 @@ def data_part(facts: Facts) -> str:
         rows = [
             [
                 f"`{name}`",
-                FORMATS[source["format"]].title if source["format"] in FORMATS else source["format"],
+                source.get("title", source["format"]),
                 f"{source['rows']:,}" + (", as published" if is_published(name, source) else ""),
                 f"`{source['sha256']}`",
             ]
@@ -335,8 +334,7 @@ def overlap_sentence(data: dict[str, Any]) -> str:
 
 def licence_part(facts: Facts) -> str:
     """Whose licences there are."""
-    of_data = {FORMATS[source["format"]].licence for name, source in facts.sources if name in facts.published}
-    data = ", ".join(sorted(of_data)) + " (as its publisher names it)" if of_data else "not known: no published files"
+    data = f"{PMC_VQA_LICENCE} (as its publisher names it)" if facts.published else "not known: no published files"
     return table(
         ["", "licence"],
         [

@@ -6,7 +6,7 @@ import pytest
 
 from sft.common.command import UserError
 from sft.common.data import load_mixture, load_split
-from sft.config import RunArguments
+from sft.training.config import RunArguments
 
 
 def test_a_weight_is_how_often_each_row_is_taken(prepared, prepare):
@@ -49,7 +49,7 @@ def test_without_a_mixture_the_data_set_is_taken_once():
 
 
 def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
-    from sft.config import resolve
+    from sft.training.config import resolve
 
     (tmp_path / "r.yaml").write_text(
         "output_dir: out\nuse_cpu: true\ndataset_name: A\ndataset_mixture: {A: 1, B: 0.5}\n"

@@ -7,7 +7,7 @@ import sys
 import urllib.request
 
 from tests.hub import KNOWN
-from tests.sft.test_server import serving
+from tests.inference.test_server import serving
 
 REPO, BASE = "someone/pmc-vqa", "someone/tiny-base"
 QUESTION, CHOICES = "Which stain shows iron?", ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]

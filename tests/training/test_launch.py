@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sft.common.command import UserError
-from sft.hardware import GPUS, named
-from sft.launch import Launch, current_launch, read_launch_file
+from sft.training.hardware import GPUS, named
+from sft.training.launch import Launch, current_launch, read_launch_file
 
 FILES = sorted(Path(__file__).parents[2].glob("accelerate_configs/*.yaml"))
 

@@ -52,7 +52,7 @@ HISTORY = [
 
 
 def test_the_plot_is_whole_and_the_same_history_gives_the_same_bytes(tmp_path):
-    from sft.selection import plot
+    from sft.training.callbacks import plot
 
     for name in ("one.png", "two.png"):
         plot(HISTORY, tmp_path / name)
@@ -63,7 +63,7 @@ def test_the_plot_is_whole_and_the_same_history_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0}], HISTORY], ids=["empty", "loss only", "all"])
 def test_a_plot_needs_nothing_but_what_was_logged(history, tmp_path):
-    from sft.selection import plot
+    from sft.training.callbacks import plot
 
     plot(history, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000

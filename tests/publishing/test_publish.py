@@ -391,7 +391,7 @@ def test_a_secret_in_the_metadata_of_weights_is_found(refused, trained, tmp_path
 
 
 def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monkeypatch):
-    from sft.leaks import find_leaks
+    from sft.publishing.leaks import find_leaks
 
     monkeypatch.setenv("USER", "max")
     (tmp_path / "config.json").write_text('{"max_length": 1, "think": "</think>", "url": "https://hf.co/max/model"}')

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sft import preflight
 from sft.common.command import GIB
 from sft.common.display import marked, shows_colour
-from sft.config import Settings
-from sft.hardware import Hardware
+from sft.training.config import Settings
+from sft.training.hardware import Hardware
+from sft.training.plan import steps
 
 # The first steps of a run warm up kernels and allocators.
 WARM_UP = 2
@@ -154,7 +154,7 @@ def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -
     seconds = clock.ends[-1] - clock.ends[WARM_UP - 1]
     step = seconds / settings.probe_steps
     rate = (logged[-1] - logged[WARM_UP - 1]) / seconds
-    _, whole = preflight.steps(settings, processes, len(trainer.train_dataset))
+    _, whole = steps(settings, processes, len(trainer.train_dataset))
     hours = whole * step / 3600
     length = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     price = settings.price_per_hour

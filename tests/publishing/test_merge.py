@@ -11,7 +11,7 @@ MERGE = "sft/merge.py"
 MEASURE = """
 import re, threading, time
 import peft, torch, transformers
-import sft.infer, sft.merge
+import sft.merge
 
 def held():
     return int(re.search(r"RssAnon:\\s*(\\d+)", open("/proc/self/status").read())[1])
@@ -90,7 +90,7 @@ def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
     import torch
 
     from sft.common.command import UserError
-    from sft.merge import check_comparison, compared
+    from sft.publishing.merging import check_comparison, compared
 
     base = torch.zeros(3, 5)
     adapted = torch.arange(15.0).reshape(3, 5)
@@ -102,11 +102,11 @@ def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
 
 
 def test_weights_are_saved_in_shards(adapter, tmp_path, monkeypatch):
-    import sft.merge
+    from sft.publishing import merging
 
-    monkeypatch.setattr(sft.merge, "SHARD", "1MB")
-    base = sft.merge.check_mergeable(str(adapter))
-    sft.merge.merge(str(adapter), base, tmp_path)
+    monkeypatch.setattr(merging, "SHARD", "1MB")
+    base = merging.check_mergeable(str(adapter))
+    merging.merge(str(adapter), base, tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
     assert {path.name for path in tmp_path.glob("*.safetensors")} == set(index["weight_map"].values())
@@ -136,10 +136,10 @@ def test_a_quantised_base_is_refused_and_the_way_out_named(here, refused, adapte
 
 
 def test_the_facts_of_a_run_travel_and_name_what_it_was_merged_onto(trained, tmp_path):
-    import sft.merge
+    from sft.publishing import merging
 
-    base = sft.merge.check_mergeable(str(trained))
-    sft.merge.merge(str(trained), base, tmp_path)
+    base = merging.check_mergeable(str(trained))
+    merging.merge(str(trained), base, tmp_path)
     for name in ("recipe.yaml", "history.json", "eval_results.json", "prompt_format.json"):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
     told = json.loads((tmp_path / "run_manifest.json").read_text())

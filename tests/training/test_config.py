@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sft.common.command import UserError
-from sft.config import resolve
+from sft.training.config import resolve
 
 BASE = {
     "model_name_or_path": "m",

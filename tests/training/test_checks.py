@@ -164,7 +164,7 @@ def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refu
 
 
 def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypatch, refused):
-    from sft import hardware
+    from sft.training import hardware
 
     monkeypatch.setattr(hardware, "this_machine", lambda: hardware.named("A100-80GB", 8))
     for script in ("sft/preflight.py", "sft/run.py"):
@@ -174,7 +174,7 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypat
 
 
 def test_more_processes_than_gpus_are_refused_with_the_number_to_pass(monkeypatch, refused):
-    from sft import hardware
+    from sft.training import hardware
 
     monkeypatch.setattr(hardware, "this_machine", lambda: hardware.named("A100-80GB", 1))
     line = refused("sft/preflight.py", "recipes/pmcvqa_ddp.yaml", "--config_file", LAUNCH.format("ddp"))
@@ -238,9 +238,9 @@ def test_more_memory_than_the_gpu_has_is_warned_of(here, embedded_model, prepare
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_shipped_recipe_passes_under_the_launch_and_hardware_that_it_names(path, launched_as):
-    from sft.config import resolve
-    from sft.hardware import named
-    from sft.preflight import refuse
+    from sft.training.checks import refuse
+    from sft.training.config import resolve
+    from sft.training.hardware import named
 
     launch = launched_as(path)
     gpu = "T4" if "16gb" in path.name else "A100-80GB"

@@ -6,8 +6,8 @@ import json
 import pytest
 import yaml
 
-from sft.card import Facts, model_card
-from sft.config import resolve
+from sft.publishing.card import Facts, model_card
+from sft.training.config import resolve
 
 FLOORS = {"majority_letter": 0.319, "longest_option": 0.245, "choices_only": 0.301}
 RESULTS = {

@@ -92,25 +92,3 @@ def test_no_interval_is_made_up_where_nothing_tells_one():
 def test_softmax_of_far_apart_scores_does_not_overflow():
     assert softmax([-1000.0, -1000.0]) == [0.5, 0.5]
     assert softmax([0.0, -2000.0]) == [1.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("question", "kind"),
-    [
-        ("What imaging modality was used?", "modality"),
-        ("What type of MRI sequence is shown?", "modality"),
-        ("Which stain was used in panel B?", "modality"),
-        ("Where is the hernia located?", "organ/structure"),
-        ("Which part of the spine is shown?", "organ/structure"),
-        ("What abnormality is seen in image C?", "finding"),
-        ("What does the CT scan reveal?", "finding"),
-        ("What does the white arrow indicate?", "colour/label"),
-        ("What color is the nucleus?", "colour/label"),
-        ("How many lesions are visible?", "count"),
-        ("What is the chief complaint of the patient?", "other"),
-    ],
-)
-def test_question_types(question, kind):
-    from sft.evaluation.question_types import question_type
-
-    assert question_type(question) == kind

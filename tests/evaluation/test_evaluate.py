@@ -81,7 +81,6 @@ def test_likelihood_numbers_follow_from_the_predictions(base_results):
         assert row["option_likelihood_right"] == value
     floor = sum(row["choices_only_answer"] == row["gold"] for row in rows) / N
     assert results["floors"]["choices_only"] == floor
-    assert sum(kind["n"] for kind in score["by_question_type"].values()) == N
 
 
 def test_permutations_score_each_option_at_every_letter(base_results):

@@ -1,0 +1,1 @@
+"""How a run of sft/run.py is set up, checked, planned, watched, stopped, continued and recorded."""

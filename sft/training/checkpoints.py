@@ -1,0 +1,182 @@
+"""Checkpoints: which are complete, from which a run continues, and whether it is the same run.
+
+A checkpoint is complete or absent: `Survive` seals each one with run_manifest.json, which lists its files and their
+sizes, once every process has written its part. A checkpoint without a seal is what a killed run left; nothing
+continues from it. Before a run continues, its manifest is compared with the one in the checkpoint.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sft.common.command import UserError, write_json
+from sft.common.models import MANIFEST
+from sft.training.config import AUTO, Settings
+
+# Settings that may change between a checkpoint and its continuation: they decide what is seen and kept, not what is
+# learned. Paths are free because the data, the tokenizer and the template are compared by content.
+FREE = {
+    *("output_dir", "dataset_name", "dataset_mixture", "chat_template_path", "run_name", "project", "report_to"),
+    *("resume_from_checkpoint", "resume_weights_only", "dry_run", "probe_steps", "price_per_hour", "print_config"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "mcq_eval_samples"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
+    *("attn_implementation", "global_batch_size", "per_device_eval_batch_size", "dataset_num_proc"),
+    *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps", "push_to_hub"),
+}
+FREE_KINDS = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
+# Settings whose change is meant, but bends the learning-rate schedule.
+LENGTH = {"num_train_epochs", "max_steps"}
+
+
+def seal(checkpoint: Path, description: dict) -> None:
+    """Mark `checkpoint` as whole: a manifest that lists every file in it with its size in bytes."""
+    files = {
+        str(file.relative_to(checkpoint)): file.stat().st_size
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    write_json(checkpoint / MANIFEST, {**description, "files": files})
+
+
+def read_seal(checkpoint: Path) -> dict | None:
+    """The manifest of a complete checkpoint; None if it was not sealed or something in it is missing since."""
+    try:
+        sealed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((checkpoint / name).stat().st_size == size for name, size in sealed["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return sealed if whole else None
+
+
+def resume_point(settings: Settings) -> Path | None:
+    """The checkpoint to continue from (or to take the weights of), or None for a fresh start.
+
+    ``resume_from_checkpoint`` is a folder, or ``auto`` for the latest complete one in output_dir, if there is one.
+
+    Raises:
+        UserError: the checkpoint does not exist or is not complete, or a fresh start would overwrite an earlier run.
+    """
+    out, resume = Path(settings.output_dir), settings.resume_from_checkpoint
+    found = checkpoints_in(out)
+    if resume is None or settings.resume_weights_only:
+        if found or (out / "final_model").exists():
+            advice = "choose another --output_dir"
+            if not settings.resume_weights_only:
+                advice = f"continue it with --resume_from_checkpoint auto, or {advice}"
+            raise UserError(f"output_dir {out} holds an earlier run: {advice}")
+        if resume is None:
+            return None
+    checkpoint = Path(resume)
+    if resume.lower() in AUTO:
+        checkpoint = next((folder for folder in reversed(found) if read_seal(folder)), None)
+        if checkpoint is None:
+            if (out / "final_model").exists() or (found and not (out / MANIFEST).is_file()):
+                raise UserError(
+                    f"output_dir {out} holds an earlier run and no complete checkpoint: choose another one"
+                )
+            return None
+    if not (checkpoint / "trainer_state.json").is_file():
+        raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder, or auto")
+    if settings.resume_weights_only:
+        return checkpoint
+    if not read_seal(checkpoint):
+        raise UserError(
+            f"resume_from_checkpoint {resume} is not complete (the run was stopped while writing it, or files are "
+            "missing): pass auto, which takes the latest complete one"
+        )
+    if not (any(checkpoint.glob("optimizer.*")) or any(checkpoint.glob("global_step*"))):
+        raise UserError(
+            f"{checkpoint} holds no optimizer state (save_only_model), so the run cannot go on as it was: begin a new "
+            "one with --resume_weights_only yes --output_dir NEW"
+        )
+    later = [folder.name for folder in found if step_of(folder) > step_of(checkpoint) and read_seal(folder)]
+    if later:
+        raise UserError(
+            f"output_dir {out} holds {', '.join(later)}, which a run from {checkpoint.name} would overwrite: pass "
+            "auto to go on from the latest, or choose another --output_dir"
+        )
+    return checkpoint
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a ``checkpoint-N`` folder was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The ``checkpoint-N`` folders in `folder`, by step; copies under other names are not ours to touch."""
+    return sorted((path for path in folder.glob("checkpoint-*") if re.fullmatch(r".*-\d+", path.name)), key=step_of)
+
+
+def remove_incomplete(output_dir: Path) -> list[str]:
+    """Delete what a killed run left half-written in its own folder; returns the names."""
+    removed = []
+    if (output_dir / MANIFEST).is_file():  # else these are not ours to judge
+        for folder in [*checkpoints_in(output_dir), *output_dir.glob(".final_model.tmp")]:
+            if not read_seal(folder):
+                shutil.rmtree(folder)
+                removed.append(folder.name)
+    return removed
+
+
+def compare(checkpoint: Path, now: dict) -> list[str]:
+    """Lines about differences between a checkpoint's run and this one that do no harm.
+
+    Raises:
+        UserError: one that would make the continuation another run: the line lists all of them, and the ways out.
+    """
+    before = read_seal(checkpoint) or {}
+    faults, notes = [], []
+    for key, words in (
+        ("world_size", "process(es)"),
+        ("launcher", "launch"),
+        ("zero_stage", "ZeRO stage"),
+        ("data", "fingerprint of the training rows"),
+        ("tokens", "fingerprint of tokenizer and chat template"),
+    ):
+        if before.get(key) != now[key]:
+            faults.append(f"{words} {before.get(key)}, now {now[key]}")
+    settings, current = before.get("settings", {}), now["settings"]
+    # A key that only one side knows came or went with a version of the libraries, which is told below.
+    for key in sorted((settings.keys() & current.keys()) - FREE):
+        if settings[key] == current[key] or key.startswith(FREE_KINDS):
+            continue
+        change = f"{key} {settings[key]}, now {current[key]}"
+        if key in LENGTH:
+            notes.append(f"{change}: the learning rate follows the new length from here on")
+        elif key != "gradient_accumulation_steps" or before.get("world_size") == now["world_size"]:
+            faults.append(change)
+    if faults:
+        raise UserError(
+            f"{checkpoint} belongs to another run: {'; '.join(faults)}. Optimizer, schedule and place in the data "
+            "would not fit: put the old values back, or begin a new run with its weights alone: "
+            f"--resume_from_checkpoint {checkpoint} --resume_weights_only yes --output_dir NEW"
+        )
+    for name, version in now["versions"].items():
+        if before.get("versions", {}).get(name) != version:
+            notes.append(f"{name} {before.get('versions', {}).get(name)}, now {version}")
+    if before.get("git_revision") != now["git_revision"]:
+        notes.append(f"code {before.get('git_revision')}, now {now['git_revision']}")
+    return notes
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint into a model that has not been prepared for training yet.
+
+    Raises:
+        UserError: no adapter there that fits.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = checkpoint / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{checkpoint} holds no adapter: for a full fine-tune set model_name_or_path to this folder")
+    try:
+        result = set_peft_model_state_dict(model, load_file(file))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the adapter in {checkpoint} does not fit this recipe's lora_* keys") from error
+    if result.unexpected_keys:
+        raise UserError(f"the adapter in {checkpoint} does not fit this recipe's lora_target_modules")

@@ -1,0 +1,110 @@
+"""What a run records: everything that decides what it learns, its results, and the final model's folder."""
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from sft.common.command import read_json, without_paths, write_json
+from sft.common.data import provenance
+from sft.common.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
+from sft.training.checkpoints import step_of
+from sft.training.checks import on_cpu
+from sft.training.config import Settings
+from sft.training.hardware import Hardware, cpu_name
+from sft.training.launch import Launch
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "deepspeed")
+
+
+def git_revision() -> str | None:
+    """The commit of this project's code, with ``+changes`` if files differ from it, or None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # a downloaded copy: a repository around it is another project's
+        return None
+    words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def manifest(settings: Settings, launch: Launch, hardware: Hardware, data: str, tokens: str) -> dict[str, Any]:
+    """Everything that decides what a run learns, and on what, as one JSON object.
+
+    `data` and `tokens` are fingerprints.
+    """
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "recipe": settings.recipe.name,
+        "settings": settings.values,
+        "base_model": {"name": settings.model_name_or_path, "revision": commit_of(settings.model)},
+        "datasets": provenance(settings.dataset_weights()),
+        "hardware": f"CPU, {cpu_name()}" if on_cpu(settings, launch) or not hardware.count else hardware.name,
+        "data": data,
+        "tokens": tokens,
+        "launch": launch.name,
+        "launcher": launch.kind,
+        "zero_stage": launch.zero_stage,
+        "world_size": launch.processes,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def results(trainer: Any) -> dict[str, Any]:
+    """What eval_results.json says: loss and accuracy on dev of the base model (step 0) and of the model kept.
+
+    Called by every process: a kept model that is not that of the last step was loaded, and is evaluated once more.
+    """
+    logged: dict[int, dict[str, Any]] = {}
+    for row in trainer.state.log_history:
+        logged.setdefault(row["step"], {}).update(row)
+    base, kept = logged.get(0, {}), logged.get(trainer.state.global_step, {})
+    best = trainer.state.best_model_checkpoint
+    loaded = best is not None and step_of(Path(best)) != trainer.state.global_step
+    if trainer.eval_dataset is not None and (loaded or "eval_loss" not in kept):
+        kept = trainer.evaluate()
+
+    def measured(metrics: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in metrics.items() if key == "eval_loss" or key.startswith("eval_mcq")}
+
+    # Without eval_on_start nothing is known of the base model.
+    found = {"base": measured(base), "best": measured(kept)}
+    return {"best_checkpoint": Path(best).name if best else None, **{key: row for key, row in found.items() if row}}
+
+
+def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Path:
+    """Save OUTPUT_DIR/final_model, ready to be published, under a temporary name, then rename.
+
+    It holds model, tokenizer and chat template, how it wants to be asked, and the facts of the run without the paths
+    of this machine. Called by every process: under ZeRO-3 each holds a part of the weights.
+    """
+    final = Path(trainer.args.output_dir) / "final_model"
+    temporary = final.with_name(".final_model.tmp")
+    trainer.save_model(str(temporary))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        # A pickle, and PEFT's empty card: neither belongs into a folder that others will load.
+        for name in ("training_args.bin", "README.md"):
+            (temporary / name).unlink(missing_ok=True)
+        (final.parent / "README.md").unlink(missing_ok=True)  # TRL's, of a model named None
+        save_prompt_format(temporary, answer_format)
+        for name in FACTS:
+            if (final.parent / name).is_file():
+                shutil.copyfile(final.parent / name, temporary / name)
+        description = read_json(final.parent / MANIFEST)
+        write_json(temporary / MANIFEST, without_paths(description))
+        (temporary / RECIPE).write_text(settings.as_recipe(description["base_model"]["revision"]), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    trainer.accelerator.wait_for_everyone()
+    return final

@@ -1,0 +1,127 @@
+"""What a run will take: its rows, its steps, its disk space, its peak memory."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sft.common.command import GIB, UserError, first_line, free_bytes
+from sft.training.checks import NO_BF16, on_cpu
+from sft.training.config import Settings
+from sft.training.hardware import Hardware
+from sft.training.launch import Launch
+from sft.training.memory import Parameters, count_parameters, estimate, meta_model
+
+
+def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]:
+    """(optimizer steps of an epoch, of the whole run) for so many rows, or packs of rows."""
+    batches = math.ceil(sequences / (settings.per_device_train_batch_size * processes))
+    epoch = math.ceil(batches / settings.gradient_accumulation_steps)
+    whole = settings.max_steps if settings.max_steps > 0 else math.ceil(epoch * settings.num_train_epochs)
+    return epoch, whole
+
+
+def checkpoint_bytes(settings: Settings, parameters: Parameters) -> int:
+    """Bytes on disk of one checkpoint, at most: trained weights, AdamW's states and a float32 copy beside them."""
+    weights = parameters.trained * (4 if settings.use_peft else 2)
+    return weights if settings.save_only_model else weights + parameters.trained * 12
+
+
+def check_disk(settings: Settings, needed: int) -> None:
+    """Refuse a run whose checkpoints would not fit. What an earlier part of the run has written counts as free.
+
+    Raises:
+        UserError: less space than the checkpoints that are kept, one more while it is written, and the final model.
+    """
+    folder = Path(settings.output_dir).resolve()
+    written = sum(file.stat().st_size for file in folder.glob("*/**/*") if file.is_file())
+    free = free_bytes(folder) + written
+    kept = (settings.save_total_limit + 1 if settings.save_strategy != "no" else 0) + 1
+    if needed * kept > free:
+        raise UserError(
+            f"output_dir {settings.output_dir}: {kept} checkpoints of {needed / GIB:.1f} GiB need "
+            f"{kept * needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free: lower save_total_limit or choose "
+            "another disk"
+        )
+
+
+def look_at_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
+    """(train, dev or None, tokenizer, tokens of each training row), every row checked.
+
+    The first process checks; the others wait for it here and get its counts.
+
+    Raises:
+        UserError: a data set, tokenizer or template that is not there, or a row that would be trained wrongly or cut.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from sft.common.chat_template import check_rows
+    from sft.common.data import load_mixture, load_split
+    from sft.common.models import load_tokenizer
+
+    seed = settings.seed if settings.data_seed is None else settings.data_seed
+    train = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed)
+    evaluating = settings.eval_strategy != "no"
+    dev = load_split(settings.dataset_name, settings.dataset_test_split) if evaluating else None
+    tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
+    state, found = PartialState(), [None]
+    if state.is_main_process:
+        found = [check_rows(train, tokenizer, settings.max_length, "train")]
+        if dev is not None:
+            check_rows(dev, tokenizer, settings.max_length, "dev")
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    return train, dev, tokenizer, found[0]
+
+
+def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> tuple[list[str], float | None]:
+    """(lines that say what the run will be, estimated peak in GiB on each GPU) for training rows of these lengths.
+
+    The peak is None, and a line says why, for an architecture that cannot be counted: an estimate refuses no run.
+
+    Raises:
+        UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
+    """
+    from sft.common.models import load_config
+
+    # Packs are taken as full: bfd leaves few gaps.
+    sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
+    epoch, whole = steps(settings, launch.processes, sequences)
+    packs = "packs" if settings.packing else "rows"
+    batch = settings.per_device_train_batch_size * launch.processes * settings.gradient_accumulation_steps
+    weights = settings.quantised or settings.dtype
+    precision = "float32" if settings.precision == "no" else settings.precision
+    if settings.sources.get("bf16") == NO_BF16:
+        precision += f", because {NO_BF16}"
+    lines = [
+        f"Launch: {launch.name}; {'CPU' if on_cpu(settings, launch) else hardware.name}",
+        f"Precision: {precision}; frozen weights {weights}",
+        f"Batch: {settings.per_device_train_batch_size} {packs} x {launch.processes} process(es) x "
+        f"{settings.gradient_accumulation_steps} accumulated = {batch} {packs} a step",
+        f"Data: {len(lengths):,} rows, {sum(lengths):,} tokens an epoch, longest row {max(lengths)} tokens"
+        + (f", packs of {settings.max_length}" if settings.packing else ""),
+        f"Steps: about {epoch:,} an epoch, {whole:,} in all",
+    ]
+    config = load_config(settings.model)
+    tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else max(lengths))
+    try:
+        parameters = count_parameters(meta_model(config, settings), settings)
+        parts = estimate(config, settings, launch, parameters, tokens)
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return [*lines, f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
+    if not (settings.dry_run or settings.probe_steps):
+        check_disk(settings, checkpoint_bytes(settings, parameters))
+    peak = sum(parts.values())
+    listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.
+    where, rest = ("", "the libraries") if on_cpu(settings, launch) else (" on each GPU", "CUDA itself")
+    lines += [
+        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
+        f"Peak memory, estimated: {peak:.1f} GiB{where} ({listed}), and about 1 GiB for {rest}",
+    ]
+    if hardware.count and not on_cpu(settings, launch) and peak + 1 > hardware.memory:
+        lines.append(
+            f"WARNING: that is more than the {hardware.memory:.0f} GiB of {hardware.gpu}: use "
+            "recipes/pmcvqa_16gb.yaml, or turn on activation_checkpointing, or lower per_device_train_batch_size"
+        )
+    return lines, peak
