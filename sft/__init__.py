@@ -5,8 +5,9 @@ import os
 import sys
 import warnings
 
-# Before any Hugging Face library is imported: nothing is reported to anybody unless the user turns it on.
+# Before any library that counts its users over the network is imported; whoever wants that sets these otherwise.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 
 # On a CPU, bitsandbytes advises at every import to install a package that it works without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -24,16 +24,15 @@ import tempfile
 from pathlib import Path
 
 from sft.common.command import run, write_json
-from sft.training.config import resolve
+from sft.training.config import Settings, resolve
+from sft.training.hardware import Hardware
+from sft.training.launch import Launch
 
 
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return
-    # Libraries here count their users over the network; whoever wants that sets these to 0.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
 
     ############################################################
     # Preflight: what can be refused is refused here, in words #
@@ -41,7 +40,9 @@ def main() -> None:
     settings = resolve(sys.argv[1:])
 
     # Imported here, so that --help and a misspelt recipe answer at once.
-    from sft.training import checks, model, plan, trial
+    from sft.common.models import check_model_folder
+    from sft.publishing import upload
+    from sft.training import checks, model
     from sft.training.hardware import this_machine
     from sft.training.launch import current_launch
 
@@ -49,43 +50,53 @@ def main() -> None:
     if launch.kind == "deepspeed" and not hardware.count:
         model.without_deepspeeds_inference_kernels()
     settings = checks.for_this_cpu(settings.on(launch.processes), launch)
-    is_main = int(os.environ.get("RANK", "0")) == 0
     if settings.print_config:
-        if is_main:
+        if is_main_process():
             print(settings.describe())
         return
     checks.refuse(settings, launch, hardware)
+    check_model_folder(settings.model)
+    if settings.push_to_hub and is_main_process() and not settings.is_trial:
+        upload.check_run(settings)
 
-    from sft.common import models
+    final = train(settings, launch, hardware)
+    if final and settings.push_to_hub and is_main_process():
+        upload.after_training(settings, final)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of the launcher's processes, which alone prints and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None:
+    """Train, and return the final model's folder, or None for a trial and for a run that was stopped.
+
+    Raises:
+        UserError: data, a checkpoint or a model that the run cannot use.
+    """
     from sft.common.chat_template import tokenized_for, trained_columns
     from sft.common.data import data_fingerprint
-    from sft.publishing import upload
-    from sft.training import checkpoints, manifest, stopping
+    from sft.training import checkpoints, manifest, model, plan, stopping, trial
     from sft.training.callbacks import DevQuestions, History, log_lines
 
-    models.check_model_folder(settings.model)
-    trying = settings.dry_run or settings.probe_steps
-    if settings.push_to_hub and is_main and not trying:
-        upload.check_run(settings)
-    checkpoint = None if trying else checkpoints.resume_point(settings)
-    scratch = tempfile.TemporaryDirectory() if trying else None
-    wanted, settings = settings, trial.shortened(settings, scratch.name) if trying else settings
+    checkpoint = None if settings.is_trial else checkpoints.resume_point(settings)
+    scratch = tempfile.TemporaryDirectory() if settings.is_trial else None
+    wanted, settings = settings, trial.shortened(settings, scratch.name) if settings.is_trial else settings
     _, training_args, model_args, _ = settings.build()
 
     ################################
     # Data: every row is looked at #
     ################################
-    train, dev, tokenizer, lengths = plan.look_at_data(settings)
+    rows, dev, tokenizer, lengths = plan.look_at_data(settings)
     lines, estimated = plan.plan(wanted, launch, hardware, lengths)
-    if is_main:
+    if is_main_process():
         print("\n".join(lines), flush=True)
     if settings.dry_run:
-        train = trial.longest_rows(train, lengths, settings, launch.processes)
-    fingerprints = data_fingerprint(train, trained_columns(train)), tokenized_for(tokenizer)
+        rows = trial.longest_rows(rows, lengths, settings, launch.processes)
+    fingerprints = data_fingerprint(rows, trained_columns(rows)), tokenized_for(tokenizer)
     description = manifest.manifest(settings, launch, hardware, *fingerprints)
     notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
-    if not training_args.packing:
-        training_args.max_length = None  # no row exceeds it; TRL would look at every row again
 
     #########
     # Model #
@@ -93,25 +104,13 @@ def main() -> None:
     # Imported here, so that a model or a data set that is not there is refused at once.
     from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-    # SFTTrainer loads it, so that it can choose the device map that the launcher needs.
-    attention = model_args.attn_implementation or model.attention_implementation(
-        training_args.device.type == "cpu", settings.precision
-    )
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "dtype": model_args.dtype,
-        "attn_implementation": attention,
-        **(training_args.model_init_kwargs or {}),
-        # Nothing that a model's repository holds is run: no code, no pickle.
-        "trust_remote_code": False,
-        "use_safetensors": True,
-    }
+    model.complete_arguments(training_args, model_args, settings)
     model.score_labelled_positions_only()
     trainer = SFTTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         # Formatting, tokenisation, the completion mask and packing all happen inside SFTTrainer.
-        train_dataset=train.select_columns(trained_columns(train)),
+        train_dataset=rows.select_columns(trained_columns(rows)),
         eval_dataset=dev.select_columns(trained_columns(dev)) if dev is not None else None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
@@ -120,15 +119,16 @@ def main() -> None:
     if settings.fp16 or (settings.use_peft and not settings.bf16):
         model.trained_in_float32(trainer.model)
     log_lines(trainer)
-    if is_main:
+    if is_main_process():
+        attention = training_args.model_init_kwargs["attn_implementation"]
         print("\n".join([*model.describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
 
     #########
     # Train #
     #########
-    if trying:
+    if settings.is_trial:
         trial.run(trainer, wanted, hardware, estimated)
-        return
+        return None
     description["parameters"] = model.parameter_counts(trainer.model)
     survive = stopping.begin(trainer, settings, description, checkpoint, notes)
     if settings.mcq_eval_samples:
@@ -137,21 +137,20 @@ def main() -> None:
     survive.train()
     if survive.stopped:
         survive.say_goodbye()
-        return
+        return None
 
-    ###########################
-    # Evaluate, save, publish #
-    ###########################
-    # With load_best_model_at_end, the model now is the best checkpoint, not the last.
+    ######################
+    # Evaluate, and save #
+    ######################
+    # With load_best_model_at_end, transformers has loaded the checkpoint that is best by metric_for_best_model.
     results = manifest.results(trainer)
-    if is_main:
+    if is_main_process():
         write_json(Path(training_args.output_dir) / "eval_results.json", results)
-    final = manifest.save_final_model(trainer, settings, answer_format=train[0]["answer_format"])
-    if is_main:
+    final = manifest.save_final_model(trainer, settings, answer_format=rows[0]["answer_format"])
+    if is_main_process():
         print(f"Wrote {final}", flush=True)
     trainer.end()
-    if settings.push_to_hub and is_main:
-        upload.after_training(settings, final)
+    return final
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ MARKDOWN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COMMENTED = sorted(file for place in ("recipes/*.yaml", "accelerate_configs/*.yaml") for file in ROOT.glob(place))
 COMMENTED += sorted([*ROOT.glob("docs/*.sh"), *ROOT.glob("docs/*/*.yaml")])
 BENCHMARKS = ROOT / "tests/benchmarks"
-MODULES = sorted(file for place in ("sft", "data_prep") for file in ROOT.glob(f"{place}/*.py"))
+MODULES = sorted(file for place in ("sft", "data_prep") for file in ROOT.glob(f"{place}/**/*.py"))
 
 # Programs of others, whose words are theirs.
 OTHERS = {

@@ -13,7 +13,7 @@ import pytest
 from tests.hub import KNOWN
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("sft/*.py"), *ROOT.glob("data_prep/*.py")])
+SOURCES = sorted([*ROOT.glob("sft/**/*.py"), *ROOT.glob("data_prep/*.py")])
 # Calls that unpickle, or run what a file says.
 FORBIDDEN = {
     *("pickle.load", "pickle.loads", "torch.load", "joblib.load", "dill.load", "numpy.load", "np.load"),
@@ -29,7 +29,7 @@ def calls(file: Path):
             yield ast.unparse(node.func), node
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: f"{file.parent.name}/{file.name}")
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_source_unpickles_or_runs_what_a_file_says(file):
     for name, call in calls(file):
         assert name not in FORBIDDEN, f"line {call.lineno}"

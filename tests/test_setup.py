@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted([*ROOT.glob("sft/*.py"), *ROOT.glob("data_prep/*.py")])
+MODULES = sorted([*ROOT.glob("sft/**/*.py"), *ROOT.glob("data_prep/*.py")])
 COMMANDS = [file for file in MODULES if '__name__ == "__main__"' in file.read_text(encoding="utf-8")]
 
 
@@ -166,7 +166,7 @@ def test_every_import_is_declared_and_only_what_refuses_without_it_is_an_extra()
                 beyond.setdefault(file.name, set()).add(package)
     extras = setup["options.extras_require"]
     assert beyond == {
-        "cpu.py": named(extras["deepspeed"]),
+        "model.py": named(extras["deepspeed"]),
         "server.py": named(extras["server"]),
         "web.py": named(extras["web"]),
         "parallel.py": {"pandas"},  # imported early where it is installed, and missed by nobody

@@ -1,7 +1,6 @@
 """A page in the browser to ask a model: question, options, the answer with the options' probabilities as bars."""
 
 import importlib.util
-import os
 from typing import Any
 
 from sft.common.command import UserError
@@ -23,8 +22,6 @@ def check_gradio() -> None:
 
 def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> Any:
     """The page, as `gradio.Blocks`."""
-    # No word to anybody about who uses it.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
     def ask(question: str, *options: str) -> tuple:

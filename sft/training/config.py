@@ -244,6 +244,11 @@ class Settings:
             f"{key}: {json.dumps(without_paths(value), ensure_ascii=False)}\n" for key, value in values.items()
         )
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether nothing of the run is kept: a dry run or a probe."""
+        return bool(self.dry_run or self.probe_steps)
+
     def build(self) -> tuple[Any, Any, Any, RunArguments]:
         """(ScriptArguments, SFTConfig, ModelConfig, RunArguments). Joins the launcher's other processes.
 

@@ -3,6 +3,24 @@
 from collections import Counter
 from typing import Any
 
+from sft.training.config import Settings
+
+
+def complete_arguments(training_args: Any, model_args: Any, settings: Settings) -> None:
+    """Set what SFTTrainer is to know beyond the recipe: how to load the model, and that no row is too long."""
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation
+        or attention_implementation(training_args.device.type == "cpu", settings.precision),
+        **(training_args.model_init_kwargs or {}),
+        # Nothing that a model's repository holds is run: no code, no pickle.
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    if not training_args.packing:
+        training_args.max_length = None  # no row exceeds it; TRL would look at every row again
+
 
 def without_deepspeeds_inference_kernels() -> None:
     """Keep DeepSpeed from compiling, at its first start on a CPU, what its inference alone calls.

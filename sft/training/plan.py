@@ -109,7 +109,7 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
         parts = estimate(config, settings, launch, parameters, tokens)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return [*lines, f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
-    if not (settings.dry_run or settings.probe_steps):
+    if not settings.is_trial:
         check_disk(settings, checkpoint_bytes(settings, parameters))
     peak = sum(parts.values())
     listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())

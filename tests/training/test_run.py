@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,15 +161,13 @@ def test_report_to_writes_locally_and_offline(train, tmp_path, monkeypatch, trac
             assert name in logged
 
 
-def test_telemetry_is_off_unless_the_user_turns_it_on(here, monkeypatch):
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.delenv(name, raising=False)
-    here("sft/run.py", "recipes/pmcvqa.yaml", "--print_config", "yes")
-    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
-    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "0"
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
-    here("sft/run.py", "recipes/pmcvqa.yaml", "--print_config", "yes")
-    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
+@pytest.mark.parametrize(("given", "off"), [({}, "1 0"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "0 0")])
+def test_telemetry_is_off_unless_the_user_turns_it_on(given, off):
+    names = ("HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    show = f"import os, sft; print(*(os.environ[name] for name in {names}))"
+    done = subprocess.run([sys.executable, "-c", show], env=others | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == off
 
 
 @pytest.mark.parametrize(
