@@ -32,7 +32,7 @@ from data_prep.sources import Source, find_sources
 from data_prep.splits import LEFT_OUT, SPLITS, draw, held_out, leaked, overlap_table
 from data_prep.worker import Settings
 from data_prep.writing import FILES, write_rejected, write_splits
-from sft.common.command import UserError, check_free, run, terminated_as_exit, whole_folder, write_json
+from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit, write_json
 from sft.common.hub import check_push, make_public, push
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 
@@ -299,7 +299,7 @@ def main() -> None:
             if not args.dataset_path:
                 write_sample(temporary / "sample")
                 args.dataset_path = str(temporary / "sample")
-        check_free(args.output_dir, args.overwrite)
+        check_output_path(args.output_dir, args.overwrite)
         check_is_ours(args.output_dir)
         if args.push_to_hub:
             there = check_push("--push_to_hub", args.push_to_hub, "dataset", args.public)
@@ -322,7 +322,7 @@ def main() -> None:
         )
         # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
         worker.start(settings)
-        with whole_folder(args.output_dir, args.overwrite) as folder:
+        with atomic_folder(args.output_dir, args.overwrite) as folder:
             report = prepare(args, settings, sources, folder)
         seconds = time.perf_counter() - start
         for line in summary(report):

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.sample_rows import write_sample
-from sft.common.command import run, whole_folder
+from sft.common.command import atomic_folder, run
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     args = parser.parse_args()
-    with whole_folder(args.output_dir, args.overwrite) as folder:
+    with atomic_folder(args.output_dir, args.overwrite) as folder:
         counts = write_sample(folder, args.seed)
     print(f"Wrote {args.output_dir}: " + ", ".join(f"{split}.csv {count} rows" for split, count in counts.items()))
 

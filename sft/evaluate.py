@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from sft.common.command import UserError, run, without_paths, write_json
+from sft.common.command import UserError, run, strip_local_paths, write_json
 from sft.common.models import DTYPE_HELP, DTYPES, dtype_on
 from sft.common.prompts import LETTERS, OPEN
 from sft.evaluation.answer_cache import check_kept, fingerprint_of
@@ -216,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = {
         "schema_version": SCHEMA_VERSION,
         "name": folder.name,
-        "model": without_paths(args.model_path),
-        "dataset": without_paths(args.dataset_path),
+        "model": strip_local_paths(args.model_path),
+        "dataset": strip_local_paths(args.dataset_path),
         "split": args.split,
         "files": dict(sorted(Counter(question["source"] for question in questions if question.get("source")).items())),
         "n": len(questions),

@@ -13,7 +13,7 @@ model that does not answer as the adapter does is not kept.
 import argparse
 from pathlib import Path
 
-from sft.common.command import GIB, check_free, run, whole_folder
+from sft.common.command import GIB, atomic_folder, check_output_path, run
 from sft.common.models import ADAPTER_CONFIG
 from sft.publishing.merging import check_disk, check_mergeable, comparison_line, merge, weight_bytes
 
@@ -28,12 +28,12 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --output_dir")
     args = parser.parse_args()
 
-    check_free(args.output_dir, args.overwrite)
+    check_output_path(args.output_dir, args.overwrite)
     base = check_mergeable(args.model_path, args.base_model)
     needed = weight_bytes(base)
     check_disk(args.output_dir, needed)
     print(f"The merged model takes {needed / GIB:.2f} GiB of memory and of disk", flush=True)
-    with whole_folder(args.output_dir, args.overwrite) as folder:
+    with atomic_folder(args.output_dir, args.overwrite) as folder:
         found = merge(args.model_path, base, folder)
     print(comparison_line(found))
     print(f"Wrote {args.output_dir}")

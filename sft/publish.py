@@ -16,7 +16,7 @@ import argparse
 import re
 from pathlib import Path
 
-from sft.common.command import UserError, run, whole_folder
+from sft.common.command import UserError, atomic_folder, run
 from sft.common.hub import is_id, make_public, push
 from sft.publishing.staging import ALLOWED, CARD, base_here, check_base, check_facts, read_results, stage
 from sft.publishing.upload import check_repository, set_tag, verify
@@ -68,7 +68,7 @@ def main() -> None:
         check_disk(folder, weight_bytes(merged_onto) * (1 if args.dry_run else 2))  # verification downloads it again
     parent = None if args.dry_run else check_repository(args.repo, model, args.public, args.update, args.tag)
 
-    with whole_folder(folder, overwrite=True) as temporary:
+    with atomic_folder(folder, overwrite=True) as temporary:
         stage(args, base, merged_onto, evaluations, temporary)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:

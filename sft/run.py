@@ -49,12 +49,12 @@ def main() -> None:
     launch, hardware = current_launch(), this_machine()
     if launch.kind == "deepspeed" and not hardware.count:
         model.without_deepspeeds_inference_kernels()
-    settings = checks.for_this_cpu(settings.on(launch.processes), launch)
+    settings = checks.for_this_cpu(settings.for_world_size(launch.processes), launch)
     if settings.print_config:
         if is_main_process():
             print(settings.describe())
         return
-    checks.refuse(settings, launch, hardware)
+    checks.check_all(settings, launch, hardware)
     check_model_folder(settings.model)
     if settings.push_to_hub and is_main_process() and not settings.is_trial:
         upload.check_run(settings)
@@ -75,26 +75,26 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     Raises:
         UserError: data, a checkpoint or a model that the run cannot use.
     """
-    from sft.common.chat_template import tokenized_for, trained_columns
+    from sft.common.chat_template import tokenizer_fingerprint, trained_columns
     from sft.common.data import data_fingerprint
     from sft.training import checkpoints, manifest, model, plan, stopping, trial
-    from sft.training.callbacks import DevQuestions, History, log_lines
+    from sft.training.callbacks import DevAccuracyCallback, HistoryCallback, log_lines
 
     checkpoint = None if settings.is_trial else checkpoints.resume_point(settings)
     scratch = tempfile.TemporaryDirectory() if settings.is_trial else None
-    wanted, settings = settings, trial.shortened(settings, scratch.name) if settings.is_trial else settings
+    wanted, settings = settings, trial.trial_settings(settings, scratch.name) if settings.is_trial else settings
     _, training_args, model_args, _ = settings.build()
 
     ################################
     # Data: every row is looked at #
     ################################
-    rows, dev, tokenizer, lengths = plan.look_at_data(settings)
+    rows, dev, tokenizer, lengths = plan.load_and_check_data(settings)
     lines, estimated = plan.plan(wanted, launch, hardware, lengths)
     if is_main_process():
         print("\n".join(lines), flush=True)
     if settings.dry_run:
         rows = trial.longest_rows(rows, lengths, settings, launch.processes)
-    fingerprints = data_fingerprint(rows, trained_columns(rows)), tokenized_for(tokenizer)
+    fingerprints = data_fingerprint(rows, trained_columns(rows)), tokenizer_fingerprint(tokenizer)
     description = manifest.manifest(settings, launch, hardware, *fingerprints)
     notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
 
@@ -130,13 +130,13 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
         trial.run(trainer, wanted, hardware, estimated)
         return None
     description["parameters"] = model.parameter_counts(trainer.model)
-    survive = stopping.begin(trainer, settings, description, checkpoint, notes)
+    graceful_stop = stopping.begin(trainer, settings, description, checkpoint, notes)
     if settings.mcq_eval_samples:
-        trainer.add_callback(DevQuestions(trainer, dev, settings.mcq_eval_samples))
-    trainer.add_callback(History())
-    survive.train()
-    if survive.stopped:
-        survive.say_goodbye()
+        trainer.add_callback(DevAccuracyCallback(trainer, dev, settings.mcq_eval_samples))
+    trainer.add_callback(HistoryCallback())
+    graceful_stop.train()
+    if graceful_stop.stopped:
+        graceful_stop.print_resume_command()
         return None
 
     ######################

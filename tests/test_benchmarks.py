@@ -93,13 +93,13 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
     from transformers import AutoModelForCausalLM
 
     from sft.training.config import resolve
-    from sft.training.memory import count_parameters, meta_model
+    from sft.training.memory import count_parameters, trained_meta_model
 
     settings = resolve([RECIPE])
     model = AutoModelForCausalLM.from_pretrained(tiny_deepseek)
     # Neither embeddings, which are looked up, nor the output layer, which sees the labelled tokens alone.
     frozen = sum(parameter.numel() for parameter in model.model.layers.parameters()) + model.config.hidden_size
-    trained = count_parameters(meta_model(model.config, settings), settings).trained
+    trained = count_parameters(trained_meta_model(model.config, settings), settings).trained
     monkeypatch.syspath_prepend(train.HERE)  # as Python does for the script
     useful, again = train.build_model(str(tiny_deepseek), settings, tmp_path / "model")
     assert useful == 4 * frozen + 6 * trained
@@ -124,9 +124,9 @@ def test_what_cannot_be_measured_is_refused_before_the_first_run(refused, tiny_d
 
 @pytest.mark.parametrize("file", ["gpu.txt", "cpu.txt"])
 def test_every_contender_of_the_lists_would_start_where_the_list_says(file):
-    from sft.training.checks import refuse
+    from sft.training.checks import check_all
     from sft.training.config import resolve
-    from sft.training.hardware import named
+    from sft.training.hardware import planned_hardware
     from sft.training.launch import read_launch_file
     from tests.benchmarks.memory import named_launch
 
@@ -141,8 +141,8 @@ def test_every_contender_of_the_lists_would_start_where_the_list_says(file):
         own = words[words.index("--config_file") + 1] if "--config_file" in words else None
         launch = read_launch_file(train.ROOT / (own or named_launch(train.ROOT / words[at])[0]))
         launch = dataclasses.replace(launch, processes=1)
-        settings = resolve([words[at], "--output_dir", "nowhere", *words[at + 1 :]]).on(1)
-        refuse(settings, launch, named("A100-80GB", 1))
+        settings = resolve([words[at], "--output_dir", "nowhere", *words[at + 1 :]]).for_world_size(1)
+        check_all(settings, launch, planned_hardware("A100-80GB", 1))
 
 
 def test_a_run_imports_nothing_that_it_does_not_use(command, prepared, tiny_deepseek):

@@ -282,7 +282,7 @@ def check_training(words: list[str], launch, partly: bool) -> None:
     settings = resolve([str(ROOT / words[0]), *words[1:]])
     check_recipe(settings)
     if launch:
-        check_launch(settings.on(launch.processes), launch)
+        check_launch(settings.for_world_size(launch.processes), launch)
 
 
 def check_script(script: str, words: list[str], partly: bool, here) -> None:

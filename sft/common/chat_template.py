@@ -106,7 +106,7 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def anchor(tokenizer: Any, prompt: str) -> str | None:
+def last_added_token(tokenizer: Any, prompt: str) -> str | None:
     """The last token in the rendered `prompt` at which tokenizers cut any text before they look at the rest.
 
     What stands before such an added token is encoded alike whatever follows, so it need not be encoded twice.
@@ -131,7 +131,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     """
     asked = render(tokenizer, prompts, add_generation_prompt=True)
     told = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
-    cut_at = anchor(tokenizer, asked[0]) if asked else None
+    cut_at = last_added_token(tokenizer, asked[0]) if asked else None
     # Each text falls into a head, encoded once, and a rest that begins with the end of the prompt.
     cuts = [max(0, text.rfind(cut_at)) if cut_at else 0 for text in asked]
     heads = encode(tokenizer, [text[:cut] for text, cut in zip(asked, cuts, strict=True)])
@@ -173,7 +173,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     return rows
 
 
-def answer_opening(tokenizer: Any) -> list[int]:
+def closed_think_ids(tokenizer: Any) -> list[int]:
     """Token ids that stand between a prompt and the first word of an answer given without thinking.
 
     For a family that thinks, they close the think block at once; for others there are none.
@@ -184,7 +184,7 @@ def answer_opening(tokenizer: Any) -> list[int]:
     return one[: common_prefix([one, other])]
 
 
-def thinking_opening(tokenizer: Any) -> str:
+def open_think_prefix(tokenizer: Any) -> str:
     """What of a think block the prompt has opened already: ``<think>`` and a newline, or nothing."""
     (asked,) = render(tokenizer, [[{"role": "user", "content": "Which?"}]], add_generation_prompt=True)
     opened = asked.rfind("<think>")
@@ -196,7 +196,7 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return next((i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), 0)
 
 
-def tokenized_for(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Fingerprint of everything that decides a row's tokens: the vocabulary, its rules and the chat template."""
     if tokenizer.is_fast:  # how it cuts and pads is no part of it, and depends on what it did last
         tokenizer.backend_tokenizer.no_truncation()
@@ -244,11 +244,12 @@ def token_counts(dataset: Any, tokenizer: Any, name: str) -> list[int]:
     if "input_ids" in dataset.column_names:
         import pyarrow.compute as pc
 
-        made_for = set(dataset.unique("tokenized_for")) - {tokenized_for(tokenizer)}
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        made_for = set(dataset.unique("tokenized_for")) - {fingerprint}
         if made_for:
             raise UserError(
                 f"{name} rows have tokens for another tokenizer or chat template (fingerprint {made_for.pop()}, here "
-                f"{tokenized_for(tokenizer)}): prepare them with --pretokenize and this model and --chat_template"
+                f"{fingerprint}): prepare them with --pretokenize and this model and --chat_template"
             )
         tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
         return [n for table in tables for n in pc.list_value_length(table["input_ids"]).to_pylist()]

@@ -69,13 +69,13 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which takes its name only if the block succeeds.
 
     Raises `UserError` if `path` exists and `overwrite` is false, or if the disk refuses. Ctrl-C and SIGTERM leave
     neither folder behind; the one that was there before goes only when the new one is whole.
     """
-    check_free(path, overwrite)
+    check_output_path(path, overwrite)
     path = path.resolve()  # what a link points to is replaced, not the link
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     new_parents = [parent for parent in path.parents if not parent.exists()]
@@ -107,7 +107,7 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def check_free(path: Path, overwrite: bool) -> None:
+def check_output_path(path: Path, overwrite: bool) -> None:
     """Raise `UserError` if `path` exists and must not be replaced: ask before long work whose result goes there."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: choose a folder")
@@ -162,17 +162,17 @@ def is_path(text: str) -> bool:
     return bool(re.match(r"[/~]|[A-Za-z]:[\\/]|\.\./", text)) and len(text) > 1
 
 
-def without_paths(value: Any) -> Any:
+def strip_local_paths(value: Any) -> Any:
     """`value` (as JSON knows it) with every path from outside of the working folder reduced to its last name."""
     if isinstance(value, dict):
-        return {without_paths(key): without_paths(item) for key, item in value.items()}
+        return {strip_local_paths(key): strip_local_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_paths(item) for item in value]
+        return [strip_local_paths(item) for item in value]
     if not isinstance(value, str):
         return value
     if value.startswith("{"):  # a mapping of a recipe, which its parser carries as text
         try:
-            return json.dumps(without_paths(json.loads(value)), ensure_ascii=False)
+            return json.dumps(strip_local_paths(json.loads(value)), ensure_ascii=False)
         except ValueError:
             return value
     return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path(value) else value

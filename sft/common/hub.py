@@ -23,9 +23,9 @@ PAUSES, PAUSES_OF_QUESTIONS = (1, 2, 4, 8, 16), (1, 2)
 # Seconds in which the Hub's address has to answer: several times what a slow line takes, and short for who waits.
 PATIENCE = 3
 # Answers of a server that may well answer otherwise in a while.
-PASSING = {408, 429, 500, 502, 503, 504}
+RETRYABLE_STATUSES = {408, 429, 500, 502, 503, 504}
 # What an answer means to the user, where the server's own words may not tell.
-MEANING = {
+STATUS_ADVICE = {
     401: "you are not logged in, or the token has expired: run `hf auth login`",
     403: "your token may not write there: log in with one that may (`hf auth login`), or name another owner",
     409: "somebody else changes the repository at the same time: look at it, then run the command again",
@@ -126,13 +126,13 @@ def no_answer(error: BaseException) -> bool:
     )
 
 
-def patiently(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
+def with_retries(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
     """The result of `call`, tried again after what passes."""
     for pause in pauses:
         try:
             return call()
         except Exception as error:  # whatever the client's HTTP library raises
-            if not (no_answer(error) or status_of(error) in PASSING):
+            if not (no_answer(error) or status_of(error) in RETRYABLE_STATUSES):
                 raise
             print(f"The Hub: {reason(error)}. Next try in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
@@ -149,8 +149,8 @@ def reason(error: BaseException) -> str:
         return unreached()
     status = status_of(error)
     said = next((link.server_message for link in chain(error) if getattr(link, "server_message", None)), None)
-    if status in MEANING:
-        return MEANING[status] + (f" (the Hub says: {said})" if said else "")
+    if status in STATUS_ADVICE:
+        return STATUS_ADVICE[status] + (f" (the Hub says: {said})" if said else "")
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
@@ -171,9 +171,9 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
         validate_repo_id(repo)
         if repo.count("/") != 1:
             raise HFValidationError("it has no owner" if "/" not in repo else "it has more than one /")
-        me = patiently(api.whoami, PAUSES_OF_QUESTIONS)
-        there = patiently(lambda: api.repo_exists(repo, repo_type=kind), PAUSES_OF_QUESTIONS)
-        info = patiently(lambda: api.repo_info(repo, repo_type=kind), PAUSES_OF_QUESTIONS) if there else None
+        me = with_retries(api.whoami, PAUSES_OF_QUESTIONS)
+        there = with_retries(lambda: api.repo_exists(repo, repo_type=kind), PAUSES_OF_QUESTIONS)
+        info = with_retries(lambda: api.repo_info(repo, repo_type=kind), PAUSES_OF_QUESTIONS) if there else None
     except HFValidationError as error:
         raise UserError(f"{words}: give OWNER/NAME: {first_line(error)}") from error
     except LocalTokenNotFoundError as error:
@@ -201,7 +201,7 @@ def create(option: str, repo: str, kind: str) -> None:
     from huggingface_hub import HfApi
 
     try:
-        patiently(lambda: HfApi().create_repo(repo, repo_type=kind, private=True, exist_ok=True))
+        with_retries(lambda: HfApi().create_repo(repo, repo_type=kind, private=True, exist_ok=True))
     except Exception as error:  # as above
         raise UserError(f"{option} {repo} cannot be made: {reason(error)}") from error
 
@@ -241,7 +241,7 @@ def push(
 
     create(option, repo, kind)
     try:
-        return patiently(upload)
+        return with_retries(upload)
     except Exception as error:  # as above; hours of work must not end in a traceback
         raise UserError(
             f"{option} {repo}: {reason(error)}. Nothing was committed; what was to be uploaded is whole in {folder}"
@@ -257,6 +257,6 @@ def make_public(option: str, repo: str, kind: str) -> None:
     from huggingface_hub import HfApi
 
     try:
-        patiently(lambda: HfApi().update_repo_settings(repo, repo_type=kind, private=False))
+        with_retries(lambda: HfApi().update_repo_settings(repo, repo_type=kind, private=False))
     except Exception as error:  # as above
         raise UserError(f"{option} {repo} is uploaded and stays private: {reason(error)}") from error

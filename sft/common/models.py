@@ -73,7 +73,7 @@ def check_model_folder(model_path: str) -> None:
     """
     folder = Path(model_path)
     if folder.is_dir():
-        # A run of ours seals its checkpoints when they are whole (sft/training/checkpoints.py).
+        # A run of ours marks its checkpoints when they are complete (sft/training/checkpoints.py).
         of_ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
         if of_ours and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
@@ -129,7 +129,7 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise unloadable(f"the tokenizer of {model_path}", error) from error
+        raise loading_error(f"the tokenizer of {model_path}", error) from error
     set_chat_template(tokenizer, chat_template)
     return tokenizer
 
@@ -147,7 +147,7 @@ def base_of(model_path: str) -> str:
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
-def unloadable(what: str, error: Exception) -> UserError:
+def loading_error(what: str, error: Exception) -> UserError:
     """Says that `what` could not be loaded, and what may help."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -175,7 +175,7 @@ def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str
     try:
         check_model_folder(base)
     except UserError as error:
-        raise unloadable(words, error) from error
+        raise loading_error(words, error) from error
     return base, words
 
 
@@ -192,7 +192,7 @@ def load_config(model_path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise unloadable(words, error) from error
+        raise loading_error(words, error) from error
 
 
 def context_length(model_path: str) -> int | None:
@@ -204,7 +204,7 @@ def context_length(model_path: str) -> int | None:
     return getattr(load_config(model_path), "max_position_embeddings", None)
 
 
-def weightless_model(config: Any) -> Any:
+def meta_model(config: Any) -> Any:
     """The model on the meta device: every shape, no memory."""
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -260,5 +260,5 @@ def load_model(
             adapter, adapter_revision = pinned(model_path)
             model = PeftModel.from_pretrained(model, adapter, revision=adapter_revision)
     except (OSError, ValueError, RuntimeError) as error:  # the last, of weights of other sizes
-        raise unloadable(words, error) from error
+        raise loading_error(words, error) from error
     return model.eval(), tokenizer

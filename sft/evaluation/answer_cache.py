@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, sha256, without_paths, write_json
+from sft.common.command import UserError, sha256, strip_local_paths, write_json
 from sft.common.hub import pinned
 from sft.common.models import base_of, commit_of
 from sft.common.prompts import PROMPT_VERSION
@@ -149,7 +149,7 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str)
         model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
     else:  # the address is told by its hash: it may be nobody's business
         where = hashlib.sha256(args.base_url.encode()).hexdigest()[:16]
-        model, options = [f"{without_paths(args.model_path)} at server {where}"], ("backend",)
+        model, options = [f"{strip_local_paths(args.model_path)} at server {where}"], ("backend",)
     return {
         "model": model,
         "questions": data_fingerprint(Dataset.from_list(questions), columns),

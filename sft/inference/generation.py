@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sft.common.chat_template import answer_opening, thinking_opening
+from sft.common.chat_template import closed_think_ids, open_think_prefix
 from sft.common.command import UserError
 from sft.inference.likelihood import pad, padding
 
@@ -64,7 +64,7 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id} | (set(own if isinstance(own, list) else [own]) - {None})
 
 
-def written_tokens(
+def generate_ids(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
 ) -> list[list[int]]:
     """Token ids that a model writes behind each prompt (token ids too): to the limit, or to the end of its turn.
@@ -98,13 +98,13 @@ def written_tokens(
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
 ) -> list[Generated]:
-    """Continue a batch of prompts as `written_tokens` does. `streamer` is one of transformers, for a batch of one."""
-    opening, closed = thinking_opening(tokenizer), answer_opening(tokenizer)
+    """Continue a batch of prompts as `generate_ids` does. `streamer` is one of transformers, for a batch of one."""
+    opening, closed = open_think_prefix(tokenizer), closed_think_ids(tokenizer)
     if not sampling.thinking:
         prompts = [[*prompt, *closed] for prompt in prompts]
         opening += tokenizer.decode(closed)
     ends, found = end_tokens(model, tokenizer), []
-    for row in written_tokens(model, tokenizer, prompts, sampling, streamer):
+    for row in generate_ids(model, tokenizer, prompts, sampling, streamer):
         ended = row[-1] in ends
         # The token that ends a turn was written too, but says nothing.
         text = tokenizer.decode(row[:-1] if ended else row)

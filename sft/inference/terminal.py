@@ -21,7 +21,7 @@ HELP = """\
   /quit             leave, as end-of-file (Ctrl-D) and Ctrl-C do; while an answer is written, Ctrl-C stops it"""
 
 
-class Words(TextStreamer):
+class AnswerStreamer(TextStreamer):
     """Prints a turn as it is written; of its think block, if it is hidden, only that there is one."""
 
     def __init__(self, tokenizer: Any, thinking: str, opened: bool):
@@ -58,7 +58,7 @@ class Words(TextStreamer):
         print(text, end="\n" if stream_end else "", flush=True)
 
 
-class Leave(Exception):
+class Quit(Exception):
     """The user wants to go."""
 
 
@@ -66,7 +66,7 @@ def read(prompt: str, state: dict) -> str:
     """One line of input, commands carried out.
 
     Raises:
-        Leave: /quit, end-of-file or Ctrl-C.
+        Quit: /quit, end-of-file or Ctrl-C.
         StopIteration: /new.
     """
     while True:
@@ -74,10 +74,10 @@ def read(prompt: str, state: dict) -> str:
             line = input(prompt).strip()
         except (EOFError, KeyboardInterrupt):
             print()
-            raise Leave from None
+            raise Quit from None
         command, _, word = line.partition(" ")
         if command == "/quit":
-            raise Leave
+            raise Quit
         if command == "/new":
             raise StopIteration
         if command == "/help":
@@ -93,9 +93,9 @@ def read(prompt: str, state: dict) -> str:
 
 def converse(assistant: Any, sampling: Sampling, thinking: str) -> None:
     """Ask and answer until the user leaves. What cannot be asked is said, and the conversation goes on."""
-    from sft.common.chat_template import thinking_opening
+    from sft.common.chat_template import open_think_prefix
 
-    opened = bool(thinking_opening(assistant.tokenizer))
+    opened = bool(open_think_prefix(assistant.tokenizer))
     state = {"thinking": thinking}
     print("Ask a question; /help tells more, /quit leaves. Not medical advice: the model sees no figure.")
     while True:
@@ -111,7 +111,7 @@ def converse(assistant: Any, sampling: Sampling, thinking: str) -> None:
                 messages = follow(assistant, [*messages, {"role": "user", "content": line}], sampling, state, opened)
         except StopIteration:
             continue
-        except Leave:
+        except Quit:
             print("Goodbye.")
             return
         except UserError as error:
@@ -124,7 +124,7 @@ def follow(assistant: Any, messages: list, sampling: Sampling, state: dict, open
     """Write the next turn of a conversation; returns the conversation with it, which Ctrl-C leaves as it was."""
     wanted = replace(sampling, thinking=state["thinking"] != "off")
     since = time.perf_counter()
-    words = Words(assistant.tokenizer, state["thinking"], opened and wanted.thinking)
+    words = AnswerStreamer(assistant.tokenizer, state["thinking"], opened and wanted.thinking)
     try:
         written = assistant.reply(messages, wanted, words)
     except KeyboardInterrupt:

@@ -33,7 +33,7 @@ _PATH = re.compile(
     r"(?:(?<![\w./<~])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
 )
 # Accounts that tell nothing of anybody.
-NOBODY = {
+GENERIC_ACCOUNTS = {
     *("root", "user", "users", "ubuntu", "admin", "debian", "jovyan", "docker", "runner", "nobody", "home", "vscode"),
     # ... and names that values of our own files are, too.
     *("train", "dev", "test", "data", "text", "letter", "steps", "epoch", "best", "adapter", "model", "lora", "none"),
@@ -58,7 +58,7 @@ def user_names() -> set[str]:
     names |= {home.name} if home.parent.name in ("home", "Users") else set()
     with contextlib.suppress(KeyError, OSError):  # a container without an entry for this user
         names.add(getpass.getuser())
-    return {name for name in names if len(name) > 2 and name.lower() not in NOBODY}
+    return {name for name in names if len(name) > 2 and name.lower() not in GENERIC_ACCOUNTS}
 
 
 def values_of(file: Path, text: str) -> str:

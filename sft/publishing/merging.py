@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import GIB, UserError, free_bytes, read_json, without_paths, write_json
+from sft.common.command import GIB, UserError, free_bytes, read_json, strip_local_paths, write_json
 from sft.common.hub import pinned
 from sft.common.models import (
     FACTS,
@@ -17,9 +17,9 @@ from sft.common.models import (
     commit_of,
     load_config,
     load_model,
+    meta_model,
     model_file,
     prompt_format,
-    weightless_model,
 )
 
 # Small shards, because saving holds one of them twice.
@@ -50,7 +50,7 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
 
 def weight_bytes(base: str) -> int:
     """Bytes of the model's weights in bfloat16, counted without loading them."""
-    return sum(parameter.numel() * 2 for parameter in weightless_model(load_config(base)).parameters())
+    return sum(parameter.numel() * 2 for parameter in meta_model(load_config(base)).parameters())
 
 
 def check_disk(folder: Path, needed: int) -> None:
@@ -137,6 +137,6 @@ def merge(model_path: str, base: str, folder: Path) -> dict[str, Any]:
         if file := model_file(model_path, name):
             shutil.copyfile(file, folder / name)
     if file := model_file(model_path, MANIFEST):
-        onto = {"name": without_paths(pinned(base)[0]), "revision": commit_of(base)}
+        onto = {"name": strip_local_paths(pinned(base)[0]), "revision": commit_of(base)}
         write_json(folder / MANIFEST, {**read_json(file), "merged": {**found, "onto": onto}})
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, first_line, read_json, terminated_as_exit
-from sft.common.hub import PAUSES_OF_QUESTIONS, check_push, create, files_of, patiently, reason, status_of
+from sft.common.hub import PAUSES_OF_QUESTIONS, check_push, create, files_of, reason, status_of, with_retries
 from sft.common.models import ADAPTER_CONFIG, MANIFEST, prompt_format
 from sft.publishing.staging import ALLOWED, base_here
 
@@ -30,7 +30,7 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
     if info is None:
         return None
     try:
-        tags = patiently(lambda: tags_of(repo), PAUSES_OF_QUESTIONS) if tag else {}
+        tags = with_retries(lambda: tags_of(repo), PAUSES_OF_QUESTIONS) if tag else {}
         names = files_of(info)
         there = Path(hf_hub_download(repo, MANIFEST, revision=info.sha)) if MANIFEST in names else None
         same_run = there is not None and run_of(there) == run_of(model / MANIFEST)
@@ -74,7 +74,7 @@ def set_tag(repo: str, tag: str, commit: str) -> None:
             HfApi().create_tag(repo, tag=tag, revision=commit)
 
     try:
-        patiently(tagged)
+        with_retries(tagged)
     except Exception as error:  # whatever the HTTP library raises
         why = "it names another commit: choose another" if status_of(error) == 409 else reason(error)
         raise UserError(f"--repo {repo} is published, but not tagged {tag}: {why}") from error
@@ -83,10 +83,10 @@ def set_tag(repo: str, tag: str, commit: str) -> None:
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
     """The first tokens that a model writes, greedily, to each of the demonstration's questions, asked one by one."""
     from sft.inference.assistant import demo_prompts
-    from sft.inference.generation import Sampling, written_tokens
+    from sft.inference.generation import Sampling, generate_ids
 
     greedy = Sampling(ANSWER_TOKENS, temperature=0)
-    return [written_tokens(model, tokenizer, [ids], greedy)[0] for ids in demo_prompts(tokenizer, answer_format)]
+    return [generate_ids(model, tokenizer, [ids], greedy)[0] for ids in demo_prompts(tokenizer, answer_format)]
 
 
 def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> None:
@@ -111,7 +111,7 @@ def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> No
     with terminated_as_exit(), tempfile.TemporaryDirectory(dir=staged.parent) as cache:
         ours = {"revision": commit, "cache_dir": cache, "allow_patterns": list(ALLOWED)}
         try:
-            fresh = Path(patiently(lambda: snapshot_download(args.repo, **ours)))
+            fresh = Path(with_retries(lambda: snapshot_download(args.repo, **ours)))
         except Exception as error:  # whatever the HTTP library raises
             raise UserError(f"{wrong}: it cannot be downloaded again: {reason(error)}") from error
         for file in (path for path in staged.rglob("*") if path.is_file()):

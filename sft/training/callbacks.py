@@ -1,8 +1,9 @@
 """Choose the checkpoint by what matters: dev questions answered during training, and the curve of the run.
 
-`DevQuestions` scores a fixed draw of dev questions at every evaluation, spread over all processes, and puts
-`eval_mcq_accuracy` with its 95 % interval beside the losses, where `metric_for_best_model` finds it. `History` writes
-history.json and loss.png into the output folder while the run goes on. `LogLines` prints for log files what is logged.
+`DevAccuracyCallback` scores a fixed draw of dev questions at every evaluation, spread over all processes, and puts
+`eval_mcq_accuracy` with its 95 % interval beside the losses, where `metric_for_best_model` finds it.
+`HistoryCallback` writes history.json and loss.png into the output folder while the run goes on. `LogLinesCallback`
+prints for log files what is logged.
 """
 
 import sys
@@ -23,7 +24,7 @@ from sft.inference.likelihood import most_likely, option_log_likelihoods
 SHOWN = 3
 
 
-class DevQuestions(TrainerCallback):
+class DevAccuracyCallback(TrainerCallback):
     """Answers `samples` dev questions by option likelihood at every evaluation; the draw depends on the seed alone."""
 
     def __init__(self, trainer: Any, dev: Any, samples: int):
@@ -75,7 +76,7 @@ class DevQuestions(TrainerCallback):
                 )
 
 
-class LogLines(TrainerCallback):
+class LogLinesCallback(TrainerCallback):
     """Prints what is logged as one line with the step and the time, for a log file, where a bar is unreadable."""
 
     # The step and the time at the beginning of the line tell enough of these.
@@ -104,14 +105,14 @@ def duration(seconds: float) -> str:
 
 
 def log_lines(trainer: Any) -> None:
-    """Let `trainer` print `LogLines` instead of a bar where its output is no terminal."""
+    """Let `trainer` print `LogLinesCallback` instead of a bar where its output is no terminal."""
     if not sys.stderr.isatty():
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(LogLines())
+        trainer.add_callback(LogLinesCallback())
 
 
-class History(TrainerCallback):
+class HistoryCallback(TrainerCallback):
     """Keeps history.json (every logged line) and loss.png in the output folder up to date."""
 
     running = True

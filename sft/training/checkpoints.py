@@ -1,8 +1,8 @@
 """Checkpoints: which are complete, from which a run continues, and whether it is the same run.
 
-A checkpoint is complete or absent: `Survive` seals each one with run_manifest.json, which lists its files and their
-sizes, once every process has written its part. A checkpoint without a seal is what a killed run left; nothing
-continues from it. Before a run continues, its manifest is compared with the one in the checkpoint.
+A checkpoint is complete or absent: `GracefulStopCallback` (stopping.py) writes run_manifest.json, which lists the
+files and their sizes, once every process has written its part. A checkpoint without it is what a killed run left;
+nothing continues from it. Before a run continues, its manifest is compared with the one in the checkpoint.
 """
 
 import json
@@ -17,7 +17,7 @@ from sft.training.config import AUTO, Settings
 
 # Settings that may change between a checkpoint and its continuation: they decide what is seen and kept, not what is
 # learned. Paths are free because the data, the tokenizer and the template are compared by content.
-FREE = {
+MAY_CHANGE_ON_RESUME = {
     *("output_dir", "dataset_name", "dataset_mixture", "chat_template_path", "run_name", "project", "report_to"),
     *("resume_from_checkpoint", "resume_weights_only", "dry_run", "probe_steps", "price_per_hour", "print_config"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "mcq_eval_samples"),
@@ -25,12 +25,12 @@ FREE = {
     *("attn_implementation", "global_batch_size", "per_device_eval_batch_size", "dataset_num_proc"),
     *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps", "push_to_hub"),
 }
-FREE_KINDS = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
+MAY_CHANGE_PREFIXES = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
 # Settings whose change is meant, but bends the learning-rate schedule.
 LENGTH = {"num_train_epochs", "max_steps"}
 
 
-def seal(checkpoint: Path, description: dict) -> None:
+def mark_complete(checkpoint: Path, description: dict) -> None:
     """Mark `checkpoint` as whole: a manifest that lists every file in it with its size in bytes."""
     files = {
         str(file.relative_to(checkpoint)): file.stat().st_size
@@ -40,14 +40,14 @@ def seal(checkpoint: Path, description: dict) -> None:
     write_json(checkpoint / MANIFEST, {**description, "files": files})
 
 
-def read_seal(checkpoint: Path) -> dict | None:
-    """The manifest of a complete checkpoint; None if it was not sealed or something in it is missing since."""
+def complete_manifest(checkpoint: Path) -> dict | None:
+    """The manifest of a complete checkpoint; None if it has none, or a file is missing."""
     try:
-        sealed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        whole = all((checkpoint / name).stat().st_size == size for name, size in sealed["files"].items())
+        found = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        complete = all((checkpoint / name).stat().st_size == size for name, size in found["files"].items())
     except (OSError, ValueError, KeyError):
         return None
-    return sealed if whole else None
+    return found if complete else None
 
 
 def resume_point(settings: Settings) -> Path | None:
@@ -70,7 +70,7 @@ def resume_point(settings: Settings) -> Path | None:
             return None
     checkpoint = Path(resume)
     if resume.lower() in AUTO:
-        checkpoint = next((folder for folder in reversed(found) if read_seal(folder)), None)
+        checkpoint = next((folder for folder in reversed(found) if complete_manifest(folder)), None)
         if checkpoint is None:
             if (out / "final_model").exists() or (found and not (out / MANIFEST).is_file()):
                 raise UserError(
@@ -81,7 +81,7 @@ def resume_point(settings: Settings) -> Path | None:
         raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder, or auto")
     if settings.resume_weights_only:
         return checkpoint
-    if not read_seal(checkpoint):
+    if not complete_manifest(checkpoint):
         raise UserError(
             f"resume_from_checkpoint {resume} is not complete (the run was stopped while writing it, or files are "
             "missing): pass auto, which takes the latest complete one"
@@ -91,7 +91,7 @@ def resume_point(settings: Settings) -> Path | None:
             f"{checkpoint} holds no optimizer state (save_only_model), so the run cannot go on as it was: begin a new "
             "one with --resume_weights_only yes --output_dir NEW"
         )
-    later = [folder.name for folder in found if step_of(folder) > step_of(checkpoint) and read_seal(folder)]
+    later = [folder.name for folder in found if step_of(folder) > step_of(checkpoint) and complete_manifest(folder)]
     if later:
         raise UserError(
             f"output_dir {out} holds {', '.join(later)}, which a run from {checkpoint.name} would overwrite: pass "
@@ -115,7 +115,7 @@ def remove_incomplete(output_dir: Path) -> list[str]:
     removed = []
     if (output_dir / MANIFEST).is_file():  # else these are not ours to judge
         for folder in [*checkpoints_in(output_dir), *output_dir.glob(".final_model.tmp")]:
-            if not read_seal(folder):
+            if not complete_manifest(folder):
                 shutil.rmtree(folder)
                 removed.append(folder.name)
     return removed
@@ -127,7 +127,7 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
     Raises:
         UserError: one that would make the continuation another run: the line lists all of them, and the ways out.
     """
-    before = read_seal(checkpoint) or {}
+    before = complete_manifest(checkpoint) or {}
     faults, notes = [], []
     for key, words in (
         ("world_size", "process(es)"),
@@ -140,8 +140,8 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
             faults.append(f"{words} {before.get(key)}, now {now[key]}")
     settings, current = before.get("settings", {}), now["settings"]
     # A key that only one side knows came or went with a version of the libraries, which is told below.
-    for key in sorted((settings.keys() & current.keys()) - FREE):
-        if settings[key] == current[key] or key.startswith(FREE_KINDS):
+    for key in sorted((settings.keys() & current.keys()) - MAY_CHANGE_ON_RESUME):
+        if settings[key] == current[key] or key.startswith(MAY_CHANGE_PREFIXES):
             continue
         change = f"{key} {settings[key]}, now {current[key]}"
         if key in LENGTH:

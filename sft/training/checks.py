@@ -258,7 +258,7 @@ def check_hardware(settings: Settings, launch: Launch, hardware: Hardware) -> No
         )
 
 
-def refuse(settings: Settings, launch: Launch, hardware: Hardware) -> None:
+def check_all(settings: Settings, launch: Launch, hardware: Hardware) -> None:
     """All checks that need neither model nor data.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sft.common.command import UserError, without_paths
+from sft.common.command import UserError, strip_local_paths
 
 # Names that recipes elsewhere carry, today or from older libraries, and what they are called here.
 OTHER_NAMES = {
@@ -44,7 +44,7 @@ OTHER_NAMES = {
     "grad_accum": "gradient_accumulation_steps",
 }
 # Keys that say how a run is started or where its model goes, not what it learns: they do not travel with the model.
-OF_THE_START = (
+LAUNCH_ONLY_KEYS = (
     *("resume_from_checkpoint", "resume_weights_only", "print_config", "dry_run", "probe_steps", "price_per_hour"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 )
@@ -198,7 +198,7 @@ class Settings:
         """The data sets to train on and how often to take each, as `RunArguments.weights`."""
         return RunArguments(dataset_mixture=self.dataset_mixture).weights(self.dataset_name)
 
-    def on(self, processes: int) -> "Settings":
+    def for_world_size(self, processes: int) -> "Settings":
         """These settings on so many processes: `global_batch_size`, if set, decides gradient_accumulation_steps.
 
         Raises:
@@ -238,10 +238,10 @@ class Settings:
     def as_recipe(self, revision: str | None = None) -> str:
         """What recipe and command line set, as a recipe, with its base model at `revision`: it trains the same."""
         given = (key for key in self.values if self.sources.get(key) not in (None, "global_batch_size"))
-        values = {key: self.values[key] for key in given if key not in OF_THE_START}
+        values = {key: self.values[key] for key in given if key not in LAUNCH_ONLY_KEYS}
         values |= {"model_revision": revision} if revision else {}
         return "".join(
-            f"{key}: {json.dumps(without_paths(value), ensure_ascii=False)}\n" for key, value in values.items()
+            f"{key}: {json.dumps(strip_local_paths(value), ensure_ascii=False)}\n" for key, value in values.items()
         )
 
     @property

@@ -72,7 +72,7 @@ def cpu_threads() -> int:
     return torch.get_num_threads()
 
 
-def named(gpu: str, count: int) -> Hardware:
+def planned_hardware(gpu: str, count: int) -> Hardware:
     """`count` GPUs of a model in `GPUS`, for planning a run on another machine.
 
     Raises:

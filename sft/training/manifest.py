@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import read_json, without_paths, write_json
+from sft.common.command import read_json, strip_local_paths, write_json
 from sft.common.data import provenance
 from sft.common.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
 from sft.training.checkpoints import step_of
@@ -102,7 +102,7 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
             if (final.parent / name).is_file():
                 shutil.copyfile(final.parent / name, temporary / name)
         description = read_json(final.parent / MANIFEST)
-        write_json(temporary / MANIFEST, without_paths(description))
+        write_json(temporary / MANIFEST, strip_local_paths(description))
         (temporary / RECIPE).write_text(settings.as_recipe(description["base_model"]["revision"]), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)

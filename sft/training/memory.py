@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.common.command import GIB
-from sft.common.models import weightless_model
+from sft.common.models import meta_model
 from sft.training.config import Settings
 from sft.training.launch import Launch
 
@@ -38,7 +38,7 @@ class Parameters:
         return self.trained / self.total
 
 
-def meta_model(config: Any, settings: Settings) -> Any:
+def trained_meta_model(config: Any, settings: Settings) -> Any:
     """The model with its adapter, on the meta device: every shape, no memory."""
     import torch
     from peft import get_peft_model
@@ -46,7 +46,7 @@ def meta_model(config: Any, settings: Settings) -> Any:
     config = copy.deepcopy(config)
     config._attn_implementation = "eager" if settings.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
-        model = weightless_model(config).to(dtype_of(settings))
+        model = meta_model(config).to(dtype_of(settings))
         if settings.use_peft:
             model = get_peft_model(model, lora_config(settings), autocast_adapter_dtype=False)
             for parameter in model.parameters():
@@ -119,7 +119,7 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
         smaller.num_hidden_layers = layers
         if getattr(smaller, "layer_types", None):
             smaller.layer_types = smaller.layer_types[:layers]
-        model = meta_model(smaller, settings)
+        model = trained_meta_model(smaller, settings)
         with FakeTensorMode():
             for module in model.modules():
                 for store in (module._parameters, module._buffers):

@@ -9,7 +9,7 @@ from sft.training.checks import NO_BF16, on_cpu
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
-from sft.training.memory import Parameters, count_parameters, estimate, meta_model
+from sft.training.memory import Parameters, count_parameters, estimate, trained_meta_model
 
 
 def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]:
@@ -44,7 +44,7 @@ def check_disk(settings: Settings, needed: int) -> None:
         )
 
 
-def look_at_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
+def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
     """(train, dev or None, tokenizer, tokens of each training row), every row checked.
 
     The first process checks; the others wait for it here and get its counts.
@@ -105,7 +105,7 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
     config = load_config(settings.model)
     tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else max(lengths))
     try:
-        parameters = count_parameters(meta_model(config, settings), settings)
+        parameters = count_parameters(trained_meta_model(config, settings), settings)
         parts = estimate(config, settings, launch, parameters, tokens)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return [*lines, f"Peak memory: not estimated for this architecture ({first_line(error)})"], None

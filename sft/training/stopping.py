@@ -14,14 +14,16 @@ from transformers import TrainerCallback
 
 from sft.common.command import write_json
 from sft.common.models import MANIFEST
-from sft.training.checkpoints import load_weights, remove_incomplete, seal
+from sft.training.checkpoints import load_weights, mark_complete, remove_incomplete
 from sft.training.config import Settings
 
 # A second signal within so many seconds is an echo of the first; later it ends the process at once.
-ECHO = 5.0
+SECOND_SIGNAL_SECONDS = 5.0
 
 
-def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path | None, notes: list[str]) -> "Survive":
+def begin(
+    trainer: Any, settings: Settings, description: dict, checkpoint: Path | None, notes: list[str]
+) -> "GracefulStopCallback":
     """Make a run ready to be stopped and continued: clean up, note what it is, and listen for signals.
 
     `notes` are what `compare` had to say of `checkpoint`.
@@ -48,9 +50,9 @@ def begin(trainer: Any, settings: Settings, description: dict, checkpoint: Path 
         # in bf16. Without this, a continued 8-bit run differs from the one that was stopped (test_stopping.py).
         trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     continued = str(checkpoint) if checkpoint and not settings.resume_weights_only else None
-    survive = Survive(trainer, description, continued)
-    trainer.add_callback(survive)
-    return survive
+    graceful_stop = GracefulStopCallback(trainer, description, continued)
+    trainer.add_callback(graceful_stop)
+    return graceful_stop
 
 
 def command_line() -> str:
@@ -73,7 +75,7 @@ class AlreadyTrained(Exception):
     """The checkpoint is from the last step, so nothing is left to train."""
 
 
-class Survive(TrainerCallback):
+class GracefulStopCallback(TrainerCallback):
     """Seals every checkpoint; on SIGTERM or SIGUSR1 saves one after the step at hand and ends the training.
 
     SLURM sends SIGUSR1 some minutes before the time limit if asked to (docs/slurm.sh). A second signal acts as usual.
@@ -109,7 +111,7 @@ class Survive(TrainerCallback):
 
         def listen(number: int, _: Any) -> None:
             # torchrun passes on a SIGTERM that the scheduler has sent already: the same signal, told twice.
-            if self.received is not None and time.monotonic() - self.heard > ECHO:
+            if self.received is not None and time.monotonic() - self.heard > SECOND_SIGNAL_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             self.heard = time.monotonic() if self.received is None else self.heard
@@ -142,9 +144,9 @@ class Survive(TrainerCallback):
         """Seal the checkpoint when every process has written its part."""
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.description)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.description)
 
-    def say_goodbye(self) -> None:
+    def print_resume_command(self) -> None:
         """Tell where the run stopped and how it goes on."""
         if self.trainer.is_world_process_zero():
             # From wherever this run began, the next one goes on from the checkpoint just saved.

@@ -22,7 +22,7 @@ WARM_UP = 2
 PREVIEWED = 3
 
 
-def shortened(settings: Settings, output_dir: str) -> Settings:
+def trial_settings(settings: Settings, output_dir: str) -> Settings:
     """The same settings for a trial: a few steps, no evaluation, no checkpoint, every step logged."""
     changes = {
         "max_steps": settings.probe_steps + WARM_UP if settings.probe_steps else 1,

@@ -109,11 +109,11 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     from train import ROOT
 
     from sft.training.config import resolve
-    from sft.training.memory import count_parameters, meta_model
+    from sft.training.memory import count_parameters, trained_meta_model
     from sft.training.trial import flops_per_token
 
     settings = resolve([str(ROOT / "recipes/pmcvqa_zero3.yaml")])
-    model = meta_model(LLAMA_8B, settings)
+    model = trained_meta_model(LLAMA_8B, settings)
     counted = count_parameters(model, settings)
     step = settings.global_batch_size * settings.max_length * flops_per_token(model) / (utilisation * tflops * 1e12)
     lines = [

@@ -31,7 +31,7 @@ BEGAN = time.time()
 # What is timed: {module: {function: stage}}. A stage stops the clock of the one around it, and an import that of any.
 TIMED = {
     "datasets.load": {"load_dataset": "data"},
-    "sft.preflight": {"look_at_data": "data", "plan": "memory estimate"},
+    "sft.preflight": {"load_and_check_data": "data", "plan": "memory estimate"},
     "transformers.modeling_utils": {"PreTrainedModel.from_pretrained": "model"},
     "peft.mapping_func": {"get_peft_model": "model"},
     "trl.trainer.sft_trainer": {"SFTTrainer._prepare_dataset": "preparation"},

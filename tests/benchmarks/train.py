@@ -248,7 +248,7 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sft.common.models import load_tokenizer
-    from sft.training.memory import count_parameters, meta_model
+    from sft.training.memory import count_parameters, trained_meta_model
     from sft.training.trial import flops_per_token
 
     folder.mkdir()
@@ -273,7 +273,7 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
             for file in Path(model).resolve().glob(kind):
                 (folder / file.name).symlink_to(file)
     tokenizer.save_pretrained(folder)
-    body = meta_model(AutoConfig.from_pretrained(folder), settings)
+    body = trained_meta_model(AutoConfig.from_pretrained(folder), settings)
     useful = flops_per_token(body)
     return useful, (useful - 2 * count_parameters(body, settings).trained) / 2
 

@@ -165,15 +165,15 @@ def test_the_page_takes_letters_away_and_says_what_was_sampled(assistant):
 
 def test_thinking_can_be_left_out(assistant):
     """Off, the model is asked behind a closed think block, as it was trained without reasoning."""
-    from sft.common.chat_template import answer_opening, thinking_opening
+    from sft.common.chat_template import closed_think_ids, open_think_prefix
     from sft.inference.generation import Sampling, generate, split_thinking
     from sft.inference.likelihood import option_tokens
 
     model, tokenizer = assistant.model, assistant.tokenizer
-    assert thinking_opening(tokenizer) == "<think>\n"
+    assert open_think_prefix(tokenizer) == "<think>\n"
     row = {"question": "Which?", "choices": ["a", "b"], "answer_format": "letter"}
     (tokens,) = option_tokens(tokenizer, [row])
-    closing = answer_opening(tokenizer)
+    closing = closed_think_ids(tokenizer)
     assert tokens["shared"][-len(closing) :] == closing
     prompt = tokens["shared"][: -len(closing)]
     on, off = (

@@ -65,7 +65,7 @@ def facts() -> Facts:
     """What the main recipe would leave."""
     manifest = {
         "recipe": "pmcvqa.yaml",
-        "settings": resolve(["recipes/pmcvqa.yaml"]).on(1).values,
+        "settings": resolve(["recipes/pmcvqa.yaml"]).for_world_size(1).values,
         "datasets": [DATA],
         "hardware": "1 x NVIDIA A100-SXM4-40GB, 39 GiB each",
         "launch": "one process",
@@ -234,11 +234,12 @@ def test_facts_of_an_older_run_are_refused_in_words(facts):
 
 def test_the_recipe_that_travels_trains_the_same(facts, tmp_path):
     pushing = ("--push_to_hub", "yes", "--hub_model_id", "jane/x")
-    settings = resolve(["recipes/pmcvqa.yaml", "--learning_rate", "1e-4", "--max_steps", "7"]).on(1)
-    pushed = resolve(["recipes/pmcvqa.yaml", "--learning_rate", "1e-4", "--max_steps", "7", *pushing]).on(1)
+    words = ["recipes/pmcvqa.yaml", "--learning_rate", "1e-4", "--max_steps", "7"]
+    settings = resolve(words).for_world_size(1)
+    pushed = resolve([*words, *pushing]).for_world_size(1)
     file = tmp_path / "recipe.yaml"
     file.write_text(pushed.as_recipe(), encoding="utf-8")
-    again = resolve([str(file)]).on(1)
+    again = resolve([str(file)]).for_world_size(1)
     assert again.values == settings.values
     assert again.learning_rate == 1e-4
     assert yaml.safe_load(settings.as_recipe("0123abc"))["model_revision"] == "0123abc"

@@ -406,17 +406,17 @@ def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monke
 
 
 def test_paths_of_this_machine_are_taken_out_of_what_a_run_tells():
-    from sft.common.command import without_paths
+    from sft.common.command import strip_local_paths
 
     told = {"a": "/data/jane/PMC-VQA/", "b": ["~/x/recipe.yaml", "recipes/x.yaml"], "c": '{"/m/A": 1.0}', "d": None}
-    assert without_paths(told) == {
+    assert strip_local_paths(told) == {
         "a": "PMC-VQA",
         "b": ["recipe.yaml", "recipes/x.yaml"],
         "c": '{"A": 1.0}',
         "d": None,
     }
-    assert without_paths("../elsewhere/PMC-VQA") == "PMC-VQA"
-    assert without_paths("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+    assert strip_local_paths("../elsewhere/PMC-VQA") == "PMC-VQA"
+    assert strip_local_paths("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 
 
 # Two processes, as the recipe is launched; the model comes from the server and goes back to it.

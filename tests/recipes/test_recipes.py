@@ -78,13 +78,13 @@ def test_the_model_of_a_recipe_can_be_published(recipe, recipe_run, reasoned, he
 
 
 def test_fsdp2_recipe_goes_as_far_as_preflight_because_sharding_needs_gpus(launched_as):
-    from sft.training.checks import refuse
+    from sft.training.checks import check_all
     from sft.training.config import resolve
-    from sft.training.hardware import named
+    from sft.training.hardware import planned_hardware
 
     launch = launched_as(ROOT / "recipes/pmcvqa_fsdp2.yaml")
     assert (launch.kind, launch.fsdp_version) == ("fsdp", 2)
-    refuse(resolve(["recipes/pmcvqa_fsdp2.yaml"]).on(2), launch, named("A100-40GB", 2))
+    check_all(resolve(["recipes/pmcvqa_fsdp2.yaml"]).for_world_size(2), launch, planned_hardware("A100-40GB", 2))
 
 
 def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float32(tiny_deepseek):
@@ -93,15 +93,15 @@ def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float3
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from sft.training.checks import refuse
+    from sft.training.checks import check_all
     from sft.training.config import resolve
-    from sft.training.hardware import named
+    from sft.training.hardware import planned_hardware
     from sft.training.launch import Launch
     from sft.training.memory import lora_config
     from sft.training.model import trained_in_float32
 
-    settings = resolve(["recipes/pmcvqa_16gb.yaml"]).on(1)
-    refuse(settings, Launch(), named("T4", 1))
+    settings = resolve(["recipes/pmcvqa_16gb.yaml"]).for_world_size(1)
+    check_all(settings, Launch(), planned_hardware("T4", 1))
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_deepseek), lora_config(settings))
     for parameter in model.parameters():
         if parameter.requires_grad:  # as TRL leaves the adapters of a quantised model

@@ -166,7 +166,7 @@ def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refu
 def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypatch, refused):
     from sft.training import hardware
 
-    monkeypatch.setattr(hardware, "this_machine", lambda: hardware.named("A100-80GB", 8))
+    monkeypatch.setattr(hardware, "this_machine", lambda: hardware.planned_hardware("A100-80GB", 8))
     for script in ("sft/preflight.py", "sft/run.py"):
         line = refused(script, "recipes/pmcvqa.yaml")
         assert "accelerate_configs/ddp.yaml --num_processes 8" in line
@@ -176,7 +176,7 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypat
 def test_more_processes_than_gpus_are_refused_with_the_number_to_pass(monkeypatch, refused):
     from sft.training import hardware
 
-    monkeypatch.setattr(hardware, "this_machine", lambda: hardware.named("A100-80GB", 1))
+    monkeypatch.setattr(hardware, "this_machine", lambda: hardware.planned_hardware("A100-80GB", 1))
     line = refused("sft/preflight.py", "recipes/pmcvqa_ddp.yaml", "--config_file", LAUNCH.format("ddp"))
     assert "starts 2 processes on a machine with 1 GPU(s): pass --num_processes 1" in line
 
@@ -238,14 +238,14 @@ def test_more_memory_than_the_gpu_has_is_warned_of(here, embedded_model, prepare
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_shipped_recipe_passes_under_the_launch_and_hardware_that_it_names(path, launched_as):
-    from sft.training.checks import refuse
+    from sft.training.checks import check_all
     from sft.training.config import resolve
-    from sft.training.hardware import named
+    from sft.training.hardware import planned_hardware
 
     launch = launched_as(path)
     gpu = "T4" if "16gb" in path.name else "A100-80GB"
-    settings = resolve([str(path)]).on(launch.processes)
-    refuse(settings, launch, named(gpu, launch.processes))
+    settings = resolve([str(path)]).for_world_size(launch.processes)
+    check_all(settings, launch, planned_hardware(gpu, launch.processes))
     assert settings.report_to == "none"
     assert (path.parents[1] / settings.chat_template_path).is_file()
     assert settings.dataset_test_split == "dev"

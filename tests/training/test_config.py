@@ -129,17 +129,17 @@ def test_every_value_is_printed_with_its_source_as_a_recipe_that_resolves_alike(
 
 def test_global_batch_size_decides_accumulation_on_any_number_of_processes(recipe):
     settings = resolve([recipe(global_batch_size=8, per_device_train_batch_size=2)])
-    assert [settings.on(n).gradient_accumulation_steps for n in (1, 2, 4)] == [4, 2, 1]
+    assert [settings.for_world_size(n).gradient_accumulation_steps for n in (1, 2, 4)] == [4, 2, 1]
     with pytest.raises(UserError, match="cannot be divided among 3"):
-        settings.on(3)
+        settings.for_world_size(3)
     with pytest.raises(UserError, match="cannot be divided among 8"):
-        settings.on(8)
+        settings.for_world_size(8)
 
 
 def test_an_accumulation_that_contradicts_the_global_batch_is_refused(recipe):
     path = recipe(global_batch_size=8, per_device_train_batch_size=2, gradient_accumulation_steps=3)
     with pytest.raises(UserError, match=r"3 x 2 is not global_batch_size 8.*set global_batch_size to 6"):
-        resolve([path]).on(1)
+        resolve([path]).for_world_size(1)
 
 
 @pytest.mark.parametrize(("keys", "precision"), [({}, "bf16"), ({"fp16": True}, "fp16"), ({"bf16": False}, "no")])

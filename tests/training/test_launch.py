@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sft.common.command import UserError
-from sft.training.hardware import GPUS, named
+from sft.training.hardware import GPUS, planned_hardware
 from sft.training.launch import Launch, current_launch, read_launch_file
 
 FILES = sorted(Path(__file__).parents[2].glob("accelerate_configs/*.yaml"))
@@ -90,9 +90,9 @@ def test_what_is_no_launch_file_is_refused(tmp_path, text, words):
 
 def test_an_unknown_gpu_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="A100-80GB"):
-        named("A1000", 1)
-    assert named("T4", 2).count == 2
-    assert all(named(gpu, 1).memory > 10 for gpu in GPUS)
+        planned_hardware("A1000", 1)
+    assert planned_hardware("T4", 2).count == 2
+    assert all(planned_hardware(gpu, 1).memory > 10 for gpu in GPUS)
 
 
 def test_empty_parts_of_a_launch_file_are_defaults(tmp_path):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sft.common.command import UserError
-from sft.training.checkpoints import compare, read_seal, remove_incomplete, resume_point, seal
+from sft.training.checkpoints import compare, complete_manifest, mark_complete, remove_incomplete, resume_point
 from sft.training.config import resolve
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_killed_and_continued_the_loss_curve_is_that_of_the_unbroken_run(
     wait_for(out / kill_at, process, log)
     send(process, signal.SIGKILL)
     process.wait()
-    left = {folder.name: read_seal(folder) is not None for folder in out.glob("checkpoint-*")}
+    left = {folder.name: complete_manifest(folder) is not None for folder in out.glob("checkpoint-*")}
     assert left["checkpoint-2"]
     assert not (out / "final_model").exists()
 
@@ -125,7 +125,7 @@ def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(st
     text = log.read_text()
     step = int(re.search(r"Stopped by a signal after step (\d+); the checkpoint is saved", text)[1])
     assert step < 500
-    assert read_seal(out / f"checkpoint-{step}")
+    assert complete_manifest(out / f"checkpoint-{step}")
     assert text.count("Stopped by a signal") == 1
     (way_on,) = re.findall(r"Continue with: (.*)", text)
     launched = "accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2"
@@ -144,7 +144,7 @@ def test_sigterm_to_a_single_process_saves_and_exits_0(started, toy_options, tmp
     assert process.wait(timeout=1800) == 0, log.read_text()[-4000:]
     text = log.read_text()
     step = int(re.search(r"Stopped by a signal after step (\d+)", text)[1])
-    assert read_seal(out / f"checkpoint-{step}")
+    assert complete_manifest(out / f"checkpoint-{step}")
     assert "Continue with: python sft/run.py recipes/pmcvqa.yaml" in text
 
 
@@ -155,7 +155,7 @@ def test_auto_in_an_empty_folder_starts_anew(tmp_path):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """An output folder with checkpoints 2, 4 and 10, sealed; returns it and the settings that continue it."""
+    """An output folder with the complete checkpoints 2, 4 and 10; returns it and the settings that continue it."""
     description = {
         "settings": {"learning_rate": 1e-4, "max_steps": 20, "logging_steps": 10},
         **{"data": "d", "tokens": "t", "launcher": "ddp", "zero_stage": 0, "world_size": 2},
@@ -168,7 +168,7 @@ def checkpoints(tmp_path):
         (folder / "trainer_state.json").write_text("{}")
         (folder / "adapter_model.safetensors").write_text("weights")
         (folder / "optimizer.pt").write_text("states")
-        seal(folder, description)
+        mark_complete(folder, description)
     return tmp_path, description
 
 
@@ -200,7 +200,7 @@ def test_a_run_is_never_overwritten_from_one_of_its_own_checkpoints(checkpoints)
 def test_a_checkpoint_without_optimizer_state_is_refused_but_for_its_weights(checkpoints):
     out, description = checkpoints
     (out / "checkpoint-10/optimizer.pt").unlink()
-    seal(out / "checkpoint-10", description)
+    mark_complete(out / "checkpoint-10", description)
     words = ["recipes/pmcvqa.yaml", "--resume_from_checkpoint", f"{out}/checkpoint-10", "--output_dir"]
     with pytest.raises(UserError, match=r"no optimizer state.*--resume_weights_only yes"):
         resume_point(resolve([*words, str(out)]))
