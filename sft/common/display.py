@@ -1,10 +1,11 @@
-"""What terminal and pages share: trained tokens in colour, and the style and tables of an HTML page."""
+"""What is shown: trained tokens in colour on a terminal, and the templates of pages and cards."""
 
 import html
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 GREEN, DIM, RESET = "\033[1;32m", "\033[2m", "\033[0m"
@@ -28,6 +29,24 @@ pre{background:var(--soft);padding:.8rem;overflow-x:auto;white-space:pre-wrap}
 def shows_colour() -> bool:
     """Whether the output is a terminal whose user has not asked for plain text."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def render(template: Path, **values: Any) -> str:
+    """A Jinja template of this project, filled in. One that ends in .html escapes the values, unless they are `Markup`.
+
+    It may extend ``page.html`` and import ``table`` from ``table.html``. A name without a value is an error.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, Path(__file__).with_name("templates")]),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template.name).render(values)
 
 
 def marked(tokenizer: Any, input_ids: Sequence[int], loss_mask: Sequence[int], colour: bool) -> str:
