@@ -307,6 +307,8 @@ def check_script(script: str, words: list[str], partly: bool, here) -> None:
     def stop(*_: object) -> None:
         raise Parsed
 
+    import sft.publishing.upload  # noqa: F401  (before the patch, which it would keep)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         patch.setattr("sft.common.models.check_model_folder", stop)
