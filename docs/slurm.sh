@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# SLURM: train on two machines with eight GPUs each, stop in good time, and go on where it stopped.
+# SLURM: train on two machines with eight GPUs each, save before the time limit, and continue from there.
 #
 #   sbatch docs/slurm.sh recipes/pmcvqa_ddp.yaml --global_batch_size 16 --output_dir /scratch/me/run1
 #
-# At the time limit it saves and ends with status 0. Submit it again with the same words until final_model/ is there:
+# At the time limit it saves and ends with status 0. Submit it again with the same arguments until final_model/ is there:
 # `auto` continues from the latest complete checkpoint.
 #SBATCH --job-name=pmcvqa
 #SBATCH --nodes=2
@@ -21,7 +21,7 @@ MAIN=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MAIN GPUS=8
 
 # SLURM sends SIGUSR1 to all processes of the step five minutes before the end. The training processes save and leave;
-# the launcher, which knows no such signal, must ignore it (trap '' is inherited through exec).
+# the launcher, which does not handle this signal, must ignore it (trap '' is inherited through exec).
 srun --kill-on-bad-exit=1 bash -c '
     trap "" USR1
     exec accelerate launch --config_file accelerate_configs/multi_node.yaml \
