@@ -58,6 +58,12 @@ def as_asked(question: str, choices: Sequence[str], where: str = "") -> tuple[st
     return question.strip(), choices
 
 
+def print_probabilities(choices: Sequence[str], probabilities: Sequence[float]) -> None:
+    """Print the options of a question, each with its probability as a number and a bar."""
+    for letter, choice, probability in zip(LETTERS, choices, probabilities, strict=False):
+        print(f"   {letter}. {choice:<40} {probability:6.1%} {'#' * round(20 * probability)}")
+
+
 def sampled(temperature: float) -> str:
     """What is added to an answer's notes if it was sampled, so that another seed may give another."""
     return f", sampled at temperature {temperature:g}" if temperature else ""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sft.common.chat_template import closed_think_ids, open_think_prefix
 from sft.common.command import UserError
-from sft.inference.likelihood import pad, padding
+from sft.inference.likelihood import pad, pad_token
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def generate_ids(
     import torch
     from transformers import set_seed
 
-    ids, mask = (t.to(model.device) for t in pad(prompts, padding(tokenizer), left=True))
+    ids, mask = pad(model, tokenizer, prompts, "left")
     ends = end_tokens(model, tokenizer)
     # top_k is 50 by default in transformers, which DeepSeek's advice does not know.
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -86,7 +86,7 @@ def generate_ids(
             attention_mask=mask,
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=sorted(ends),
-            pad_token_id=padding(tokenizer),
+            pad_token_id=pad_token(tokenizer),
             streamer=streamer,
             **(drawn if sampling.temperature else dict.fromkeys(drawn) | {"do_sample": False}),
         )

@@ -4,12 +4,11 @@ The server applies its own chat template to the same messages that a local model
 log-likelihood of a given text is nothing that these servers tell alike, so generation is the only score here.
 """
 
-import contextlib
 import os
-import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 from sft.common.command import UserError, first_line
 from sft.inference.generation import Generated, Sampling
@@ -119,31 +118,17 @@ class Server:
         Raises:
             UserError: as `ask`; nothing new is asked after the first failure.
         """
-        waiting: queue.SimpleQueue = queue.SimpleQueue()
-        answered: queue.SimpleQueue = queue.SimpleQueue()
-        for index in range(len(conversations)):
-            waiting.put(index)
+        failed = threading.Event()
 
-        def work() -> None:
+        def work(index: int) -> tuple[int, Generated] | None:
+            if failed.is_set():
+                return None
             try:
-                while True:
-                    index = waiting.get_nowait()
-                    answered.put((index, self.ask(conversations[index], sampling[index])))
-            except queue.Empty:
-                pass
-            except Exception as error:  # whatever it is, it is told where it can be
-                answered.put((None, error))
+                return index, self.ask(conversations[index], sampling[index])
+            except Exception:
+                failed.set()
+                raise
 
-        # Daemons, so that Ctrl-C does not wait for a server that hangs.
-        for _ in range(min(self.concurrency, len(conversations))):
-            threading.Thread(target=work, daemon=True).start()
-        try:
-            for _ in conversations:
-                index, found = answered.get()
-                if index is None:
-                    raise found
-                yield index, found
-        finally:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    waiting.get_nowait()
+        # Its threads are daemons, so that Ctrl-C does not wait for a server that hangs.
+        with ThreadPool(self.concurrency) as pool:
+            yield from filter(None, pool.imap_unordered(work, range(len(conversations))))

@@ -9,7 +9,7 @@ from transformers import TextStreamer
 from sft.common.command import UserError
 from sft.common.display import shows_colour
 from sft.common.prompts import LETTERS
-from sft.inference.assistant import as_asked, sampled
+from sft.inference.assistant import as_asked, print_probabilities, sampled
 from sft.inference.generation import Sampling, split_thinking
 
 HELP = """\
@@ -146,6 +146,5 @@ def talk(
     question, choices = as_asked(question, choices)
     if choices:
         (chances,) = assistant.probabilities([assistant.row(question, choices)])
-        for letter, choice, chance in zip(LETTERS, choices, chances, strict=False):
-            print(f"   {letter}. {choice:<40} {chance:6.1%} {'#' * round(20 * chance)}")
+        print_probabilities(choices, chances)
     return follow(assistant, assistant.messages(question, choices), sampling, state, opened)
