@@ -49,7 +49,7 @@ from sft.evaluation.tasks import (
     tasks_of,
 )
 from sft.inference.generation import Sampling
-from sft.inference.options import add_model_options, add_sampling_options, check_positive
+from sft.inference.options import add_shared_options
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -58,7 +58,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         UserError: the first of them.
     """
-    check_positive(args, "num_samples", "batch_size", "concurrency", "request_timeout")
+    for option in ("num_samples", "batch_size", "concurrency", "request_timeout"):
+        value = getattr(args, option)
+        if value is not None and not value > 0:  # so that NaN is refused
+            raise UserError(f"--{option} {value}: give a positive number")
     if args.retries < 0:
         raise UserError(f"--retries {args.retries}: give 0 or more")
     if not 1 <= args.permutations <= len(LETTERS):
@@ -114,10 +117,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="the floor of the same model without the question (twice the time of likelihood)",
     )
-    add_sampling_options(scores, Sampling.temperature, "0 for greedy generation")
     scores.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
 
-    add_model_options(parser.add_argument_group("a model of your own"), "questions a forward pass")
+    add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
 
     server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
     server.add_argument("--backend", choices=["local", "openai"], default="local")

@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from sft.common.models import check_model_folder, context_length, dtype_on, load
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT
 from sft.inference.assistant import DEMO, Answer, Assistant, as_asked, print_probabilities, sampled
 from sft.inference.generation import Sampling
-from sft.inference.options import add_model_options, add_sampling_options, check_positive
+from sft.inference.options import add_shared_options
 from sft.inference.question_files import check_output, read_questions, write_answers
 from sft.inference.web import check_gradio, serve
 
@@ -52,17 +53,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="with --web: address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="with --web (default: %(default)s)")
     parser.add_argument("--answer_format", choices=ANSWER_FORMATS, help="default: as the model was trained")
-    add_model_options(parser, "with --input and --evaluate")
     parser.add_argument(
         "--thinking", choices=["show", "hide", "off"], default="hide", help="off: the model answers at once"
     )
-    add_sampling_options(
+    parser.add_argument("--seed", type=int, default=Sampling.seed, help="of what is sampled (default: %(default)s)")
+    add_shared_options(
         parser,
         None,
         "above 0 the answer is sampled; DeepSeek advises 0.6 for its R1 models that think, because greedy decoding "
         "makes them repeat themselves (default: 0, greedy; with --evaluate that of sft/evaluate.py)",
     )
-    parser.add_argument("--seed", type=int, default=Sampling.seed, help="of what is sampled (default: %(default)s)")
     args = parser.parse_args()
     check_arguments(args)
     return args
@@ -87,7 +87,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if not 0 < args.port < 2**16:
         raise UserError(f"--port {args.port}: give a number from 1 to {2**16 - 1}")
-    check_positive(args, "batch_size")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give a positive number")
     if args.web:
         check_gradio()
 
@@ -115,7 +116,7 @@ def main() -> None:
     for question, choices in questions:
         answer = assistant.ask(question, choices, sampling)
         if args.json:
-            print(json.dumps(answer.as_json(), ensure_ascii=False, indent=2))
+            print(json.dumps(asdict(answer), ensure_ascii=False, indent=2))
         else:
             show(answer, args.thinking)
     # JSON on stdout stays JSON.
@@ -152,7 +153,7 @@ def answer_file(
 def show(answer: Answer, thinking: str) -> None:
     """Print an answer with its options as bars, and its reasoning if it is wanted."""
     print(f"\nQ: {answer.question}")
-    print_probabilities(answer.choices, answer.probabilities)
+    print_probabilities(answer.choices.values(), answer.probabilities)
     if thinking == "show" and answer.reasoning:
         print(f"Thinking: {answer.reasoning}")
     note = ("" if answer.outcome == "answered" else answer.outcome) + sampled(answer.temperature)

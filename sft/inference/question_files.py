@@ -5,6 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,14 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 def as_json_lines(answers: Sequence[Answer]) -> str:
     """Answers as JSON lines."""
-    return "".join(json.dumps(answer.as_json(), ensure_ascii=False) + "\n" for answer in answers)
+    return "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
 
 
 def table_row(answer: Answer) -> dict[str, Any]:
-    """The JSON of an answer without nesting: A to D are its options, p_A to p_D their probabilities."""
+    """An answer's fields without nesting: columns A to D are its options, p_A to p_D their probabilities."""
     row = {}
-    for key, value in answer.as_json().items():
-        if key in ("choices", "probabilities"):
+    for key, value in asdict(answer).items():
+        if isinstance(value, dict):
             row |= {("p_" if key == "probabilities" else "") + letter: value.get(letter) for letter in LETTERS}
         # A spreadsheet would take what a model wrote for a formula: a list with dashes for a faulty one.
         elif key in ("text", "reasoning") and value.startswith(("=", "+", "-", "@")):

@@ -145,6 +145,5 @@ def talk(
     """Answer a question; returns the conversation so far."""
     question, choices = as_asked(question, choices)
     if choices:
-        (chances,) = assistant.probabilities([assistant.row(question, choices)])
-        print_probabilities(choices, chances)
+        print_probabilities(choices, assistant.probabilities([(question, choices)])[0])
     return follow(assistant, assistant.messages(question, choices), sampling, state, opened)

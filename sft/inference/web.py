@@ -33,10 +33,7 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
         except UserError as error:  # said in the place of the answer, and the session goes on
             unseen = gradio.update(visible=False)
             return f"**Not asked:** {error}", unseen, unseen, "", ""
-        bars = {
-            f"{letter}. {choice}": chance
-            for letter, choice, chance in zip(LETTERS, answer.choices, answer.probabilities, strict=False)
-        }
+        bars = {f"{letter}. {answer.choices[letter]}": chance for letter, chance in answer.probabilities.items()}
         said = answer.text or "*no answer*"
         if answer.outcome != "answered":
             said += (

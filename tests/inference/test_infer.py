@@ -260,7 +260,7 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
     from sft.inference.question_files import as_csv
 
     texts = ["=1+1", "- one\n- two", "+", "@x", "B. 5 - 3"]
-    answers = [Answer("Q?", [], text, text, None, "answered", [], 0, 1, 0.1) for text in texts]
+    answers = [Answer("Q?", {}, None, None, "answered", text, text, {}, 0, 1, 0.1) for text in texts]
     rows = list(csv.DictReader(io.StringIO(as_csv(answers), newline="")))
     assert [row["text"] for row in rows] == [row["reasoning"] for row in rows]
     assert [row["text"] for row in rows] == ["'=1+1", "'- one\n- two", "'+", "'@x", "B. 5 - 3"]
