@@ -117,9 +117,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="the floor of the same model without the question (twice the time of likelihood)",
     )
-    scores.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
-
-    add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
+    generation = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
+    generation.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
 
     server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
     server.add_argument("--backend", choices=["local", "openai"], default="local")

@@ -56,13 +56,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--thinking", choices=["show", "hide", "off"], default="hide", help="off: the model answers at once"
     )
-    parser.add_argument("--seed", type=int, default=Sampling.seed, help="of what is sampled (default: %(default)s)")
-    add_shared_options(
+    generation = add_shared_options(
         parser,
         None,
         "above 0 the answer is sampled; DeepSeek advises 0.6 for its R1 models that think, because greedy decoding "
         "makes them repeat themselves (default: 0, greedy; with --evaluate that of sft/evaluate.py)",
     )
+    seed = Sampling.seed
+    generation.add_argument("--seed", type=int, default=seed, help="of what is sampled (default: %(default)s)")
     args = parser.parse_args()
     check_arguments(args)
     return args

@@ -1,12 +1,13 @@
 """Command-line options that sft/evaluate.py and sft/infer.py share."""
 
 import argparse
+from typing import Any
 
 from sft.inference.generation import Sampling
 
 
-def add_shared_options(parser: argparse.ArgumentParser, temperature: float | None, temperature_help: str) -> None:
-    """How a local model is loaded, and how text is drawn from a model; each command has its own seeds."""
+def add_shared_options(parser: argparse.ArgumentParser, temperature: float | None, temperature_help: str) -> Any:
+    """Add how a local model is loaded and how it generates; returns the latter's group, without seeds."""
     local = parser.add_argument_group("a model of your own")
     local.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one")
     dtype_help = (
@@ -19,5 +20,6 @@ def add_shared_options(parser: argparse.ArgumentParser, temperature: float | Non
     budget = Sampling.max_new_tokens
     generation.add_argument("--max_new_tokens", type=int, default=budget, help="token budget of an answer")
     generation.add_argument("--temperature", type=float, default=temperature, help=temperature_help)
-    share = Sampling.top_p
-    generation.add_argument("--top_p", type=float, default=share, help="of what is sampled (default: %(default)s)")
+    top_p = Sampling.top_p
+    generation.add_argument("--top_p", type=float, default=top_p, help="of what is sampled (default: %(default)s)")
+    return generation

@@ -19,16 +19,10 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 
 @dataclass
 class Server:
-    """A model on a server.
+    """The model of this name on a server, whose API begins at `base_url`.
 
-    Args:
-        base_url: where the API begins, as in http://127.0.0.1:8000/v1.
-        model: its name there.
-        concurrency: requests that are under way at once.
-        retries: how often a request is tried again, with growing pauses, when the server is busy or the network fails.
-        timeout: seconds that one request may take.
-
-    The environment variable OPENAI_API_KEY is sent along; a server on one's own machine needs none.
+    `retries` are those of one request, with growing pauses, when the server is busy or the network fails; `timeout` is
+    in seconds. The environment variable OPENAI_API_KEY is sent along; a server on one's own machine needs none.
     """
 
     base_url: str
