@@ -22,6 +22,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from sft.common.command import UserError, run, strip_local_paths, write_json
 from sft.common.data import draw, load_split
 from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
@@ -117,8 +119,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="the floor of the same model without the question (twice the time of likelihood)",
     )
-    generation = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
-    generation.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
+    text = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
+    text.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
 
     server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
     server.add_argument("--backend", choices=["local", "openai"], default="local")
@@ -146,7 +148,7 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
         )
     if args.chat_template and not Path(args.chat_template).is_file():
         raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
-    context_length(args.model_path)
+    context_length(args.model_path)  # reads the configuration of an adapter's base
 
 
 def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Answers, state: Any) -> None:
@@ -162,9 +164,6 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
         if state.is_main_process:
             print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
         return
-
-    from tqdm import tqdm
-
     answered = answered_locally if args.backend == "local" else answered_by_server
     batches = answered(args, tasks, answers.found, state)
     state.wait_for_everyone()  # every process has read what was there

@@ -7,7 +7,7 @@
     python sft/infer.py --model_path ... --input questions.csv --output answers.csv    # many at once
     python sft/infer.py --model_path ... --evaluate --num_samples 50                   # calls sft/evaluate.py
 
-The question is put in the form that the model was trained with. With options, the probability of each is told too.
+The question is put in the form that the model was trained with. With options, the probability of each is printed too.
 The answer is the likeliest text, the same every time, unless --temperature samples. --input is a CSV file with the
 columns question, A, B, C, D (or PMC-VQA's own), or JSON lines with question and choices; --output takes the form that
 its ending names. Not medical advice.
@@ -16,15 +16,15 @@ its ending names. Not medical advice.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
-from operator import itemgetter
 from pathlib import Path
+
+from tqdm import tqdm
 
 from sft.common.command import UserError, run
 from sft.common.models import check_model_folder, context_length, dtype_on, load_model, prompt_format
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT
-from sft.inference.assistant import DEMO, Answer, Assistant, as_asked, print_probabilities, sampled
+from sft.inference.assistant import DEMO, Answer, Assistant, clean_question, print_probabilities, sampled
 from sft.inference.generation import Sampling
 from sft.inference.options import add_shared_options
 from sft.inference.question_files import check_output, read_questions, write_answers
@@ -56,14 +56,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--thinking", choices=["show", "hide", "off"], default="hide", help="off: the model answers at once"
     )
-    generation = add_shared_options(
+    text = add_shared_options(
         parser,
         None,
         "above 0 the answer is sampled; DeepSeek advises 0.6 for its R1 models that think, because greedy decoding "
         "makes them repeat themselves (default: 0, greedy; with --evaluate that of sft/evaluate.py)",
     )
-    seed = Sampling.seed
-    generation.add_argument("--seed", type=int, default=seed, help="of what is sampled (default: %(default)s)")
+    text.add_argument("--seed", type=int, default=Sampling.seed, help="of what is sampled (default: %(default)s)")
     args = parser.parse_args()
     check_arguments(args)
     return args
@@ -99,12 +98,11 @@ def main() -> None:
     check_model_folder(args.model_path)
     if args.evaluate:
         return evaluate(args)
-    sampling = Sampling(
-        args.max_new_tokens, args.temperature or 0, args.top_p, args.seed, thinking=args.thinking != "off"
-    )
+    thinking = args.thinking != "off"
+    sampling = Sampling(args.max_new_tokens, args.temperature or 0, args.top_p, args.seed, thinking)
     questions = read_questions(args.input) if args.input else DEMO
     if args.question is not None:
-        questions = [as_asked(args.question, args.choices)]
+        questions = [clean_question(args.question, args.choices)]
     assistant = load_assistant(args)
     if args.interactive:
         from sft.inference.terminal import converse
@@ -113,7 +111,9 @@ def main() -> None:
     if args.web:
         return serve(assistant, sampling, args.thinking, DEMO, args.host, args.port)
     if args.input:
-        return answer_file(assistant, questions, args.output, sampling, args.batch_size)
+        answers = assistant.ask_all(questions, sampling, args.batch_size)
+        progress = tqdm(answers, total=len(questions), desc="Asking", unit=" questions")
+        return write_answers([answer for _, answer in sorted(progress)], args.output)
     for question, choices in questions:
         answer = assistant.ask(question, choices, sampling)
         if args.json:
@@ -135,22 +135,6 @@ def load_assistant(args: argparse.Namespace) -> Assistant:
     return Assistant(model, tokenizer, answer_format, context)
 
 
-def answer_file(
-    assistant: Assistant, questions: Sequence[tuple[str, list[str]]], output: Path, sampling: Sampling, batch_size: int
-) -> None:
-    """Answer many questions into a CSV or JSON lines file, in their order; a failure leaves no file.
-
-    Raises:
-        UserError: a question that does not fit into the context, or a disk that refuses.
-    """
-    from tqdm import tqdm
-
-    answers = assistant.ask_all(questions, sampling, batch_size)
-    progress = tqdm(answers, total=len(questions), desc="Asking", unit=" questions")
-    write_answers([answer for _, answer in sorted(progress, key=itemgetter(0))], output)
-    print(f"Wrote {len(questions)} answers to {output}")
-
-
 def show(answer: Answer, thinking: str) -> None:
     """Print an answer with its options as bars, and its reasoning if it is wanted."""
     print(f"\nQ: {answer.question}")
@@ -166,10 +150,10 @@ def evaluate(args: argparse.Namespace) -> None:
     """Both scores on a draw of the test split, as `sft/evaluate.py` measures them."""
     from sft.evaluate import main as measure
 
-    shared = ("model_path", "dataset_path", "num_samples", "output_dir", "chat_template", "dtype", "quantization")
-    options = {
-        option: getattr(args, option) for option in (*shared, "batch_size", "max_new_tokens", "temperature", "top_p")
-    }
+    shared = (
+        "model_path dataset_path num_samples output_dir chat_template dtype quantization batch_size max_new_tokens"
+    )
+    options = {option: getattr(args, option) for option in f"{shared} temperature top_p".split()}
     options |= {"generation_seeds": args.seed, "name": f"{Path(args.model_path).resolve().name}-sample"}
     words = [word for option, value in options.items() if value is not None for word in (f"--{option}", str(value))]
     measure([*words, "--method", "likelihood", "generation", *["--overwrite"] * args.overwrite])

@@ -31,11 +31,11 @@ _TYPED_LETTER = re.compile(r"^\s*\(?([A-Da-d])\s*[.):]")
 
 def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
     """Token ids of the demonstration's questions, asked in a model's answer format (None: the default one)."""
-    asked = answer_format or DEFAULT_ANSWER_FORMAT
-    return token_ids(tokenizer, [prompt_messages(*question, asked) for question in DEMO], add_generation_prompt=True)
+    answer_format = answer_format or DEFAULT_ANSWER_FORMAT
+    return token_ids(tokenizer, [prompt_messages(*question, answer_format) for question in DEMO], True)
 
 
-def as_asked(question: str, choices: Sequence[str], where: str = "") -> tuple[str, list[str]]:
+def clean_question(question: str, choices: Sequence[str], where: str = "") -> tuple[str, list[str]]:
     """A question and its options as a model is asked them: options in one line, without letters typed before them.
 
     Letters go where every option has its own, the first A, the second B and so on: "A. fumigatus" stays among options
@@ -127,13 +127,13 @@ class Assistant:
         Raises:
             UserError: an empty question, wrong options, or a prompt that does not fit into the context.
         """
-        ((_, answer),) = self.ask_all([as_asked(question, choices)], sampling, 1)
+        ((_, answer),) = self.ask_all([clean_question(question, choices)], sampling, 1)
         return answer
 
     def ask_all(
         self, questions: Sequence[tuple[str, list[str]]], sampling: Sampling, batch_size: int
     ) -> Iterator[tuple[int, Answer]]:
-        """Yield (index, answer) of many questions from `as_asked`, in batches whose seconds are shared evenly.
+        """Yield (index, answer) of many questions from `clean_question`, in batches whose seconds are shared evenly.
 
         Raises:
             UserError: a question that does not fit into the context.

@@ -40,7 +40,7 @@ class Sampling:
 
 
 class Generated(NamedTuple):
-    """What a model wrote: its whole turn with the think block that the prompt opened, the tokens that it wrote."""
+    """What a model wrote: its turn with the think block that the prompt opened, and the number of its tokens."""
 
     text: str
     tokens: int
@@ -91,8 +91,8 @@ def generate_ids(
             **(drawn if sampling.temperature else dict.fromkeys(drawn) | {"do_sample": False}),
         )
     rows = output[:, ids.shape[1] :].tolist()
-    found = [next((place for place, token in enumerate(row) if token in ends), None) for row in rows]
-    return [row if end is None else row[: end + 1] for row, end in zip(rows, found, strict=True)]
+    lengths = [next((place + 1 for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 def generate(
@@ -103,13 +103,13 @@ def generate(
     if not sampling.thinking:
         prompts = [[*prompt, *closed] for prompt in prompts]
         opening += tokenizer.decode(closed)
-    ends, found = end_tokens(model, tokenizer), []
+    ends, turns = end_tokens(model, tokenizer), []
     for row in generate_ids(model, tokenizer, prompts, sampling, streamer):
         ended = row[-1] in ends
         # The token that ends a turn was written too, but says nothing.
         text = tokenizer.decode(row[:-1] if ended else row)
-        found.append(Generated(opening + text, len(row), not ended))
-    return found
+        turns.append(Generated(opening + text, len(row), not ended))
+    return turns
 
 
 def split_thinking(text: str) -> tuple[str, str]:

@@ -21,19 +21,15 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
         answers = [answer_text(q["choices"], index, q["answer_format"]) for index in range(len(q["choices"]))]
         completions += [completion_messages(answer) for answer in answers]
     rows = iter(split_completions(tokenizer, prompts, completions))
-    found = []
+    tokens = []
     for q in questions:
         own = list(islice(rows, len(q["choices"])))
         options = [row["completion_ids"] for row in own]
         cut = common_prefix(options)
-        found.append(
-            {
-                "shared": own[0]["prompt_ids"] + options[0][:cut],
-                "options": [option[cut:] for option in options],
-                "first_token_only": q["answer_format"].startswith("letter"),
-            }
-        )
-    return found
+        shared, differing = own[0]["prompt_ids"] + options[0][:cut], [option[cut:] for option in options]
+        by_letter = q["answer_format"].startswith("letter")
+        tokens.append({"shared": shared, "options": differing, "first_token_only": by_letter})
+    return tokens
 
 
 def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: str) -> tuple[Any, Any]:
@@ -41,10 +37,10 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    rows = [torch.tensor(sequence, device=model.device) for sequence in sequences]
+    rows = [torch.tensor(sequence) for sequence in sequences]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_token(tokenizer), padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
-    return ids, mask
+    return ids.to(model.device), mask.to(model.device)
 
 
 def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> list[list[float]]:

@@ -16,10 +16,8 @@ def add_shared_options(parser: argparse.ArgumentParser, temperature: float | Non
     local.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=dtype_help)
     local.add_argument("--quantization", choices=["none", "8bit", "4bit"], default="none", help="with bitsandbytes")
     local.add_argument("--batch_size", type=int, default=16, help="questions a forward pass, where there are several")
-    generation = parser.add_argument_group("generation")
-    budget = Sampling.max_new_tokens
-    generation.add_argument("--max_new_tokens", type=int, default=budget, help="token budget of an answer")
-    generation.add_argument("--temperature", type=float, default=temperature, help=temperature_help)
-    top_p = Sampling.top_p
-    generation.add_argument("--top_p", type=float, default=top_p, help="of what is sampled (default: %(default)s)")
-    return generation
+    text = parser.add_argument_group("generation")
+    text.add_argument("--max_new_tokens", type=int, default=Sampling.max_new_tokens, help="token budget of an answer")
+    text.add_argument("--temperature", type=float, default=temperature, help=temperature_help)
+    text.add_argument("--top_p", type=float, default=Sampling.top_p, help="of what is sampled (default: %(default)s)")
+    return text

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.common.command import UserError
 from sft.common.prompts import LETTERS
-from sft.inference.assistant import Answer, as_asked
+from sft.inference.assistant import Answer, clean_question
 
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -68,7 +68,7 @@ def read_questions(file: Path) -> list[tuple[str, list[str]]]:
     rows_of = {".csv": csv_rows, ".jsonl": json_rows}.get(file.suffix.lower())
     if not rows_of:
         raise UserError(f"--input {file}: give a .csv or a .jsonl file")
-    questions = [as_asked(question, options, where) for where, question, options in rows_of(file, text)]
+    questions = [clean_question(question, options, where) for where, question, options in rows_of(file, text)]
     if not questions:
         raise UserError(f"--input {file} holds no question")
     return questions
@@ -140,3 +140,4 @@ def write_answers(answers: Sequence[Answer], output: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+    print(f"Wrote {len(answers)} answers to {output}")

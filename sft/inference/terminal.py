@@ -10,7 +10,7 @@ from sft.common.chat_template import open_think_prefix
 from sft.common.command import UserError
 from sft.common.display import shows_colour
 from sft.common.prompts import LETTERS
-from sft.inference.assistant import Assistant, as_asked, print_probabilities, sampled
+from sft.inference.assistant import Assistant, clean_question, print_probabilities, sampled
 from sft.inference.generation import Sampling, split_thinking
 
 HELP = """\
@@ -119,7 +119,7 @@ class Session:
         choices: list[str] = []
         while len(choices) < len(LETTERS) and (choice := self.read(f"       {LETTERS[len(choices)]}> ")):
             choices.append(choice)
-        question, choices = as_asked(question, choices)
+        question, choices = clean_question(question, choices)
         print_probabilities(choices, self.assistant.probabilities([(question, choices)])[0])
         messages = self.follow(self.assistant.messages(question, choices))
         while messages and (line := self.read("follow-up> ")):

@@ -117,9 +117,9 @@ def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, a
     ],
 )
 def test_letters_go_where_every_option_carries_its_own(typed, asked):
-    from sft.inference.assistant import as_asked
+    from sft.inference.assistant import clean_question
 
-    assert as_asked(" Which? ", typed) == ("Which?", asked)
+    assert clean_question(" Which? ", typed) == ("Which?", asked)
 
 
 LETTERED = ("A. Congo red", "B) Prussian blue", "(C) Giemsa")
