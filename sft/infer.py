@@ -150,10 +150,9 @@ def evaluate(args: argparse.Namespace) -> None:
     """Both scores on a draw of the test split, as `sft/evaluate.py` measures them."""
     from sft.evaluate import main as measure
 
-    shared = (
-        "model_path dataset_path num_samples output_dir chat_template dtype quantization batch_size max_new_tokens"
-    )
-    options = {option: getattr(args, option) for option in f"{shared} temperature top_p".split()}
+    of_model = ("model_path", "chat_template", "dtype", "quantization", "batch_size")
+    of_run = ("dataset_path", "num_samples", "output_dir", "max_new_tokens", "temperature", "top_p")
+    options = {option: getattr(args, option) for option in of_model + of_run}
     options |= {"generation_seeds": args.seed, "name": f"{Path(args.model_path).resolve().name}-sample"}
     words = [word for option, value in options.items() if value is not None for word in (f"--{option}", str(value))]
     measure([*words, "--method", "likelihood", "generation", *["--overwrite"] * args.overwrite])

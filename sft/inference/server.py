@@ -123,6 +123,6 @@ class Server:
                 failed.set()
                 raise
 
-        # Its threads are daemons, so that Ctrl-C does not wait for a server that hangs.
+        # The threads of this pool are daemons, so that Ctrl-C does not wait for a server that hangs.
         with ThreadPool(self.concurrency) as pool:
             yield from filter(None, pool.imap_unordered(work, range(len(conversations))))
