@@ -20,11 +20,15 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from sft.common.command import UserError, run, strip_local_paths, write_json
-from sft.common.models import DTYPE_HELP, DTYPES, dtype_on
+from sft.common.data import draw, load_split
+from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
 from sft.common.prompts import LETTERS, OPEN
-from sft.evaluation.answer_cache import check_kept, fingerprint_of
+from sft.evaluation.answer_cache import Answers, check_kept, fingerprint_of
 from sft.evaluation.comparison import (
     PREDICTIONS,
     RESULTS,
@@ -34,15 +38,20 @@ from sft.evaluation.comparison import (
     compare,
     read_evaluation,
 )
+from sft.evaluation.report import write_report
+from sft.evaluation.results import results_of, table, write_predictions
 from sft.evaluation.tasks import (
     GENERATION,
     LIKELIHOOD,
     SCORE_OF,
+    Task,
     answered_by_server,
     answered_locally,
     check_questions,
     tasks_of,
 )
+from sft.inference.generation import Sampling
+from sft.inference.options import add_shared_options
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -110,17 +119,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="the floor of the same model without the question (twice the time of likelihood)",
     )
-    # DeepSeek's advice for its R1 models.
-    scores.add_argument("--max_new_tokens", type=int, default=2048, help="token budget of an answer")
-    scores.add_argument("--temperature", type=float, default=0.6, help="0 for greedy generation")
-    scores.add_argument("--top_p", type=float, default=0.95)
-    scores.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
-
-    local = parser.add_argument_group("a model of your own")
-    local.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one")
-    local.add_argument("--dtype", choices=DTYPES, default="auto", help=DTYPE_HELP)
-    local.add_argument("--quantization", choices=["none", "8bit", "4bit"], default="none", help="with bitsandbytes")
-    local.add_argument("--batch_size", type=int, default=16, help="questions a forward pass")
+    text = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
+    text.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
 
     server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
     server.add_argument("--backend", choices=["local", "openai"], default="local")
@@ -134,85 +134,93 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def check_model(args: argparse.Namespace, answer_format: str) -> None:
+    """Refuse a local model that cannot answer questions of this format, without loading it.
+
+    Raises:
+        UserError: it was trained with another format, its chat template is missing, or an adapter's base is.
+    """
+    trained = prompt_format(args.model_path)
+    if trained not in (None, answer_format):
+        raise UserError(
+            f"{args.model_path} was trained to answer with {trained}, the questions of {args.dataset_path} ask for "
+            f"{answer_format}: prepare them with {'--no_choices' if trained == OPEN else f'--answer_format {trained}'}"
+        )
+    if args.chat_template and not Path(args.chat_template).is_file():
+        raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
+    context_length(args.model_path)  # reads the configuration of an adapter's base
+
+
+def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Answers, state: Any) -> None:
+    """Have the model answer what has no answer yet, each process its share; the main process reads them all.
+
+    Raises:
+        UserError: a question that does not fit into the context, a server that fails, or answers of other processes
+            that this one cannot see.
+    """
+    wanted = [(task.name, question["id"]) for task in tasks for question in task.questions]
+    missing = sum(key not in answers.found for key in wanted)
+    if not missing:
+        if state.is_main_process:
+            print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
+        return
+    answered = answered_locally if args.backend == "local" else answered_by_server
+    batches = answered(args, tasks, answers.found, state)
+    state.wait_for_everyone()  # every process has read what was there
+    if state.is_main_process:
+        passes = f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} ({'; '.join(task.name for task in tasks)})"
+        counts = f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}"
+        print(f"{len(tasks[0].questions)} questions, {passes}: {counts}", flush=True)
+        answers.begin()
+        (answers.folder.parent / RESULTS).unlink(missing_ok=True)  # until it is true again
+    state.wait_for_everyone()
+    writer = answers.writer(state.process_index)
+    share = -(-missing // state.num_processes)
+    with tqdm(total=share, desc="Asking", unit=" answers", disable=not state.is_main_process) as progress:
+        for name, batch in batches:
+            writer.add(name, batch)
+            progress.update(len(batch))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        answers.read()
+        if any(key not in answers.found for key in wanted):
+            raise UserError(
+                f"answers of other processes are missing in {answers.folder}: put --output_dir where all machines "
+                "see it"
+            )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-
     # What can be refused is refused before the model loads.
-    from sft.common.data import draw, load_split
-    from sft.common.models import check_model_folder, prompt_format
-    from sft.evaluation.answer_cache import Answers
-    from sft.inference.generation import Sampling
-
-    local_model = args.backend == "local"
-    if local_model:
+    if args.backend == "local":
         check_model_folder(args.model_path)
     samplings = [Sampling(args.max_new_tokens, args.temperature, args.top_p, seed) for seed in args.generation_seeds]
     baseline = read_evaluation(args.baseline) if args.baseline else None
     split = load_split(args.dataset_path, args.split)
     questions = draw(split, args.num_samples or len(split), args.seed)
     check_questions(questions, args)
-    asked, trained = questions[0]["answer_format"], prompt_format(args.model_path) if local_model else None
-    if trained not in (None, asked):
-        raise UserError(
-            f"{args.model_path} was trained to answer with {trained}, the questions of {args.dataset_path} ask for "
-            f"{asked}: prepare them with {'--no_choices' if trained == OPEN else f'--answer_format {trained}'}"
-        )
-
-    if args.chat_template and not Path(args.chat_template).is_file():
-        raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
-    folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
+    if args.backend == "local":
+        check_model(args, questions[0]["answer_format"])
 
     import torch
     from accelerate import PartialState
-    from tqdm import tqdm
 
-    from sft.common.models import context_length
-
-    if local_model:
-        context_length(args.model_path)  # an adapter's base is found, or it is said which one is missing
-    # Nobody gives up on a process that has longer answers to write.
+    # The timeout lets a process wait for another one that has longer answers to write.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
     args.dtype = dtype_on(state.device.type, args.dtype)
+    folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
     fingerprint = fingerprint_of(args, questions, state.device.type)
     if baseline:
         check_comparable(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
     answers = Answers(folder / "answers", fingerprint, args.overwrite)
     tasks = tasks_of(args, questions, samplings)
     check_kept(folder, tasks, args.overwrite)
-    wanted = [(task.name, question["id"]) for task in tasks for question in task.questions]
-    missing = sum(key not in answers.found for key in wanted)
-    if not missing and state.is_main_process:
-        print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
-    if missing:
-        ask = answered_locally if local_model else answered_by_server
-        batches = ask(args, tasks, answers.found, state)
-        state.wait_for_everyone()  # every process has read what was there
-        if state.is_main_process:
-            passes = f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} ({'; '.join(task.name for task in tasks)})"
-            found = f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}"
-            print(f"{len(questions)} questions, {passes}: {found}", flush=True)
-            answers.begin()
-            (folder / RESULTS).unlink(missing_ok=True)  # until it is true again
-        state.wait_for_everyone()
-        writer = answers.writer(state.process_index)
-        share = -(-missing // state.num_processes)
-        with tqdm(total=share, desc="Asking", unit=" answers", disable=not state.is_main_process) as progress:
-            for name, batch in batches:
-                writer.add(name, batch)
-                progress.update(len(batch))
-        state.wait_for_everyone()
+    answer_missing(args, tasks, answers, state)
     if not state.is_main_process:
         return
 
-    from sft.evaluation.report import write_report
-    from sft.evaluation.results import results_of, table, write_predictions
-
-    answers.read()
-    if any(key not in answers.found for key in wanted):
-        raise UserError(
-            f"answers of other processes are missing in {answers.folder}: put --output_dir where all machines see it"
-        )
-    found, columns = results_of(questions, tasks, answers.found)
+    scores, columns = results_of(questions, tasks, answers.found)
     results = {
         "schema_version": SCHEMA_VERSION,
         "name": folder.name,
@@ -222,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "files": dict(sorted(Counter(question["source"] for question in questions if question.get("source")).items())),
         "n": len(questions),
         "questions_in_split": len(split),
-        "answer_format": asked,
-        **found,
+        "answer_format": questions[0]["answer_format"],
+        **scores,
         "tasks": [task.name for task in tasks],
         "fingerprint": fingerprint,
     }

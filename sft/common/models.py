@@ -22,9 +22,6 @@ RECIPE = "recipe.yaml"
 FACTS = ("eval_results.json", "history.json", "loss.png")
 # Weights of an adapter, and what describes it.
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# What --dtype takes, and what it says of itself.
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-DTYPE_HELP = "auto: that of the weights, or float32 on a CPU without bfloat16 (up to 30 x faster, twice the memory)"
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:

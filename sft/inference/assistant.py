@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from sft.common.chat_template import token_ids
 from sft.common.command import UserError
 from sft.common.prompts import DEFAULT_ANSWER_FORMAT, LETTERS, clean_choice, clean_text, prompt_messages
 from sft.inference.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
-from sft.inference.likelihood import longest_first, option_log_likelihoods, softmax
+from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens, softmax
 from sft.inference.parsing import parse_answer
 
 # Of the quickstart's facts, in words that it does not train on, each with the four answers of its group.
@@ -30,12 +30,12 @@ _TYPED_LETTER = re.compile(r"^\s*\(?([A-Da-d])\s*[.):]")
 
 
 def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
-    """Token ids of the demonstration's questions, asked in a model's form or, where it tells none, the usual one."""
-    asked = answer_format or DEFAULT_ANSWER_FORMAT
-    return token_ids(tokenizer, [prompt_messages(*question, asked) for question in DEMO], add_generation_prompt=True)
+    """Token ids of the demonstration's questions, asked in a model's answer format (None: the default one)."""
+    answer_format = answer_format or DEFAULT_ANSWER_FORMAT
+    return token_ids(tokenizer, [prompt_messages(*question, answer_format) for question in DEMO], True)
 
 
-def as_asked(question: str, choices: Sequence[str], where: str = "") -> tuple[str, list[str]]:
+def clean_question(question: str, choices: Sequence[str], where: str = "") -> tuple[str, list[str]]:
     """A question and its options as a model is asked them: options in one line, without letters typed before them.
 
     Letters go where every option has its own, the first A, the second B and so on: "A. fumigatus" stays among options
@@ -58,6 +58,12 @@ def as_asked(question: str, choices: Sequence[str], where: str = "") -> tuple[st
     return question.strip(), choices
 
 
+def print_probabilities(choices: Iterable[str], probabilities: dict[str, float]) -> None:
+    """Print the options of a question, each with its probability as a number and a bar."""
+    for choice, (letter, probability) in zip(choices, probabilities.items(), strict=True):
+        print(f"   {letter}. {choice:<40} {probability:6.1%} {'#' * round(20 * probability)}")
+
+
 def sampled(temperature: float) -> str:
     """What is added to an answer's notes if it was sampled, so that another seed may give another."""
     return f", sampled at temperature {temperature:g}" if temperature else ""
@@ -65,41 +71,24 @@ def sampled(temperature: float) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question and what the model answered to it.
+    """A question and what the model answered to it, as it is written to JSON; options go by their letters.
 
-    `letter` is that of the option which `text` states, or None (`outcome` says why: "unparsed" or "truncated"; a
-    question without options is "answered" by whatever is written). `probabilities` are those of option likelihood,
-    in the order of the options. `temperature` is 0 of a greedy answer. `tokens` were written in `seconds`.
+    `answer` is the letter of the option that `text` states, or None (`outcome` says why: "unparsed" or "truncated"; a
+    question without options is "answered" by whatever is written). `probabilities` are those of option likelihood.
+    `temperature` is 0 of a greedy answer. `tokens` were written in `seconds`.
     """
 
     question: str
-    choices: list[str]
+    choices: dict[str, str]
+    answer: str | None
+    answer_text: str | None
+    outcome: str
     text: str
     reasoning: str
-    letter: str | None
-    outcome: str
-    probabilities: list[float]
+    probabilities: dict[str, float]
     temperature: float
     tokens: int
     seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """The answer for programs; letters are keys."""
-        return {
-            "question": self.question,
-            "choices": dict(zip(LETTERS, self.choices, strict=False)),
-            "answer": self.letter,
-            "answer_text": self.choices[LETTERS.index(self.letter)] if self.letter else None,
-            "outcome": self.outcome,
-            "text": self.text,
-            "reasoning": self.reasoning,
-            "probabilities": {
-                letter: round(value, 6) for letter, value in zip(LETTERS, self.probabilities, strict=False)
-            },
-            "temperature": self.temperature,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 @dataclass
@@ -121,59 +110,60 @@ class Assistant:
         check_context(self.context, len(ids), sampling.max_new_tokens, "the conversation")
         return generate(self.model, self.tokenizer, [ids], sampling, streamer)[0]
 
-    def probabilities(self, questions: Sequence[dict], batch_size: int = 1) -> list[list[float]]:
-        """Probability of each option of each question, as sft/evaluate.py scores them."""
-        scores = dict(option_log_likelihoods(self.model, self.tokenizer, questions, batch_size))
-        return [softmax(scores[index]) for index in range(len(questions))]
-
-    def row(self, question: str, choices: Sequence[str]) -> dict:
-        """A question as the scorer reads it."""
-        return {"question": question, "choices": list(choices), "answer_format": self.answer_format}
-
     def messages(self, question: str, choices: Sequence[str]) -> list[dict]:
         """The conversation that a question opens."""
         return prompt_messages(question, choices, self.answer_format)
 
-    def answer(
-        self, question: str, choices: list[str], written: Generated, chances: list, temperature: float, since: float
-    ) -> Answer:
-        """What was written, taken apart; `since` is when it was asked (`time.perf_counter`)."""
-        reasoning, text = split_thinking(written.text)
-        parsed = parse_answer(written.text, choices, written.hit_limit) if choices else None
-        outcome = parsed.outcome if parsed else "truncated" if written.hit_limit else "answered"
-        letter = LETTERS[parsed.index] if parsed and parsed.index is not None else None
-        seconds = time.perf_counter() - since
-        return Answer(
-            question, choices, text, reasoning, letter, outcome, chances, temperature, written.tokens, seconds
-        )
+    def probabilities(self, questions: Sequence[tuple[str, list[str]]]) -> list[dict[str, float]]:
+        """Probability of each option of each question, as sft/evaluate.py scores them; empty without options."""
+        rows = [{"question": q, "choices": c, "answer_format": self.answer_format} for q, c in questions if c]
+        tokens = option_tokens(self.tokenizer, rows)
+        scores = iter(batch_log_likelihoods(self.model, self.tokenizer, tokens) if rows else [])
+        return [dict(zip(LETTERS, softmax(next(scores)), strict=False)) if c else {} for _, c in questions]
 
-    def ask(self, question: str, choices: Sequence[str], sampling: Sampling, streamer: Any = None) -> Answer:
+    def ask(self, question: str, choices: Sequence[str], sampling: Sampling) -> Answer:
         """Answer one question.
 
         Raises:
             UserError: an empty question, wrong options, or a prompt that does not fit into the context.
         """
-        question, choices = as_asked(question, choices)
-        since = time.perf_counter()
-        written = self.reply(self.messages(question, choices), sampling, streamer)
-        chances = self.probabilities([self.row(question, choices)])[0] if choices else []
-        return self.answer(question, choices, written, chances, sampling.temperature, since)
+        ((_, answer),) = self.ask_all([clean_question(question, choices)], sampling, 1)
+        return answer
 
     def ask_all(
         self, questions: Sequence[tuple[str, list[str]]], sampling: Sampling, batch_size: int
     ) -> Iterator[tuple[int, Answer]]:
-        """Yield (index, answer) of many questions from `as_asked`, in batches whose seconds are shared evenly."""
+        """Yield (index, answer) of many questions from `clean_question`, in batches whose seconds are shared evenly.
+
+        Raises:
+            UserError: a question that does not fit into the context.
+        """
         prompts = token_ids(self.tokenizer, [self.messages(*question) for question in questions], True)
         for index, prompt in enumerate(prompts):
             check_context(self.context, len(prompt), sampling.max_new_tokens, f"question {index + 1}")
         for number, batch in enumerate(longest_first([len(prompt) for prompt in prompts], batch_size)):
-            since = time.perf_counter()
-            with_options = [i for i in batch if questions[i][1]]
-            chances = self.probabilities([self.row(*questions[i]) for i in with_options], batch_size)
-            of_question = dict(zip(with_options, chances, strict=True))
+            start = time.perf_counter()
+            probabilities = self.probabilities([questions[i] for i in batch])
             drawn = replace(sampling, seed=batch_seed(sampling.seed, number))
-            written = generate(self.model, self.tokenizer, [prompts[i] for i in batch], drawn)
-            each = (time.perf_counter() - since) / len(batch)
-            for i, text in zip(batch, written, strict=True):
-                since = time.perf_counter() - each
-                yield i, self.answer(*questions[i], text, of_question.get(i, []), sampling.temperature, since)
+            turns = generate(self.model, self.tokenizer, [prompts[i] for i in batch], drawn)
+            seconds = (time.perf_counter() - start) / len(batch)
+            for i, turn, chances in zip(batch, turns, probabilities, strict=True):
+                question, choices = questions[i]
+                reasoning, text = split_thinking(turn.text)
+                parsed = parse_answer(turn.text, choices, turn.hit_limit)
+                yield (
+                    i,
+                    Answer(
+                        question=question,
+                        choices=dict(zip(LETTERS, choices, strict=False)),
+                        answer=None if parsed.index is None else LETTERS[parsed.index],
+                        answer_text=None if parsed.index is None else choices[parsed.index],
+                        outcome=parsed.outcome if choices or turn.hit_limit else "answered",
+                        text=text,
+                        reasoning=reasoning,
+                        probabilities={letter: round(chance, 6) for letter, chance in chances.items()},
+                        temperature=sampling.temperature,
+                        tokens=turn.tokens,
+                        seconds=round(seconds, 3),
+                    ),
+                )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sft.common.chat_template import closed_think_ids, open_think_prefix
 from sft.common.command import UserError
-from sft.inference.likelihood import pad, padding
+from sft.inference.likelihood import pad, pad_token
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sampling:
 
 
 class Generated(NamedTuple):
-    """What a model wrote: its whole turn with the think block that the prompt opened, the tokens that it wrote."""
+    """What a model wrote: its turn with the think block that the prompt opened, and the number of its tokens."""
 
     text: str
     tokens: int
@@ -75,7 +75,7 @@ def generate_ids(
     import torch
     from transformers import set_seed
 
-    ids, mask = (t.to(model.device) for t in pad(prompts, padding(tokenizer), left=True))
+    ids, mask = pad(model, tokenizer, prompts, "left")
     ends = end_tokens(model, tokenizer)
     # top_k is 50 by default in transformers, which DeepSeek's advice does not know.
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -86,13 +86,13 @@ def generate_ids(
             attention_mask=mask,
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=sorted(ends),
-            pad_token_id=padding(tokenizer),
+            pad_token_id=pad_token(tokenizer),
             streamer=streamer,
             **(drawn if sampling.temperature else dict.fromkeys(drawn) | {"do_sample": False}),
         )
     rows = output[:, ids.shape[1] :].tolist()
-    found = [next((place for place, token in enumerate(row) if token in ends), None) for row in rows]
-    return [row if end is None else row[: end + 1] for row, end in zip(rows, found, strict=True)]
+    lengths = [next((place + 1 for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 def generate(
@@ -103,13 +103,13 @@ def generate(
     if not sampling.thinking:
         prompts = [[*prompt, *closed] for prompt in prompts]
         opening += tokenizer.decode(closed)
-    ends, found = end_tokens(model, tokenizer), []
+    ends, turns = end_tokens(model, tokenizer), []
     for row in generate_ids(model, tokenizer, prompts, sampling, streamer):
         ended = row[-1] in ends
         # The token that ends a turn was written too, but says nothing.
         text = tokenizer.decode(row[:-1] if ended else row)
-        found.append(Generated(opening + text, len(row), not ended))
-    return found
+        turns.append(Generated(opening + text, len(row), not ended))
+    return turns
 
 
 def split_thinking(text: str) -> tuple[str, str]:

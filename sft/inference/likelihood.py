@@ -21,33 +21,26 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
         answers = [answer_text(q["choices"], index, q["answer_format"]) for index in range(len(q["choices"]))]
         completions += [completion_messages(answer) for answer in answers]
     rows = iter(split_completions(tokenizer, prompts, completions))
-    found = []
+    tokens = []
     for q in questions:
         own = list(islice(rows, len(q["choices"])))
         options = [row["completion_ids"] for row in own]
         cut = common_prefix(options)
-        found.append(
-            {
-                "shared": own[0]["prompt_ids"] + options[0][:cut],
-                "options": [option[cut:] for option in options],
-                "first_token_only": q["answer_format"].startswith("letter"),
-            }
-        )
-    return found
+        shared, differing = own[0]["prompt_ids"] + options[0][:cut], [option[cut:] for option in options]
+        by_letter = q["answer_format"].startswith("letter")
+        tokens.append({"shared": shared, "options": differing, "first_token_only": by_letter})
+    return tokens
 
 
-def pad(sequences: Sequence[Sequence[int]], token: int, left: bool) -> tuple[Any, Any]:
-    """(ids, mask), both of shape (sequences, longest), padded with `token` on one side."""
+def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: str) -> tuple[Any, Any]:
+    """(ids, mask) where the model is, both of shape (sequences, longest), padded on one side, "left" or "right"."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), token)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        place = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
-        ids[row, place] = torch.tensor(sequence, dtype=ids.dtype)
-        mask[row, place] = 1
-    return ids, mask
+    rows = [torch.tensor(sequence) for sequence in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_token(tokenizer), padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    return ids.to(model.device), mask.to(model.device)
 
 
 def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> list[list[float]]:
@@ -58,13 +51,11 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
     """
     import torch
 
-    pad_token = padding(tokenizer)
     first_token_only = all(question["first_token_only"] for question in batch)
-
     options = [option for question in batch for option in question["options"]]
     owners = [index for index, question in enumerate(batch) for _ in question["options"]]
     # Padded on the right, where causal attention never looks: no mask is needed, and padding changes no score.
-    shared, mask = (t.to(model.device) for t in pad([q["shared"] for q in batch], pad_token, left=False))
+    shared, mask = pad(model, tokenizer, [question["shared"] for question in batch], "right")
     owner = torch.tensor(owners, device=model.device)
     last, place = (mask.sum(-1) - 1).unique(return_inverse=True)
     with torch.no_grad():  # not inference_mode: under ZeRO-3 the gathered weights would stay unusable for training
@@ -76,7 +67,7 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
             cache = start.past_key_values
             cache.batch_select_indices(owner)
             # The last token of an option is predicted, never read: ids[:, :-1] predicts ids[:, 1:].
-            ids, option_mask = (t.to(model.device) for t in pad(options, pad_token, left=False))
+            ids, option_mask = pad(model, tokenizer, options, "right")
             read = option_mask[:, :-1]
             logits = model(
                 input_ids=ids[:, :-1],
@@ -99,7 +90,7 @@ def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def padding(tokenizer: Any) -> int:
+def pad_token(tokenizer: Any) -> int:
     """The token to pad with; what stands there is masked."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 

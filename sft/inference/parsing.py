@@ -15,8 +15,6 @@ class ParsedAnswer(NamedTuple):
     outcome: Literal["answered", "unparsed", "truncated"]
 
 
-UNPARSED = ParsedAnswer(None, "unparsed")
-TRUNCATED = ParsedAnswer(None, "truncated")
 # Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens.
 _MARKUP = re.compile(
     r"<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b|[\[{]?\"(?=answer)",
@@ -87,7 +85,7 @@ _OPTION = re.compile(r"\b(?:option|choice)\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECAS
 
 
 def _plain(text: str) -> str:
-    """Tokens of `text` in small letters between spaces, so that whole words are found by ``" word " in``."""
+    """Tokens of `text` in small letters between spaces: ``" word " in`` it matches complete words alone."""
     return f" {' '.join(token.replace(' ', '') for token in _TOKENS.findall(text.casefold()))} "
 
 
@@ -105,8 +103,10 @@ def _clause(text: str) -> str:
 def _same_text(text: str, choices: Sequence[str]) -> set[int]:
     """Options that `text` is, word for word; of options that are letters, also the one at that letter."""
     bare = text.strip().strip("()[]").rstrip(".").casefold()
-    found = {i for i, choice in enumerate(choices) if choice.strip().strip("()[]").rstrip(".").casefold() == bare}
-    return found | ({LETTERS.index(bare.upper())} & set(range(len(choices))) if found and bare in [*"abcd"] else set())
+    options = {i for i, choice in enumerate(choices) if choice.strip().strip("()[]").rstrip(".").casefold() == bare}
+    return options | (
+        {LETTERS.index(bare.upper())} & set(range(len(choices))) if options and bare in [*"abcd"] else set()
+    )
 
 
 def _options_begun(text: str, choices: Sequence[str]) -> set[int]:
@@ -121,7 +121,7 @@ def _options_named(text: str, choices: Sequence[str]) -> set[int]:
     """Options whose text stands in a clause and is not denied there; of one inside another, the longer."""
     plain = _plain(text)
     few_words = plain.count(" ") <= 7
-    found: list[tuple[int, int, int]] = []
+    spans: list[tuple[int, int, int]] = []
     wanted = [(_plain(choice), index) for index, choice in enumerate(choices)]
     for choice, index in sorted(wanted, key=lambda pair: -len(pair[0])):
         # A letter is no name, and a number or a word such as "no" is one only in a statement that says little else.
@@ -133,12 +133,12 @@ def _options_named(text: str, choices: Sequence[str]) -> set[int]:
         start = plain.find(choice)
         while start >= 0:
             end = start + len(choice)
-            if not any(low <= start and end <= high for low, high, _ in found):
-                found.append((start, end, index))
+            if not any(low <= start and end <= high for low, high, _ in spans):
+                spans.append((start, end, index))
             start = plain.find(choice, end - 1)
     return {
         index
-        for start, end, index in found
+        for start, end, index in spans
         if not (_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end - 1 :]))
     }
 
@@ -154,9 +154,9 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     rest, name = text[letter.end() : 400], (letter.group(1) or letter.group(2)).upper()
     index, named = LETTERS.index(name), _options_begun(rest, choices)
     # "C. difficile" may be an option's text, and not the letter.
-    whole = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
-    if whole and not named:
-        return whole
+    of_words = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
+    if of_words and not named:
+        return of_words
     if index >= len(choices) or not (letter.group("mark").strip("\"'“‘") or named or _FOLLOWS.match(rest)):
         return set()
     for choice in (choices[i] for i in named):
@@ -164,16 +164,16 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
         rest = rest[name_again.end() :] if name_again else rest
     if _DENIED_BEHIND.match(rest):  # said of the letter, or of its text
         return set()
-    found = {index} | named
+    options = {index} | named
     if not named:  # an option may be a letter itself: "A" could mean it
-        found |= {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
+        options |= {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
     clause = _clause(rest)
     for further in _FURTHER.finditer(clause):
         other = LETTERS.index(further[1] or further[2] or further[3])
         before = clause[: further.start()]
         if other < len(choices) and ("wait" in before or not _DENIED_BEFORE.search(before)):
-            found.add(other)
-    return found
+            options.add(other)
+    return options
 
 
 def _leading(text: str, choices: Sequence[str]) -> set[int]:
@@ -186,48 +186,42 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
     """Options that a clause names, by text, or by letter as in "option B" or "(B)", and does not deny."""
     if clause.rstrip().endswith("?"):
         return set()
-    found = _options_named(clause, choices)
+    options = _options_named(clause, choices)
     for match in _OPTION.finditer(clause):
         if not _DENIED_BEFORE.search(clause[: match.start()]):
-            found |= _letters(clause[match.end() :], choices)
-    if found:  # a text with another option's letter contradicts itself
+            options |= _letters(clause[match.end() :], choices)
+    if options:  # a text with another option's letter contradicts itself
         for letter in re.findall(r"[(\[]([A-D])[)\]]", clause):
-            found |= {LETTERS.index(letter)} & set(range(len(choices)))
-    return found
+            options |= {LETTERS.index(letter)} & set(range(len(choices)))
+    return options
 
 
 def _statement(text: str, choices: Sequence[str]) -> set[int]:
     """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
     denied = _NOT_THIS.match(text)
-    if denied:
-        text = text[denied.end() :]
-    text = text.strip()
+    text = text[denied.end() if denied else 0 :].strip()
     return _same_text(text, choices) or _leading(text, choices) or _mentioned(_clause(text), choices)
 
 
 def _declared(answer: str, choices: Sequence[str]) -> set[int]:
     """Options of "the answer is ..." and "B is correct"; of final answers alone where there are some."""
-    every = []
-    for match in _DECLARED.finditer(answer):
-        # "The wrong answer is", "I doubt that the answer is": nothing is stated.
-        before = _before(answer, match.start())
-        if not _DENIED_BEFORE.search(before):
-            every.append(match)
+    # "The wrong answer is", "I doubt that the answer is": nothing is stated.
+    every = [m for m in _DECLARED.finditer(answer) if not _DENIED_BEFORE.search(_before(answer, m.start()))]
     starts = [match.start() for match in every[1:]] + [len(answer)]
     final = any(match["final"] for match in every)
-    found: set[int] = set()
+    options: set[int] = set()
     for match, end in zip(every, starts, strict=False):
         if match["final"] or not final:
             stated = answer[match.end() : end].lstrip().split("\n")[0]
-            found |= _statement(f"not {stated}" if match["not"] else stated, choices)
+            options |= _statement(f"not {stated}" if match["not"] else stated, choices)
     if not final:
         for match in _CALLED_RIGHT.finditer(answer):
             before = _before(answer, match.start(1))
             if not _DENIED_BEFORE.search(before) and not re.search(r"\b(?:and|or)\s+(?:option\s+)?$", before):
-                found |= {LETTERS.index(match[1])} & set(range(len(choices)))
+                options |= {LETTERS.index(match[1])} & set(range(len(choices)))
         for match in _TEXT_CALLED_RIGHT.finditer(answer):
-            found |= _options_named(_before(answer, match.start()), choices)
-    return found
+            options |= _options_named(_before(answer, match.start()), choices)
+    return options
 
 
 def _marked(answer: str, choices: Sequence[str]) -> set[int]:
@@ -235,10 +229,10 @@ def _marked(answer: str, choices: Sequence[str]) -> set[int]:
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
     if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
         del lines[0]
-    found = _leading(lines[0], choices) if lines else set()
-    if found and len(lines) > 1 and (letter := _LETTER.match(lines[1])) and letter["mark"]:
-        found |= _letters(lines[1], choices)
-    return found
+    options = _leading(lines[0], choices) if lines else set()
+    if options and len(lines) > 1 and (letter := _LETTER.match(lines[1])) and letter["mark"]:
+        options |= _letters(lines[1], choices)
+    return options
 
 
 def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> ParsedAnswer:
@@ -249,35 +243,22 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
     "B is correct"; a final answer before others); a letter at the start ("B. ..."); and last the one option that is
     mentioned anywhere and not denied.
 
-    Args:
-        text: the assistant's whole turn, its opening think tag included if there is one.
-        choices: the options, in the order of their letters.
-        hit_limit: whether generation ended at its token limit. Then the answer is truncated, whatever stands there.
+    `text` is the assistant's turn with its opening think tag, if there is one. A turn that hit the token limit is
+    truncated, whatever stands there.
     """
-    if hit_limit or "<think>" in text.split("</think>")[-1]:
-        return TRUNCATED
-    said = text.split("</think>")[-1].strip()
-    answer = _MARKUP.sub("", unicodedata.normalize("NFKC", said)).strip()
-
-    def boxed() -> set[int]:
-        return set().union(*(_statement(content, choices) for content in _BOXED.findall(answer)))
-
-    def anywhere() -> set[int]:
-        clauses = re.split(r"(?<!\b[A-Za-z])(?<=[.!;])\s|(?<=\?)\s|\n", answer)
-        return set().union(*(_mentioned(clause, choices) for clause in clauses if clause))
-
-    def declared() -> set[int]:
-        # What the text begins with counts too: a model that writes on may answer a question of its own.
-        found, first = _declared(answer, choices), _marked(answer, choices)
-        return found | first if len(first) == 1 and found else found
-
-    for rule in (
-        lambda: _same_text(said, choices),
-        boxed,
-        declared,
-        lambda: _marked(answer, choices),
-        anywhere,
-    ):
-        if found := rule():
-            return ParsedAnswer(found.pop(), "answered") if len(found) == 1 else UNPARSED
-    return UNPARSED
+    reply = text.split("</think>")[-1].strip()
+    if hit_limit or "<think>" in reply:
+        return ParsedAnswer(None, "truncated")
+    answer = _MARKUP.sub("", unicodedata.normalize("NFKC", reply)).strip()
+    declared, marked = _declared(answer, choices), _marked(answer, choices)
+    if declared and len(marked) == 1:  # a model that writes on may answer a question of its own
+        declared |= marked
+    clauses = re.split(r"(?<!\b[A-Za-z])(?<=[.!;])\s|(?<=\?)\s|\n", answer)
+    options = (
+        _same_text(reply, choices)
+        or set().union(*(_statement(content, choices) for content in _BOXED.findall(answer)))
+        or declared
+        or marked
+        or set().union(*(_mentioned(clause, choices) for clause in clauses if clause))
+    )
+    return ParsedAnswer(options.pop(), "answered") if len(options) == 1 else ParsedAnswer(None, "unparsed")

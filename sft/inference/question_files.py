@@ -1,31 +1,35 @@
-"""Files of questions that a user asks with `sft/infer.py --input`: CSV or JSON lines."""
+"""Files of `sft/infer.py --input` and `--output`: questions to ask and their answers, as CSV or JSON lines."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sft.common.command import UserError
 from sft.common.prompts import LETTERS
+from sft.inference.assistant import Answer, clean_question
 
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (where, question, options) of the rows of a CSV file."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = [name.strip().lower().removeprefix("choice ") for name in next(reader, [])]
+        header = [name.strip().lower().removeprefix("choice ") for name in reader.fieldnames or []]
         known = [name for name in header if name in ("question", *LETTERS.lower())]
         if "question" not in known or len(set(known)) < len(known) or "e" in header:
             raise UserError(f"--input {file} needs the columns question, A, B, C, D, each once; found {header}")
-        for number, cells in enumerate(filter(None, reader), start=1):
-            if len(cells) > len(header):
+        reader.fieldnames = header
+        for number, row in enumerate(reader, start=1):
+            if None in row:
                 raise UserError(f"{file}, row {number}: more cells than columns: put texts with commas in quotes")
-            row = dict(zip(header, cells, strict=False))
-            options = [row.get(letter, "") for letter in LETTERS.lower()]
+            options = [row.get(letter) or "" for letter in LETTERS.lower()]
             while options and not options[-1].strip():
                 options.pop()
-            yield f"{file}, row {number}: ", row.get("question", ""), options
+            yield f"{file}, row {number}: ", row["question"] or "", options
     except csv.Error as error:
         raise UserError(f"--input {file} is not sound CSV: {error}, at line {reader.line_num}") from error
 
@@ -33,41 +37,107 @@ def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
 def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (where, question, options) of the lines of a JSON lines file."""
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                question, options = row["question"], row.get("choices", [])
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise UserError(f"{file}, line {number}: not JSON with question and choices: {error}") from error
-            if isinstance(options, dict):
-                if list(options) != list(LETTERS[: len(options)]):
-                    raise UserError(f"{file}, line {number}: name the choices A, B, C, D, in this order")
-                options = [*options.values()]
-            if not isinstance(options, list) or not all(isinstance(text, str) for text in (question, *options)):
-                raise UserError(f"{file}, line {number}: question has to be a text, and choices a list of texts")
-            try:
-                "".join((question, *options)).encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise UserError(f"{file}, line {number}: not text: {error}") from error
-            yield f"{file}, line {number}: ", question, options
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}: "
+        try:
+            row = json.loads(line)
+            question, options = row["question"], row.get("choices", [])
+            json.dumps([question, options], ensure_ascii=False).encode("utf-8")  # half a surrogate pair is refused
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{where}not JSON with question and choices: {error}") from error
+        if isinstance(options, dict):
+            if list(options) != list(LETTERS[: len(options)]):
+                raise UserError(f"{where}name the choices A, B, C, D, in this order")
+            options = [*options.values()]
+        if not isinstance(options, list) or not all(isinstance(text, str) for text in (question, *options)):
+            raise UserError(f"{where}question has to be a text, and choices a list of texts")
+        yield where, question, options
 
 
 def read_questions(file: Path) -> list[tuple[str, list[str]]]:
     """(question, options) of each row of a CSV or JSON lines file, as they are asked.
 
     Raises:
-        UserError: no such file, another kind of file, a row that is none, or a question that cannot be asked.
+        UserError: no such file, another kind of file, a row that is not a question, or one that cannot be asked.
     """
-    from sft.inference.assistant import as_asked
-
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--input {file} cannot be read: {error}") from error
-    kinds = {".csv": csv_rows, ".jsonl": json_rows}
-    if file.suffix.lower() not in kinds:
+    rows_of = {".csv": csv_rows, ".jsonl": json_rows}.get(file.suffix.lower())
+    if not rows_of:
         raise UserError(f"--input {file}: give a .csv or a .jsonl file")
-    found = [as_asked(question, options, where) for where, question, options in kinds[file.suffix.lower()](file, text)]
-    if not found:
+    questions = [clean_question(question, options, where) for where, question, options in rows_of(file, text)]
+    if not questions:
         raise UserError(f"--input {file} holds no question")
-    return found
+    return questions
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Make the folder of the output file, and refuse at once what could not be written after the work.
+
+    Raises:
+        UserError: a name that ends otherwise than .csv or .jsonl, or a file that exists or cannot be written there.
+    """
+    if output.suffix.lower() not in WRITERS:
+        raise UserError(f"--output {output}: name a .csv or a .jsonl file")
+    if output.exists() and not (overwrite and output.is_file() and not output.is_symlink()):
+        advice = "pass --overwrite to replace it, or " if output.is_file() else ""
+        raise UserError(f"--output {output} exists already: {advice}name another file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+def as_json_lines(answers: Sequence[Answer]) -> str:
+    """Answers as JSON lines."""
+    return "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+
+
+def table_row(answer: Answer) -> dict[str, Any]:
+    """An answer's fields without nesting: columns A to D are its options, p_A to p_D their probabilities."""
+    row = {}
+    for key, value in asdict(answer).items():
+        if isinstance(value, dict):
+            row |= {("p_" if key == "probabilities" else "") + letter: value.get(letter) for letter in LETTERS}
+        # A spreadsheet would take what a model wrote for a formula: a list with dashes for a faulty one.
+        elif key in ("text", "reasoning") and value.startswith(("=", "+", "-", "@")):
+            row[key] = f"'{value}"
+        else:
+            row[key] = value
+    return row
+
+
+def as_csv(answers: Sequence[Answer]) -> str:
+    """Answers as a CSV table."""
+    rows = [table_row(answer) for answer in answers]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+WRITERS = {".csv": as_csv, ".jsonl": as_json_lines}
+
+
+def write_answers(answers: Sequence[Answer], output: Path) -> None:
+    """Write answers into a file of the kind that its name ends with, under a temporary name until it is complete.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a
+        # spreadsheet asks for the encoding when the table is imported.
+        temporary.write_text(WRITERS[output.suffix.lower()](answers), encoding="utf-8", newline="")
+        temporary.rename(output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+    print(f"Wrote {len(answers)} answers to {output}")

@@ -4,12 +4,11 @@ The server applies its own chat template to the same messages that a local model
 log-likelihood of a given text is nothing that these servers tell alike, so generation is the only score here.
 """
 
-import contextlib
 import os
-import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 from sft.common.command import UserError, first_line
 from sft.inference.generation import Generated, Sampling
@@ -20,16 +19,10 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 
 @dataclass
 class Server:
-    """A model on a server.
+    """The model of this name on a server, whose API begins at `base_url`.
 
-    Args:
-        base_url: where the API begins, as in http://127.0.0.1:8000/v1.
-        model: its name there.
-        concurrency: requests that are under way at once.
-        retries: how often a request is tried again, with growing pauses, when the server is busy or the network fails.
-        timeout: seconds that one request may take.
-
-    The environment variable OPENAI_API_KEY is sent along; a server on one's own machine needs none.
+    `retries` are those of one request, with growing pauses, when the server is busy or the network fails; `timeout` is
+    in seconds. The environment variable OPENAI_API_KEY is sent along; a server on one's own machine needs none.
     """
 
     base_url: str
@@ -119,31 +112,17 @@ class Server:
         Raises:
             UserError: as `ask`; nothing new is asked after the first failure.
         """
-        waiting: queue.SimpleQueue = queue.SimpleQueue()
-        answered: queue.SimpleQueue = queue.SimpleQueue()
-        for index in range(len(conversations)):
-            waiting.put(index)
+        failed = threading.Event()
 
-        def work() -> None:
+        def work(index: int) -> tuple[int, Generated] | None:
+            if failed.is_set():
+                return None
             try:
-                while True:
-                    index = waiting.get_nowait()
-                    answered.put((index, self.ask(conversations[index], sampling[index])))
-            except queue.Empty:
-                pass
-            except Exception as error:  # whatever it is, it is told where it can be
-                answered.put((None, error))
+                return index, self.ask(conversations[index], sampling[index])
+            except Exception:
+                failed.set()
+                raise
 
-        # Daemons, so that Ctrl-C does not wait for a server that hangs.
-        for _ in range(min(self.concurrency, len(conversations))):
-            threading.Thread(target=work, daemon=True).start()
-        try:
-            for _ in conversations:
-                index, found = answered.get()
-                if index is None:
-                    raise found
-                yield index, found
-        finally:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    waiting.get_nowait()
+        # The threads of this pool are daemons, so that Ctrl-C does not wait for a server that hangs.
+        with ThreadPool(self.concurrency) as pool:
+            yield from filter(None, pool.imap_unordered(work, range(len(conversations))))

@@ -1,15 +1,16 @@
 """A conversation in the terminal: a question, options if there are any, the answer word by word, and what follows."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import TextStreamer
 
+from sft.common.chat_template import open_think_prefix
 from sft.common.command import UserError
 from sft.common.display import shows_colour
 from sft.common.prompts import LETTERS
-from sft.inference.assistant import as_asked, sampled
+from sft.inference.assistant import Assistant, clean_question, print_probabilities, sampled
 from sft.inference.generation import Sampling, split_thinking
 
 HELP = """\
@@ -24,28 +25,20 @@ HELP = """\
 class AnswerStreamer(TextStreamer):
     """Prints a turn as it is written; of its think block, if it is hidden, only that there is one."""
 
-    def __init__(self, tokenizer: Any, thinking: str, opened: bool):
+    def __init__(self, tokenizer: Any, thinking: str):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=False)
-        self.show, self.inside = thinking == "show", opened
+        self.show, self.inside = thinking == "show", False
+        # The prompt may open the think block; then the first piece is inside it.
+        self.opening = open_think_prefix(tokenizer).strip() if thinking != "off" else ""
         self.faint, self.plain = ("\033[2m", "\033[0m") if shows_colour() else ("", "")
-        self.turn_end = tokenizer.eos_token
-        self.told = not opened
-
-    def begin_thinking(self) -> None:
-        """Say that the model thinks."""
-        print(f"{self.faint}Thinking ..." + ("\n" if self.show else ""), end="", flush=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print a piece; a think tag stands in one piece, since pieces end at white space."""
-        text = text.replace(self.turn_end, "")
-        if not self.told:
-            self.told = True
-            self.begin_thinking()
+        text, self.opening = self.opening + text.replace(self.tokenizer.eos_token, ""), ""
         if "<think>" in text and not self.inside:
             self.inside = True
             before, text = text.split("<think>", 1)
-            print(before, end="")
-            self.begin_thinking()
+            print(f"{before}{self.faint}Thinking ..." + ("\n" if self.show else ""), end="", flush=True)
         if self.inside:
             thought, closed, text = text.partition("</think>")
             print(thought if self.show else "", end="", flush=True)
@@ -62,55 +55,86 @@ class Quit(Exception):
     """The user wants to go."""
 
 
-def read(prompt: str, state: dict) -> str:
-    """One line of input, commands carried out.
+class NewQuestion(Exception):
+    """The user wants to ask something else."""
 
-    Raises:
-        Quit: /quit, end-of-file or Ctrl-C.
-        StopIteration: /new.
-    """
-    while True:
+
+@dataclass
+class Session:
+    """A conversation with `assistant`; `thinking` is "show", "hide" or "off"."""
+
+    assistant: Assistant
+    sampling: Sampling
+    thinking: str
+
+    def read(self, prompt: str) -> str:
+        """One line of input; commands are carried out first.
+
+        Raises:
+            Quit: /quit, end-of-file or Ctrl-C.
+            NewQuestion: /new.
+        """
+        while True:
+            try:
+                line = input(prompt).strip()
+            except (EOFError, KeyboardInterrupt):
+                print()
+                raise Quit from None
+            command, _, word = line.partition(" ")
+            if command == "/quit":
+                raise Quit
+            if command == "/new":
+                raise NewQuestion
+            if command == "/help":
+                print(HELP)
+            elif command == "/thinking" and word in ("show", "hide", "off"):
+                self.thinking = word
+                print(f"  thinking: {word}")
+            elif command.startswith("/"):
+                print(f"  {command} {word}".rstrip() + " is no command: /help lists them")
+            else:
+                return line
+
+    def follow(self, messages: list[dict]) -> list[dict]:
+        """Write the next turn of a conversation; returns the conversation with it, which Ctrl-C leaves as it was."""
+        start = time.perf_counter()
+        streamer = AnswerStreamer(self.assistant.tokenizer, self.thinking)
         try:
-            line = input(prompt).strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            raise Quit from None
-        command, _, word = line.partition(" ")
-        if command == "/quit":
-            raise Quit
-        if command == "/new":
-            raise StopIteration
-        if command == "/help":
-            print(HELP)
-        elif command == "/thinking" and word in ("show", "hide", "off"):
-            state["thinking"] = word
-            print(f"  thinking: {word}")
-        elif command.startswith("/"):
-            print(f"  {command} {word}".rstrip() + " is no command: /help lists them")
-        else:
-            return line
+            sampling = replace(self.sampling, thinking=self.thinking != "off")
+            turn = self.assistant.reply(messages, sampling, streamer)
+        except KeyboardInterrupt:
+            print(f"{streamer.plain}\n  (stopped)")
+            return messages[:-1]
+        except UserError as error:  # too long: the conversation up to here can still be continued
+            print(f"  {error}")
+            return messages[:-1]
+        notes = sampled(sampling.temperature) + (", stopped at the token limit" if turn.hit_limit else "")
+        print(f"  ({turn.tokens} tokens, {time.perf_counter() - start:.1f} s{notes})")
+        return [*messages, {"role": "assistant", "content": split_thinking(turn.text)[1]}]
+
+    def talk(self) -> None:
+        """Read a question and its options, answer it, and go on about it until the user wants another one."""
+        if not (question := self.read("\nquestion> ")):
+            return
+        choices: list[str] = []
+        while len(choices) < len(LETTERS) and (choice := self.read(f"       {LETTERS[len(choices)]}> ")):
+            choices.append(choice)
+        question, choices = clean_question(question, choices)
+        print_probabilities(choices, self.assistant.probabilities([(question, choices)])[0])
+        messages = self.follow(self.assistant.messages(question, choices))
+        while messages and (line := self.read("follow-up> ")):
+            messages = self.follow([*messages, {"role": "user", "content": line}])
 
 
-def converse(assistant: Any, sampling: Sampling, thinking: str) -> None:
-    """Ask and answer until the user leaves. What cannot be asked is said, and the conversation goes on."""
-    from sft.common.chat_template import open_think_prefix
-
-    opened = bool(open_think_prefix(assistant.tokenizer))
-    state = {"thinking": thinking}
+def converse(assistant: Assistant, sampling: Sampling, thinking: str) -> None:
+    """Ask and answer until the user leaves. What cannot be asked is refused, and the conversation goes on."""
+    session = Session(assistant, sampling, thinking)
     print("Ask a question; /help tells more, /quit leaves. Not medical advice: the model sees no figure.")
     while True:
         try:
-            question = read("\nquestion> ", state)
-            if not question:
-                continue
-            choices: list[str] = []
-            while len(choices) < len(LETTERS) and (choice := read(f"       {LETTERS[len(choices)]}> ", state)):
-                choices.append(choice)
-            messages = talk(assistant, question, choices, sampling, state, opened)
-            while messages and (line := read("follow-up> ", state)):
-                messages = follow(assistant, [*messages, {"role": "user", "content": line}], sampling, state, opened)
-        except StopIteration:
-            continue
+            session.talk()
+        except NewQuestion:
+            pass
         except Quit:
             print("Goodbye.")
             return
@@ -118,34 +142,3 @@ def converse(assistant: Any, sampling: Sampling, thinking: str) -> None:
             print(f"  {error}")
         except KeyboardInterrupt:
             print("\n  (stopped)")
-
-
-def follow(assistant: Any, messages: list, sampling: Sampling, state: dict, opened: bool) -> list[dict]:
-    """Write the next turn of a conversation; returns the conversation with it, which Ctrl-C leaves as it was."""
-    wanted = replace(sampling, thinking=state["thinking"] != "off")
-    since = time.perf_counter()
-    words = AnswerStreamer(assistant.tokenizer, state["thinking"], opened and wanted.thinking)
-    try:
-        written = assistant.reply(messages, wanted, words)
-    except KeyboardInterrupt:
-        print(f"{words.plain}\n  (stopped)")
-        return messages[:-1]
-    except UserError as error:  # too long: what was said before can still be gone on with
-        print(f"  {error}")
-        return messages[:-1]
-    _, text = split_thinking(written.text)
-    notes = sampled(sampling.temperature) + (", stopped at the token limit" if written.hit_limit else "")
-    print(f"  ({written.tokens} tokens, {time.perf_counter() - since:.1f} s{notes})")
-    return [*messages, {"role": "assistant", "content": text}]
-
-
-def talk(
-    assistant: Any, question: str, choices: list[str], sampling: Sampling, state: dict, opened: bool
-) -> list[dict]:
-    """Answer a question; returns the conversation so far."""
-    question, choices = as_asked(question, choices)
-    if choices:
-        (chances,) = assistant.probabilities([assistant.row(question, choices)])
-        for letter, choice, chance in zip(LETTERS, choices, chances, strict=False):
-            print(f"   {letter}. {choice:<40} {chance:6.1%} {'#' * round(20 * chance)}")
-    return follow(assistant, assistant.messages(question, choices), sampling, state, opened)

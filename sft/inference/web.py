@@ -30,21 +30,17 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
             choices.pop()
         try:
             answer = assistant.ask(question, choices, sampling)
-        except UserError as error:  # said in the place of the answer, and the session goes on
+        except UserError as error:  # shown in the place of the answer, and the session goes on
             unseen = gradio.update(visible=False)
             return f"**Not asked:** {error}", unseen, unseen, "", ""
-        bars = {
-            f"{letter}. {choice}": chance
-            for letter, choice, chance in zip(LETTERS, answer.choices, answer.probabilities, strict=False)
-        }
-        said = answer.text or "*no answer*"
+        bars = {f"{letter}. {answer.choices[letter]}": chance for letter, chance in answer.probabilities.items()}
+        text = answer.text or "*no answer*"
         if answer.outcome != "answered":
-            said += (
-                f"\n\n*({answer.outcome}: no single option is stated)*" if choices else "\n\n*(token limit reached)*"
-            )
+            note = f"{answer.outcome}: no single option is stated" if choices else "token limit reached"
+            text += f"\n\n*({note})*"
         hidden = thinking != "show" or not answer.reasoning
         return (
-            said,
+            text,
             gradio.update(value=bars or None, visible=bool(bars)),
             gradio.update(open=not hidden, visible=bool(answer.reasoning)),
             answer.reasoning,
@@ -64,15 +60,15 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
                 button = gradio.Button("Ask", variant="primary", elem_id="ask")
             with gradio.Column():
                 gradio.Markdown("### Answer")
-                said = gradio.Markdown(elem_id="answer", container=True, min_height=60)
+                text = gradio.Markdown(elem_id="answer", container=True, min_height=60)
                 bars = gradio.Label(label="Probability of each option", visible=False, elem_id="bars")
                 with gradio.Accordion("Reasoning", open=False, visible=False) as fold:
                     reasoning = gradio.Markdown(elem_id="reasoning")
                 cost = gradio.Markdown(elem_id="cost")
         gradio.Examples([[text, *choices] for text, choices in examples], [question, *options], label="Examples")
-        found = [said, bars, fold, reasoning, cost]
+        outputs = [text, bars, fold, reasoning, cost]
         for event in (button.click, question.submit):
-            event(ask, [question, *options], found, api_name=False, concurrency_limit=1)
+            event(ask, [question, *options], outputs, api_name=False, concurrency_limit=1)
     return blocks
 
 

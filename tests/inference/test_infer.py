@@ -117,9 +117,9 @@ def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, a
     ],
 )
 def test_letters_go_where_every_option_carries_its_own(typed, asked):
-    from sft.inference.assistant import as_asked
+    from sft.inference.assistant import clean_question
 
-    assert as_asked(" Which? ", typed) == ("Which?", asked)
+    assert clean_question(" Which? ", typed) == ("Which?", asked)
 
 
 LETTERED = ("A. Congo red", "B) Prussian blue", "(C) Giemsa")
@@ -256,11 +256,11 @@ def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
 
 
 def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
-    from sft.infer import as_csv
     from sft.inference.assistant import Answer
+    from sft.inference.question_files import as_csv
 
     texts = ["=1+1", "- one\n- two", "+", "@x", "B. 5 - 3"]
-    answers = [Answer("Q?", [], text, text, None, "answered", [], 0, 1, 0.1) for text in texts]
+    answers = [Answer("Q?", {}, None, None, "answered", text, text, {}, 0, 1, 0.1) for text in texts]
     rows = list(csv.DictReader(io.StringIO(as_csv(answers), newline="")))
     assert [row["text"] for row in rows] == [row["reasoning"] for row in rows]
     assert [row["text"] for row in rows] == ["'=1+1", "'- one\n- two", "'+", "'@x", "B. 5 - 3"]
@@ -278,6 +278,7 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.csv", "A,B,question\nx,y\n", "row 1: the question is empty"),
         ("q.csv", "question,A,B\n", "holds no question"),
         ("q.jsonl", "{\n", "line 1: not JSON"),
+        ("q.jsonl", '{"question": "Q?"}\n{"question": "\\ud800"}\n', "line 2: not JSON with question and choices"),
         ("q.jsonl", '{"question": 3}\n', "question has to be a text"),
         ("q.jsonl", '{"question": "Q?", "choices": "ab"}\n', "choices a list of texts"),
         ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, D, in this order"),

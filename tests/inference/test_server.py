@@ -4,15 +4,18 @@ import contextlib
 import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 N = 6
 GREEDY = ("--method", "generation", "--temperature", 0, "--max_new_tokens", 12, "--num_samples", N)
 
@@ -97,7 +100,7 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
             kind.most = max(kind.most, kind.under_way)
             first = kind.asked == 1
         self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(5 if self.way == "silent" else 0.1)
+        time.sleep({"silent": 5, "hangs": 60}.get(self.way, 0.1))
         content = {"null": None, "a list": ["B"], "half a character": "B \ud800"}.get(self.way, "B")
         message = {"role": "assistant", "content": content, "reasoning_content": "It could be A."}
         usage = {"no count": {}, "words": {"completion_tokens": "3"}}.get(self.way, {"completion_tokens": 3})
@@ -206,6 +209,20 @@ def test_overwrite_asks_again(here, misbehaving, prepared, tmp_path):
     assert server.asked == 24
     # Where the server is stands nowhere in what may be published.
     assert "127.0.0.1" not in (tmp_path / "run/results.json").read_text()
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(misbehaving, prepared, tmp_path):
+    url, server = misbehaving("hangs")
+    words = [sys.executable, *map(str, asking(prepared, tmp_path, url))]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as evaluation:
+        while server.asked < 8:
+            assert evaluation.poll() is None, evaluation.stderr.read()
+            time.sleep(0.1)
+        start = time.perf_counter()
+        evaluation.send_signal(signal.SIGINT)
+        assert evaluation.wait() == 130
+        assert time.perf_counter() - start < 30
+        assert evaluation.stderr.read().splitlines()[-1] == "interrupted"
 
 
 def test_a_server_that_is_not_there_is_refused_at_once(refused, prepared, tmp_path):
