@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, run
+from sft.common.command import UserError, atomic_write, run
 from sft.common.models import DTYPE_HELP, DTYPES, dtype_on
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, LETTERS
 from sft.inference.assistant import DEMO
@@ -89,14 +89,12 @@ def answer_file(assistant: Any, questions: list, output: Path, sampling: Any, ba
         assistant.ask_all(questions, sampling, batch_size), total=len(questions), desc="Asking", unit=" questions"
     )
     answers = [answer for _, answer in sorted(progress, key=lambda found: found[0])]
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a
-        # spreadsheet asks for the encoding when the table is imported.
-        temporary.write_text(WRITERS[output.suffix.lower()](answers), encoding="utf-8", newline="")
-        temporary.rename(output)
+        with atomic_write(output) as temporary:
+            # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a
+            # spreadsheet asks for the encoding when the table is imported.
+            temporary.write_text(WRITERS[output.suffix.lower()](answers), encoding="utf-8", newline="")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
     print(f"Wrote {len(answers)} answers to {output}")
 

@@ -7,7 +7,7 @@ A template that breaks it trains a model that was never asked in the way it will
 import hashlib
 import re
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
                 token_ids(tokenizer, [prompt], add_generation_prompt=True),
                 token_ids(tokenizer, [prompt + completion]),
             )
-            pairs = enumerate(zip([*full_ids, None], prompt_ids, strict=False))
-            same = next((i for i, (a, b) in pairs if a != b), len(prompt_ids))
+            same = len(common_prefix([prompt_ids, full_ids]))
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "
@@ -181,7 +180,12 @@ def closed_think_ids(tokenizer: Any) -> list[int]:
     prompt = [{"role": "user", "content": "Which?"}]
     answers = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
     one, other = (row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers))
-    return one[: common_prefix([one, other])]
+    return common_prefix([one, other])
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """The leading items that all sequences share."""
+    return [items[0] for items in takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False))]
 
 
 def open_think_prefix(tokenizer: Any) -> str:
@@ -189,11 +193,6 @@ def open_think_prefix(tokenizer: Any) -> str:
     (asked,) = render(tokenizer, [[{"role": "user", "content": "Which?"}]], add_generation_prompt=True)
     opened = asked.rfind("<think>")
     return asked[opened:] if opened >= 0 and "</think>" not in asked[opened:] else ""
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Number of leading items that all sequences share."""
-    return next((i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), 0)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -25,7 +25,8 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
     for q in questions:
         own = list(islice(rows, len(q["choices"])))
         options = [row["completion_ids"] for row in own]
-        cut = common_prefix(options)
+        # Each keeps its last token, so that options of the same text have one to be scored by.
+        cut = len(common_prefix([option[:-1] for option in options]))
         found.append(
             {
                 "shared": own[0]["prompt_ids"] + options[0][:cut],

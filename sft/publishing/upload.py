@@ -171,7 +171,7 @@ def after_training(settings: Any, final: Path) -> None:
     words += ["--public"] if settings.hub_private_repo is False else []
     own = re.compile(r"RANK$|WORLD_SIZE$|^(MASTER|TORCHELASTIC|ACCELERATE|FSDP|ROLE|GROUP)_|^OMP_NUM_THREADS$")
     environment = {name: value for name, value in os.environ.items() if not own.search(name)}
-    script = str(Path(__file__).resolve())
+    script = str(Path(__file__).resolve().parents[1] / "publish.py")
     done = subprocess.run([sys.executable, script, *words[1:]], env=environment, check=False)
     if done.returncode:
         raise UserError(f"the model is trained, and whole in {final}, but not published: python {' '.join(words)}")
