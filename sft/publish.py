@@ -69,7 +69,7 @@ def main() -> None:
     parent = None if args.dry_run else check_repository(args.repo, model, args.public, args.update, args.tag)
 
     with atomic_folder(folder, overwrite=True) as temporary:
-        stage(args, (base, base_here), merged_onto, evaluations, temporary)
+        stage(args, base, base_here, merged_onto, evaluations, temporary)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
         print(f"  {file.relative_to(folder)!s:<40} {file.stat().st_size:>15,} bytes")

@@ -168,11 +168,6 @@ def sha256(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def is_path(text: str) -> bool:
-    """Whether `text` is a path that means something on this machine alone."""
-    return bool(re.match(r"[/~]|[A-Za-z]:[\\/]|\.\./", text)) and len(text) > 1
-
-
 def strip_local_paths(value: Any) -> Any:
     """`value` (as JSON knows it) with every path from outside of the working folder reduced to its last name."""
     if isinstance(value, dict):
@@ -186,4 +181,5 @@ def strip_local_paths(value: Any) -> Any:
             return json.dumps(strip_local_paths(json.loads(value)), ensure_ascii=False)
         except ValueError:
             return value
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path(value) else value
+    is_local_path = re.match(r"[/~]|[A-Za-z]:[\\/]|\.\./", value) and len(value) > 1
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_local_path else value

@@ -70,9 +70,9 @@ def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
     parts = []
     for number, (path, weight) in enumerate(weights.items()):
         rows = load_split(path, split)
-        whole, rest = divmod(round(weight * len(rows)), len(rows))
+        copies, rest = divmod(round(weight * len(rows)), len(rows))
         drawn = random.Random(f"{seed}:{number}").sample(range(len(rows)), rest)  # noqa: S311
-        part = rows.select([*list(range(len(rows))) * whole, *sorted(drawn)]) if (whole, rest) != (1, 0) else rows
+        part = rows.select([*list(range(len(rows))) * copies, *sorted(drawn)]) if (copies, rest) != (1, 0) else rows
         if not len(part):
             raise UserError(f"dataset_mixture: {weight} of {path} is not a single row: raise its weight")
         parts.append(part)

@@ -127,18 +127,18 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, or None where it did not answer."""
-    responses = (getattr(link, "response", None) for link in chain(error))
-    return next((response.status_code for response in responses if response is not None), None)
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((link.response.status_code for link in chain(error) if isinstance(link, HfHubHTTPError)), None)
 
 
 def no_answer(error: BaseException) -> bool:
     """Whether the connection failed or broke off, under the client's HTTP library or under its storage's (Xet)."""
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    links = (link for link in chain(error) if not isinstance(link, OfflineModeIsEnabled))
-    return status_of(error) is None and any(
-        isinstance(link, HTTPError | ConnectionError | TimeoutError) for link in links
-    )
+    links = list(chain(error))
+    answered = any(isinstance(link, HfHubHTTPError | OfflineModeIsEnabled) for link in links)
+    return not answered and any(isinstance(link, HTTPError | ConnectionError | TimeoutError) for link in links)
 
 
 def with_retries(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
@@ -158,14 +158,15 @@ def reason(error: BaseException) -> str:
     """What went wrong, in words for the user."""
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    links = list(chain(error))
     if no_answer(error):
-        return f"no connection, or it broke off ({first_line(list(chain(error))[-1])})"
-    if any(isinstance(link, OfflineModeIsEnabled) for link in chain(error)):
+        return f"no connection, or it broke off ({first_line(links[-1])})"
+    if any(isinstance(link, OfflineModeIsEnabled) for link in links):
         return unreached()
     if isinstance(error, LocalTokenNotFoundError):
         return "not logged in: run `hf auth login` first"
-    message = next((link.server_message for link in chain(error) if getattr(link, "server_message", None)), None)
     if advice := STATUS_ADVICE.get(status_of(error)):
+        message = next((link.server_message for link in links if getattr(link, "server_message", None)), None)
         return advice + (f" (the Hub says: {message})" if message else "")
     return " ".join(str(error).split())[:400] or type(error).__name__
 
@@ -214,8 +215,7 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
 def create(option: str, repo: str, kind: str) -> None:
     """Make the repository, empty and private, unless it is there: only that proves that the token may write.
 
-    Raises:
-        UserError: the Hub refuses.
+    Raises `UserError` if the Hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -236,10 +236,7 @@ def push(
     """Upload the files of `folder` that match `allow` in one commit, which also deletes what matches `replaced`.
 
     A new repository is private. With `parent`, nothing is uploaded if the repository is not at this commit any more.
-    Returns the commit.
-
-    Raises:
-        UserError: the Hub refuses. Nothing is committed then, and the folder on the disk stays.
+    Returns the commit. Raises `UserError` if the Hub refuses; then nothing is committed, and `folder` stays.
     """
     from huggingface_hub import HfApi
 
@@ -259,11 +256,7 @@ def push(
 
 
 def make_public(option: str, repo: str, kind: str) -> None:
-    """Let everybody see the repository.
-
-    Raises:
-        UserError: the Hub refuses.
-    """
+    """Let everybody see the repository; raises `UserError` if the Hub refuses."""
     from huggingface_hub import HfApi
 
     with hub_errors(f"{option} {repo} is uploaded and stays private"):

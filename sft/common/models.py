@@ -15,7 +15,7 @@ from sft.common.command import UserError, first_line, read_json, write_json
 from sft.common.hub import chain, not_cached, pinned, repo_file, unreached
 from sft.common.prompts import PROMPT_VERSION
 
-# Travels with an adapter, so that it is asked in the form that it was trained with.
+# The prompt format that a model was trained with, which travels with it.
 PROMPT_FILE = "prompt_format.json"
 # Describes a run in its output folder; in a checkpoint it is written last, and marks it as complete.
 MANIFEST = "run_manifest.json"
@@ -30,7 +30,7 @@ DTYPE_HELP = "auto: that of the weights, or float32 on a CPU without bfloat16 (u
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:
-    """Note in a model's folder how it was asked during training."""
+    """Note in a model's folder the form of its training prompts."""
     write_json(folder / PROMPT_FILE, {"answer_format": answer_format, "prompt_version": PROMPT_VERSION})
 
 

@@ -110,7 +110,7 @@ def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
 
 
 def licence_of(base: str) -> str | None:
-    """The licence that the base model's page names, or None where it cannot be asked."""
+    """The licence that the base model's page names, or None where the Hub cannot be reached."""
     from huggingface_hub import HfApi
 
     name, revision = pinned(base)
@@ -123,14 +123,13 @@ def licence_of(base: str) -> str | None:
 
 def stage(
     args: argparse.Namespace,
-    bases: tuple[str, str],
+    base: str,
+    base_here: str,
     merged_onto: str | None,
     evaluations: Sequence[dict[str, Any]],
     folder: Path,
 ) -> None:
     """Write exactly what is to be published into the existing `folder`, merged onto a base model if one is given.
-
-    `bases` is what `check_base` returned.
 
     Raises:
         UserError: the model cannot be merged, a fact is missing, or something in it should stay here.
@@ -138,7 +137,7 @@ def stage(
     from sft.publishing.card import Facts, model_card
     from sft.publishing.merging import merge
 
-    model, (base, base_here) = Path(args.model_path), bases
+    model = Path(args.model_path)
     if merged_onto:
         merge(args.model_path, merged_onto, folder)
     else:
@@ -187,9 +186,9 @@ def link_allowed(model: Path, folder: Path) -> None:
 
 
 def name_base(folder: Path, base: str, base_here: str, in_recipe: bool) -> None:
-    """Let the files in `folder` name the base model as others find it, and nothing of how it was found here.
+    """Let the files in `folder` name the base model by its id on the Hub, and nothing of this machine.
 
-    Each is written anew under its name: what the name is linked to stays as it is.
+    Each is replaced, not changed: it may be a link to a file of the model.
     """
     name, revision = pinned(base)
     if in_recipe:

@@ -80,7 +80,7 @@ def set_tag(repo: str, tag: str, commit: str) -> None:
 
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
-    """The first tokens that a model writes, greedily, to each of the demonstration's questions, asked one by one."""
+    """The first tokens that a model generates, greedily, for each of the demonstration's questions, one by one."""
     from sft.inference.assistant import demo_prompts
     from sft.inference.generation import Sampling, generate_ids
 
@@ -137,7 +137,7 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
 def check_run(settings: Any) -> None:
     """Make sure, before a run with push_to_hub, that its model can be published in the end.
 
-    The repository is made now, empty and private: nothing else tells for certain that the token may write there.
+    The repository is made now, empty and private: only that proves that the token may write there.
 
     Raises:
         UserError: as `check_push`, or the repository holds files already, or cannot be made.
@@ -158,10 +158,10 @@ def check_run(settings: Any) -> None:
 def after_training(settings: Any, final: Path) -> None:
     """Publish the final model of a run, as its recipe says. Called by one process, after the training.
 
-    In a process of its own, so that neither the launcher nor what the trainer holds has a part in it.
+    In a process of its own, without the launcher's environment and the memory that the trainer holds.
 
     Raises:
-        UserError: it could not be published; the model is whole all the same.
+        UserError: it could not be published; the model is complete all the same.
     """
     words = ["sft/publish.py", "--model_path", str(final), "--repo", settings.hub_model_id]
     words += ["--public"] if settings.hub_private_repo is False else []
@@ -170,4 +170,4 @@ def after_training(settings: Any, final: Path) -> None:
     script = str(Path(__file__).resolve().parents[1] / "publish.py")
     done = subprocess.run([sys.executable, script, *words[1:]], env=environment, check=False)
     if done.returncode:
-        raise UserError(f"the model is trained, and whole in {final}, but not published: python {' '.join(words)}")
+        raise UserError(f"the model is trained, and complete in {final}, but not published: python {' '.join(words)}")
