@@ -66,10 +66,9 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
 
     texts: list[str | None] = [None] * len(conversations)
     patterns: dict[tuple, list[str]] = {}
-    filled = []
     for index, turns in enumerate(conversations):
-        slots = [text for turn in turns for text in turn.values()]
-        if any(_MARKUP.search(text) or text != text.strip() for text in slots):
+        values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
+        if any(_MARKUP.search(text) or text != text.strip() for text in values):
             continue
         shape = tuple(text if key == "role" else (key, text != "") for turn in turns for key, text in turn.items())
         if shape not in patterns:
@@ -79,13 +78,11 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
                 for turn in turns
             ]
             patterns[shape] = rendered([marked])[0].split(_SLOT)
-        values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
         # Every second piece is the number of a slot.
         pieces = patterns[shape].copy()
         pieces[1::2] = [values[int(slot)] for slot in pieces[1::2]]
         texts[index] = "".join(pieces)
-        filled.append(index)
-    proven = filled[::PROVEN]
+    proven = [index for index, text in enumerate(texts) if text is not None][::PROVEN]
     if any(texts[i] != text for i, text in zip(proven, rendered([conversations[i] for i in proven]), strict=True)):
         return rendered(conversations)
     rest = [index for index, text in enumerate(texts) if text is None]
