@@ -13,9 +13,9 @@ model that does not answer as the adapter does is not kept.
 import argparse
 from pathlib import Path
 
-from sft.common.command import GIB, atomic_folder, check_output_path, run
+from sft.common.command import atomic_folder, check_output_path, run
 from sft.common.models import ADAPTER_CONFIG
-from sft.publishing.merging import check_disk, check_mergeable, comparison_line, merge, weight_bytes
+from sft.publishing.merging import check_mergeable, check_space, merge
 
 
 def main() -> None:
@@ -30,12 +30,9 @@ def main() -> None:
 
     check_output_path(args.output_dir, args.overwrite)
     base = check_mergeable(args.model_path, args.base_model)
-    needed = weight_bytes(base)
-    check_disk(args.output_dir, needed)
-    print(f"The merged model takes {needed / GIB:.2f} GiB of memory and of disk", flush=True)
+    print(f"The merged model takes {check_space(base, args.output_dir):.2f} GiB of memory and of disk", flush=True)
     with atomic_folder(args.output_dir, args.overwrite) as folder:
-        found = merge(args.model_path, base, folder)
-    print(comparison_line(found))
+        merge(args.model_path, base, folder)
     print(f"Wrote {args.output_dir}")
 
 

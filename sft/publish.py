@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sft.common.command import UserError, atomic_folder, run
 from sft.common.hub import is_id, make_public, push
-from sft.publishing.staging import ALLOWED, CARD, base_here, check_base, check_facts, read_results, stage
+from sft.publishing.staging import ALLOWED, CARD, check_base, check_facts, read_results, stage
 from sft.publishing.upload import check_repository, set_tag, verify
 
 
@@ -51,25 +51,25 @@ def main() -> None:
         raise UserError(f"--tag {args.tag}: give letters, digits, dots and dashes, as in v1.0")
     model = Path(args.model_path)
     check_facts(model)
-    base = check_base(args.model_path, args.base_model)
+    base, base_here = check_base(args.model_path, args.base_model)
     evaluations = read_results(args.evaluation, model)
     folder = args.output_dir / args.repo.replace("/", "--")
     merged_onto = None
     if args.merged:
-        from sft.publishing.merging import check_disk, check_mergeable, weight_bytes
+        from sft.publishing.merging import check_mergeable, check_space
 
         # Onto the base that the run had; or onto the one that is named, where that is gone or quantised.
         try:
-            merged_onto = check_mergeable(args.model_path, base_here(args.model_path, base))
+            merged_onto = check_mergeable(args.model_path, base_here)
         except UserError:
             if not args.base_model:
                 raise
             merged_onto = check_mergeable(args.model_path, base)
-        check_disk(folder, weight_bytes(merged_onto) * (1 if args.dry_run else 2))  # verification downloads it again
+        check_space(merged_onto, folder, copies=1 if args.dry_run else 2)  # verification downloads it again
     parent = None if args.dry_run else check_repository(args.repo, model, args.public, args.update, args.tag)
 
     with atomic_folder(folder, overwrite=True) as temporary:
-        stage(args, base, merged_onto, evaluations, temporary)
+        stage(args, base, base_here, merged_onto, evaluations, temporary)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
         print(f"  {file.relative_to(folder)!s:<40} {file.stat().st_size:>15,} bytes")
@@ -80,7 +80,7 @@ def main() -> None:
 
     commit = push("--repo", args.repo, "model", folder, "A model with its card", ALLOWED, ALLOWED, parent).oid
     print(f"Uploaded: {args.repo}, commit {commit}", flush=True)
-    verify(args, base, folder, commit)
+    verify(args, base_here, folder, commit)
     if args.public:
         make_public("--repo", args.repo, "model")
     if args.tag:

@@ -1,13 +1,13 @@
 """Chat templates: read one, and prove on every row that training and inference see the same tokens.
 
 Architecture rule: the tokens before the first trained token are exactly the tokens before the first generated one.
-A template that breaks it trains a model that was never asked in the way it will be asked.
+A template that breaks it trains a model on prompts other than those that it will get.
 """
 
 import hashlib
 import re
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,17 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
 
 def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[list[int]]:
     """Token ids of each conversation, rendered by the tokenizer's chat template."""
-    return tokenizer.apply_chat_template(
-        conversations, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-    )["input_ids"]
+    options = {"add_generation_prompt": add_generation_prompt, "return_dict": True}
+    return tokenizer.apply_chat_template(conversations, **options)["input_ids"]
 
 
 def render(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[str]:
     """The text that the chat template makes of each conversation.
 
     Templates copy the text of a turn unless it holds markup, and Jinja takes longer than the tokenizer. So a shape
-    (roles, and which texts there are) is rendered once, with placeholders that are then filled in. Texts with markup
-    or outer white space go through the template, and so does one conversation in `PROVEN` of the others: if filling
-    in gives another text there, the template does not copy, and every conversation goes through it.
+    (roles, and which texts are not empty) is rendered once, with placeholders that are then filled in. Texts with
+    markup or outer white space go through the template, and so does one conversation in `PROVEN` of the others: if
+    they differ there, the template does not copy, and every conversation goes through it.
     """
 
     def rendered(some: list[list[dict]]) -> list[str]:
@@ -67,10 +66,9 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
 
     texts: list[str | None] = [None] * len(conversations)
     patterns: dict[tuple, list[str]] = {}
-    filled = []
     for index, turns in enumerate(conversations):
-        slots = [text for turn in turns for text in turn.values()]
-        if any(_MARKUP.search(text) or text != text.strip() for text in slots):
+        values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
+        if any(_MARKUP.search(text) or text != text.strip() for text in values):
             continue
         shape = tuple(text if key == "role" else (key, text != "") for turn in turns for key, text in turn.items())
         if shape not in patterns:
@@ -80,13 +78,11 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
                 for turn in turns
             ]
             patterns[shape] = rendered([marked])[0].split(_SLOT)
-        values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
         # Every second piece is the number of a slot.
         pieces = patterns[shape].copy()
         pieces[1::2] = [values[int(slot)] for slot in pieces[1::2]]
         texts[index] = "".join(pieces)
-        filled.append(index)
-    proven = filled[::PROVEN]
+    proven = [index for index, text in enumerate(texts) if text is not None][::PROVEN]
     if any(texts[i] != text for i, text in zip(proven, rendered([conversations[i] for i in proven]), strict=True)):
         return rendered(conversations)
     rest = [index for index, text in enumerate(texts) if text is None]
@@ -126,33 +122,30 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     """``{"prompt_ids", "completion_ids"}`` of each row, cut where generation would start.
 
     Raises:
-        UserError: in some row the prompt's tokens are not a prefix of the whole row's tokens, the begin-of-text token
+        UserError: in some row the prompt's tokens are not a prefix of the row's tokens, the begin-of-text token
             stands twice, the completion is empty, or the row does not end with the end-of-text token.
     """
-    asked = render(tokenizer, prompts, add_generation_prompt=True)
-    told = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
-    cut_at = last_added_token(tokenizer, asked[0]) if asked else None
-    # Each text falls into a head, encoded once, and a rest that begins with the end of the prompt.
-    cuts = [max(0, text.rfind(cut_at)) if cut_at else 0 for text in asked]
-    heads = encode(tokenizer, [text[:cut] for text, cut in zip(asked, cuts, strict=True)])
-    rests = encode(tokenizer, [text[cut:] for text, cut in zip(told, cuts, strict=True)])
-    ends = [text[cut:] for text, cut in zip(asked, cuts, strict=True)]
-    different_ends = list(dict.fromkeys(ends))
-    ids_of_end = dict(zip(different_ends, encode(tokenizer, different_ends), strict=True))
+    prompt_texts = render(tokenizer, prompts, add_generation_prompt=True)
+    full_texts = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
+    cut_at = last_added_token(tokenizer, prompt_texts[0]) if prompt_texts else None
+    # Each text is cut into a head, encoded once, and a rest that begins with the end of the prompt.
+    cuts = [max(0, text.rfind(cut_at)) if cut_at else 0 for text in prompt_texts]
+    heads = encode(tokenizer, [text[:cut] for text, cut in zip(prompt_texts, cuts, strict=True)])
+    rests = encode(tokenizer, [text[cut:] for text, cut in zip(full_texts, cuts, strict=True)])
+    ends = [text[cut:] for text, cut in zip(prompt_texts, cuts, strict=True)]
+    distinct = list(dict.fromkeys(ends))
+    ids_of_end = dict(zip(distinct, encode(tokenizer, distinct), strict=True))
 
     rows = []
-    for prompt, completion, head, rest, end, asked_text, told_text in zip(
-        prompts, completions, heads, rests, ends, asked, told, strict=True
+    for prompt, completion, head, rest, end, prompt_text, full_text in zip(
+        prompts, completions, heads, rests, ends, prompt_texts, full_texts, strict=True
     ):
         row = f"the row that asks {prompt[-1]['content'][:60]!r}"
         cut = len(ids_of_end[end])
-        if not told_text.startswith(asked_text) or rest[:cut] != ids_of_end[end]:
-            (prompt_ids,), (full_ids,) = (
-                token_ids(tokenizer, [prompt], add_generation_prompt=True),
-                token_ids(tokenizer, [prompt + completion]),
-            )
-            pairs = enumerate(zip([*full_ids, None], prompt_ids, strict=False))
-            same = next((i for i, (a, b) in pairs if a != b), len(prompt_ids))
+        if not full_text.startswith(prompt_text) or rest[:cut] != ids_of_end[end]:
+            (prompt_ids,) = token_ids(tokenizer, [prompt], add_generation_prompt=True)
+            (full_ids,) = token_ids(tokenizer, [prompt + completion])
+            same = len(common_prefix([prompt_ids, full_ids]))
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "
@@ -181,24 +174,24 @@ def closed_think_ids(tokenizer: Any) -> list[int]:
     prompt = [{"role": "user", "content": "Which?"}]
     answers = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
     one, other = (row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers))
-    return one[: common_prefix([one, other])]
+    return common_prefix([one, other])
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """The leading items that all sequences share."""
+    return [items[0] for items in takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False))]
 
 
 def open_think_prefix(tokenizer: Any) -> str:
     """What of a think block the prompt has opened already: ``<think>`` and a newline, or nothing."""
-    (asked,) = render(tokenizer, [[{"role": "user", "content": "Which?"}]], add_generation_prompt=True)
-    opened = asked.rfind("<think>")
-    return asked[opened:] if opened >= 0 and "</think>" not in asked[opened:] else ""
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Number of leading items that all sequences share."""
-    return next((i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), 0)
+    (prompt,) = render(tokenizer, [[{"role": "user", "content": "Which?"}]], add_generation_prompt=True)
+    _, tag, rest = prompt.rpartition("<think>")
+    return tag + rest if tag and "</think>" not in rest else ""
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Fingerprint of everything that decides a row's tokens: the vocabulary, its rules and the chat template."""
-    if tokenizer.is_fast:  # how it cuts and pads is no part of it, and depends on what it did last
+    if tokenizer.is_fast:  # without its truncation and padding, which depend on the last call
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         backend = tokenizer.backend_tokenizer.to_str()
@@ -222,16 +215,15 @@ def explain(tokenizer: Any, prompt: list[dict], completion: list[dict]) -> dict[
 def check_rows(dataset: Any, tokenizer: Any, max_length: int | None, name: str) -> list[int]:
     """Check every row of a prepared data set as `split_completions` does; returns its lengths in tokens.
 
-    Rows with tokens (`prepare.py --pretokenize`) were checked when they were made; of them is checked that they were
-    made for this tokenizer and template.
+    Rows with tokens (`prepare.py --pretokenize`) were checked when they were made; here only that they were made for
+    this tokenizer and template.
 
     Raises:
         UserError: a row breaks parity, is longer than `max_length` tokens, so that TRL would cut its completion, or
             has tokens for another model.
     """
     tokens = token_counts(dataset, tokenizer, name)
-    too_long = [length for length in tokens if max_length is not None and length > max_length]
-    if too_long:
+    if too_long := [length for length in tokens if max_length is not None and length > max_length]:
         raise UserError(
             f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
             f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
@@ -245,10 +237,9 @@ def token_counts(dataset: Any, tokenizer: Any, name: str) -> list[int]:
         import pyarrow.compute as pc
 
         fingerprint = tokenizer_fingerprint(tokenizer)
-        made_for = set(dataset.unique("tokenized_for")) - {fingerprint}
-        if made_for:
+        if others := set(dataset.unique("tokenized_for")) - {fingerprint}:
             raise UserError(
-                f"{name} rows have tokens for another tokenizer or chat template (fingerprint {made_for.pop()}, here "
+                f"{name} rows have tokens for another tokenizer or chat template (fingerprint {others.pop()}, here "
                 f"{fingerprint}): prepare them with --pretokenize and this model and --chat_template"
             )
         tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000)

@@ -19,23 +19,23 @@ GIB = 2**30
 
 
 class UserError(Exception):
-    """Something that the user can mend. The message is one line: what was found, where, and what to do."""
+    """Something that the user can mend. The message is one line: what is wrong, where, and what to do."""
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` ends it with one line on stderr and exit status 2, Ctrl-C with 130."""
-    # The libraries make half a million objects that stay until the end. The collector looks through them less often
-    # while they are imported, and not once more at exit: two to three seconds of each command.
+    # The libraries make half a million objects that live until the end: collecting less often during imports, and not
+    # at exit, saves two to three seconds of each command.
     gc.set_threshold(20_000, 10, 10)
     atexit.register(gc.freeze)
     try:
         check_one_checkout(main)
         main()
     except (UserError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        what = error if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
-        # Under a launcher every process finds the same fault; one of them says so.
+        message = str(error) if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
+        # Under a launcher every process meets the same fault; the first of them reports it.
         if os.environ.get("RANK", "0") == "0":
-            print("error: " + " ".join(str(what).split()), file=sys.stderr)
+            print("error: " + " ".join(message.split()), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,7 +73,7 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which takes its name only if the block succeeds.
 
     Raises `UserError` if `path` exists and `overwrite` is false, or if the disk refuses. Ctrl-C and SIGTERM leave
-    neither folder behind; the one that was there before goes only when the new one is whole.
+    neither folder behind; the one that was there before goes only when the new one is complete.
     """
     check_output_path(path, overwrite)
     path = path.resolve()  # what a link points to is replaced, not the link
@@ -99,12 +99,28 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes that are free on the disk where `path` is, or will be."""
-    place = path.resolve()
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, of this process alone; the file written there then takes its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_disk(folder: Path, needed: float, purpose: str, advice: str, reclaimed: int = 0) -> None:
+    """Raise `UserError` if `needed` bytes do not fit on the disk where `folder` is, or will be.
+
+    `purpose` and `advice` stand before and behind the numbers; `reclaimed` bytes there will be free by then.
+    """
+    place = folder.resolve()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free + reclaimed
+    if needed > free:
+        raise UserError(f"{purpose} {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free: {advice}")
 
 
 def check_output_path(path: Path, overwrite: bool) -> None:
@@ -129,11 +145,7 @@ def terminated_as_exit() -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        UserError: it cannot be read, or is not JSON.
-    """
+    """The value in a JSON file; raises `UserError` if it cannot be read, or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -141,10 +153,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    """Write `value` as indented JSON."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256(*files: Path) -> str:
@@ -155,11 +166,6 @@ def sha256(*files: Path) -> str:
             while block := content.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def is_path(text: str) -> bool:
-    """Whether `text` is a path that means something on this machine alone."""
-    return bool(re.match(r"[/~]|[A-Za-z]:[\\/]|\.\./", text)) and len(text) > 1
 
 
 def strip_local_paths(value: Any) -> Any:
@@ -175,4 +181,5 @@ def strip_local_paths(value: Any) -> Any:
             return json.dumps(strip_local_paths(json.loads(value)), ensure_ascii=False)
         except ValueError:
             return value
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path(value) else value
+    is_local_path = re.match(r"[/~]|[A-Za-z]:[\\/]|\.\./", value) and len(value) > 1
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_local_path else value

@@ -3,6 +3,7 @@
 On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag.
 """
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, first_line, read_json
-from sft.common.hub import not_cached, pinned, unreached
+from sft.common.hub import not_cached, pinned, repo_file, unreached
 
 # What data_prep/prepare.py promises about every row.
 COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_format"}
@@ -69,17 +70,17 @@ def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
     parts = []
     for number, (path, weight) in enumerate(weights.items()):
         rows = load_split(path, split)
-        whole, rest = divmod(round(weight * len(rows)), len(rows))
+        copies, rest = divmod(round(weight * len(rows)), len(rows))
         drawn = random.Random(f"{seed}:{number}").sample(range(len(rows)), rest)  # noqa: S311
-        part = rows.select([*list(range(len(rows))) * whole, *sorted(drawn)]) if (whole, rest) != (1, 0) else rows
+        part = rows.select([*list(range(len(rows))) * copies, *sorted(drawn)]) if (copies, rest) != (1, 0) else rows
         if not len(part):
             raise UserError(f"dataset_mixture: {weight} of {path} is not a single row: raise its weight")
         parts.append(part)
     for column in ("answer_format", "tokenized_for"):
-        kinds = [part[0].get(column, "nothing") for part in parts]
-        if len(set(kinds)) > 1:
-            described = ", ".join(f"{path} {kind}" for path, kind in zip(weights, kinds, strict=True))
-            raise UserError(f"dataset_mixture: {column} differs: {described}: prepare them with the same options")
+        values = [part[0].get(column, "nothing") for part in parts]
+        if len(set(values)) > 1:
+            listed = ", ".join(f"{path} {value}" for path, value in zip(weights, values, strict=True))
+            raise UserError(f"dataset_mixture: {column} differs: {listed}: prepare them with the same options")
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
@@ -88,29 +89,18 @@ def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
 
     Only the name is known of one without a report.
     """
-    told = (
+    keys = (
         *("sources", "splits", "overlap", "options", "read", "kept", "rejected", "duplicates"),
         *("answer_format", "prompt_version", "seed"),
     )
-    found = []
+    data_sets = []
     for path, weight in weights.items():
-        report = _report(path)
-        found.append({"name": path, "weight": weight, **{key: report[key] for key in told if key in report}})
-    return found
-
-
-def _report(path: str) -> dict[str, Any]:
-    """report.json of a prepared data set, or nothing."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        name, revision = pinned(path)
-        file = Path(path) / "report.json"
-        if not Path(path).exists():
-            file = Path(hf_hub_download(name, "report.json", repo_type="dataset", revision=revision))
-        return read_json(file)
-    except (OSError, ValueError, UserError):  # the Hub's errors are OSErrors
-        return {}
+        report = {}
+        with contextlib.suppress(UserError):  # not JSON
+            file = repo_file(path, "report.json", "dataset")
+            report = read_json(file) if file else {}
+        data_sets.append({"name": path, "weight": weight, **{key: report[key] for key in keys if key in report}})
+    return data_sets
 
 
 def draw(dataset: Any, count: int, seed: int) -> list[dict]:

@@ -1,9 +1,10 @@
-"""Put a folder on the Hub, as a data set or a model: one commit, privately unless told otherwise, only listed files.
+"""Read from the Hub, and put a folder there: one commit, privately unless --public is given, only listed files.
 
-`check_push` asks before the work whether it will be allowed. `push` waits out what passes: a connection that drops, a
-busy server, a limit of requests. `unreached` tells whoever wants to read from the Hub whether it is there at all.
+`check_push` checks before the work whether it will be allowed. `push` repeats what fails for a moment: a connection
+that drops, a busy server, a limit of requests. `unreached` says whether the Hub can be read from at all.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -18,13 +19,13 @@ from sft.common.command import UserError, first_line
 
 T = TypeVar("T")
 
-# Seconds before each further try; the files that have arrived are not sent again. Somebody waits for a question.
-PAUSES, PAUSES_OF_QUESTIONS = (1, 2, 4, 8, 16), (1, 2)
+# Seconds before each further try; the files that have arrived are not sent again. A user waits for a query.
+PAUSES, PAUSES_OF_QUERIES = (1, 2, 4, 8, 16), (1, 2)
 # Seconds in which the Hub's address has to answer: several times what a slow line takes, and short for who waits.
 PATIENCE = 3
 # Answers of a server that may well answer otherwise in a while.
 RETRYABLE_STATUSES = {408, 429, 500, 502, 503, 504}
-# What an answer means to the user, where the server's own words may not tell.
+# What a status means to the user, where the server's own words may not say it.
 STATUS_ADVICE = {
     401: "you are not logged in, or the token has expired: run `hf auth login`",
     403: "your token may not write there: log in with one that may (`hf auth login`), or name another owner",
@@ -47,11 +48,24 @@ def is_id(name: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name))
 
 
-def unreached() -> str:
-    """Why the Hub cannot be asked, in words, or "" if it can. To be called before a name on the Hub is looked up.
+def repo_file(path: str, name: str, kind: str = "model") -> Path | None:
+    """A file of a folder or, downloaded if need be, of a repository on the Hub; None where it cannot be had."""
+    if Path(path).is_dir():
+        return file if (file := Path(path) / name).is_file() else None
+    from huggingface_hub import hf_hub_download
 
-    The Hub's client tries for a minute before it gives up, and with every file anew. Where one short try finds nobody,
-    this process goes on as with HF_HUB_OFFLINE=1: it loads what is in the cache at once, and looks for nothing else.
+    repo, revision = pinned(path)
+    try:
+        return Path(hf_hub_download(repo, name, repo_type=kind, revision=revision))
+    except (OSError, ValueError):  # the Hub's errors are OSErrors
+        return None
+
+
+def unreached() -> str:
+    """Why the Hub cannot be reached, in words, or "" if it can. To be called before a name on the Hub is looked up.
+
+    The Hub's client tries for a minute before it gives up, and with every file anew. Where one short try fails, this
+    process goes on as with HF_HUB_OFFLINE=1: it loads what is in the cache at once, and looks for nothing else.
     """
     from huggingface_hub import constants
 
@@ -65,35 +79,37 @@ def _unreached(endpoint: str) -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE=1 says not to ask the Hub: unset it where there is a network"
-    found = [f"no answer in {PATIENCE} s"]
+    why = f"no answer in {PATIENCE} s"
 
-    def ask() -> None:
+    def try_once() -> None:
+        nonlocal why
         try:
             get_session().head(endpoint, timeout=PATIENCE, follow_redirects=False)
-            found[0] = ""
+            why = ""
         except Exception as error:  # whatever the HTTP library raises
-            # Who breaks off is there: the client tries again.
-            nobody = re.match("Connect|Proxy|.*Timeout$", type(error).__name__)
-            found[0] = first_line(list(chain(error))[-1]) if nobody else ""
+            # A server that breaks off is there: the client tries again.
+            no_server = re.match("Connect|Proxy|.*Timeout$", type(error).__name__)
+            why = first_line(list(chain(error))[-1]) if no_server else ""
 
-    # Nothing but leaving it behind limits the time that a name server takes, or several addresses one after another.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    if not (why := found[0]):
+    # Only a thread that is left behind limits the time that a name server takes, or several addresses in turn.
+    thread = threading.Thread(target=try_once, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    failure = why  # which the thread may still change
+    if not failure:
         return ""
     # No function of the libraries turns this on in a running process. Hub client, transformers and PEFT look this name
-    # up whenever they ask; datasets has a copy of its own, and PEFT and further processes read the environment too.
+    # up at every request; datasets has a copy of its own, and PEFT and further processes read the environment too.
     constants.HF_HUB_OFFLINE = True
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "datasets.config" in sys.modules:
         sys.modules["datasets.config"].HF_HUB_OFFLINE = True
     advice = "mend the network (on a machine that is always offline, set HF_HUB_OFFLINE=1)"
-    return f"the Hub cannot be reached ({why}): {advice}"
+    return f"the Hub cannot be reached ({failure}): {advice}"
 
 
 def not_cached(why: str) -> str:
-    """What to say of a name on the Hub that cannot be had, where `unreached` tells why."""
+    """What to say of a name on the Hub that cannot be had, where `unreached` returned `why`."""
     return f"it is not in the cache, and {why}, or give a local folder"
 
 
@@ -111,23 +127,22 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, or None where it did not answer."""
-    responses = (getattr(link, "response", None) for link in chain(error))
-    return next((response.status_code for response in responses if response is not None), None)
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((link.response.status_code for link in chain(error) if isinstance(link, HfHubHTTPError)), None)
 
 
 def no_answer(error: BaseException) -> bool:
-    """Whether the connection failed or broke off: an error of the client's HTTP library, or of its storage's (Xet)."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    """Whether the connection failed or broke off, under the client's HTTP library or under its storage's (Xet)."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    links = [link for link in chain(error) if not isinstance(link, OfflineModeIsEnabled)]
-    of_library = any(type(link).__module__.startswith("httpx") for link in links)
-    return status_of(error) is None and (
-        of_library or any(isinstance(link, ConnectionError | TimeoutError) for link in links)
-    )
+    links = list(chain(error))
+    answered = any(isinstance(link, HfHubHTTPError | OfflineModeIsEnabled) for link in links)
+    return not answered and any(isinstance(link, HTTPError | ConnectionError | TimeoutError) for link in links)
 
 
 def with_retries(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
-    """The result of `call`, tried again after what passes."""
+    """The result of `call`, repeated after errors that may pass."""
     for pause in pauses:
         try:
             return call()
@@ -141,21 +156,34 @@ def with_retries(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
 
 def reason(error: BaseException) -> str:
     """What went wrong, in words for the user."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    links = list(chain(error))
     if no_answer(error):
-        return f"no connection, or it broke off ({first_line(list(chain(error))[-1])})"
-    if any(isinstance(link, OfflineModeIsEnabled) for link in chain(error)):
+        return f"no connection, or it broke off ({first_line(links[-1])})"
+    if any(isinstance(link, OfflineModeIsEnabled) for link in links):
         return unreached()
-    status = status_of(error)
-    said = next((link.server_message for link in chain(error) if getattr(link, "server_message", None)), None)
-    if status in STATUS_ADVICE:
-        return STATUS_ADVICE[status] + (f" (the Hub says: {said})" if said else "")
+    if isinstance(error, LocalTokenNotFoundError):
+        return "not logged in: run `hf auth login` first"
+    if advice := STATUS_ADVICE.get(status_of(error)):
+        message = next((link.server_message for link in links if getattr(link, "server_message", None)), None)
+        return advice + (f" (the Hub says: {message})" if message else "")
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
+@contextlib.contextmanager
+def hub_errors(words: str, consequence: str = "") -> Iterator[None]:
+    """Turn whatever the Hub's client raises in the block into a `UserError`: ``WORDS: REASON. CONSEQUENCE``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of the client, of its HTTP library or of its storage's; never a traceback
+        raise UserError(f"{words}: {reason(error)}" + (f". {consequence}" if consequence else "")) from error
+
+
 def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
-    """What the Hub knows of the repository, or None if there is none yet. To be asked before the work, not after.
+    """What the Hub knows of the repository, or None if there is none yet. To be called before the work, not after.
 
     `option` is how the user named the repository, `kind` is "model" or "dataset".
 
@@ -164,24 +192,16 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
             that is public and must not be.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import HFValidationError, LocalTokenNotFoundError, validate_repo_id
 
     api, words = HfApi(), f"{option} {repo}"
-    try:
-        validate_repo_id(repo)
-        if repo.count("/") != 1:
-            raise HFValidationError("it has no owner" if "/" not in repo else "it has more than one /")
-        me = with_retries(api.whoami, PAUSES_OF_QUESTIONS)
-        there = with_retries(lambda: api.repo_exists(repo, repo_type=kind), PAUSES_OF_QUESTIONS)
-        info = with_retries(lambda: api.repo_info(repo, repo_type=kind), PAUSES_OF_QUESTIONS) if there else None
-    except HFValidationError as error:
-        raise UserError(f"{words}: give OWNER/NAME: {first_line(error)}") from error
-    except LocalTokenNotFoundError as error:
-        raise UserError(f"{words}: not logged in: run `hf auth login` first") from error
-    except Exception as error:  # whatever its HTTP library raises: no connection, no right, no service
-        raise UserError(f"{words}: the Hub refuses: {reason(error)}") from error
+    if not is_id(repo):
+        raise UserError(f"{words}: give OWNER/NAME")
+    with hub_errors(f"{words}: the Hub refuses"):
+        me = with_retries(api.whoami, PAUSES_OF_QUERIES)
+        there = with_retries(lambda: api.repo_exists(repo, repo_type=kind), PAUSES_OF_QUERIES)
+        info = with_retries(lambda: api.repo_info(repo, repo_type=kind), PAUSES_OF_QUERIES) if there else None
     owners = {me["name"], *(org["name"] for org in me.get("orgs") or [])}
-    # A browser's login has no role, and a fine-grained token need not be told all organisations.
+    # A browser's login has no role, and a fine-grained token may not see all organisations.
     role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
     if repo.split("/")[0] not in owners and role in ("read", "write"):
         raise UserError(f"{words}: you may write as {' or '.join(sorted(owners))}: name one of them as the owner")
@@ -193,17 +213,14 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
 
 
 def create(option: str, repo: str, kind: str) -> None:
-    """Make the repository, empty and private, unless it is there: that tells for certain that the token may write.
+    """Make the repository, empty and private, unless it is there: only that proves that the token may write.
 
-    Raises:
-        UserError: the Hub refuses.
+    Raises `UserError` if the Hub refuses.
     """
     from huggingface_hub import HfApi
 
-    try:
+    with hub_errors(f"{option} {repo} cannot be made"):
         with_retries(lambda: HfApi().create_repo(repo, repo_type=kind, private=True, exist_ok=True))
-    except Exception as error:  # as above
-        raise UserError(f"{option} {repo} cannot be made: {reason(error)}") from error
 
 
 def push(
@@ -219,44 +236,28 @@ def push(
     """Upload the files of `folder` that match `allow` in one commit, which also deletes what matches `replaced`.
 
     A new repository is private. With `parent`, nothing is uploaded if the repository is not at this commit any more.
-    Returns the commit.
-
-    Raises:
-        UserError: the Hub refuses. Nothing is committed then, and the folder on the disk stays.
+    Returns the commit. Raises `UserError` if the Hub refuses; then nothing is committed, and `folder` stays.
     """
     from huggingface_hub import HfApi
 
-    api = HfApi()
-
-    def upload() -> Any:
-        return api.upload_folder(
-            repo_id=repo,
-            repo_type=kind,
-            folder_path=folder,
-            allow_patterns=list(allow),
-            delete_patterns=list(replaced),
-            commit_message=message,
-            parent_commit=parent,
-        )
-
+    upload = functools.partial(
+        HfApi().upload_folder,
+        repo_id=repo,
+        repo_type=kind,
+        folder_path=folder,
+        allow_patterns=list(allow),
+        delete_patterns=list(replaced),
+        commit_message=message,
+        parent_commit=parent,
+    )
     create(option, repo, kind)
-    try:
+    with hub_errors(f"{option} {repo}", f"Nothing was committed; what was to be uploaded is complete in {folder}"):
         return with_retries(upload)
-    except Exception as error:  # as above; hours of work must not end in a traceback
-        raise UserError(
-            f"{option} {repo}: {reason(error)}. Nothing was committed; what was to be uploaded is whole in {folder}"
-        ) from error
 
 
 def make_public(option: str, repo: str, kind: str) -> None:
-    """Let everybody see the repository.
-
-    Raises:
-        UserError: the Hub refuses.
-    """
+    """Let everybody see the repository; raises `UserError` if the Hub refuses."""
     from huggingface_hub import HfApi
 
-    try:
+    with hub_errors(f"{option} {repo} is uploaded and stays private"):
         with_retries(lambda: HfApi().update_repo_settings(repo, repo_type=kind, private=False))
-    except Exception as error:  # as above
-        raise UserError(f"{option} {repo} is uploaded and stays private: {reason(error)}") from error

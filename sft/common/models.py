@@ -1,23 +1,25 @@
-"""Load what there is to evaluate or ask: a base model, an adapter folder or a merged model, by folder or Hub id.
+"""Load a base model, an adapter or a merged model, by folder or Hub id.
 
 On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag. Code from a model's repository is never run, and
 weights are read from safetensors alone.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sft.common.chat_template import set_chat_template
 from sft.common.command import UserError, first_line, read_json, write_json
-from sft.common.hub import chain, not_cached, pinned, unreached
+from sft.common.hub import chain, not_cached, pinned, repo_file, unreached
 from sft.common.prompts import PROMPT_VERSION
 
-# Travels with an adapter, so that it is asked in the form that it was trained with.
+# The prompt format that a model was trained with, which travels with it.
 PROMPT_FILE = "prompt_format.json"
-# Describes a run in its output folder; in a checkpoint it is written last, so that it tells a whole one.
+# Describes a run in its output folder; in a checkpoint it is written last, and marks it as complete.
 MANIFEST = "run_manifest.json"
-# What a run tells of itself, beside its weights; it travels with the model. sft/publish.py makes a card of it.
+# The facts of a run, which travel with the model; sft/publish.py makes a card of them.
 RECIPE = "recipe.yaml"
 FACTS = ("eval_results.json", "history.json", "loss.png")
 # Weights of an adapter, and what describes it.
@@ -25,45 +27,27 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:
-    """Note in a model's folder how it was asked during training."""
+    """Note in a model's folder the form of its training prompts."""
     write_json(folder / PROMPT_FILE, {"answer_format": answer_format, "prompt_version": PROMPT_VERSION})
-
-
-def model_file(model_path: str, name: str) -> Path | None:
-    """A file of a model folder or, downloaded if need be, of a model on the Hub; None where there is no such file."""
-    if Path(model_path).is_dir():
-        return file if (file := Path(model_path) / name).is_file() else None
-    from transformers.utils import cached_file
-
-    name_on_hub, revision = pinned(model_path)
-    # Missing is an answer; what else goes wrong is told when the tokenizer or the weights are asked for.
-    missing = dict.fromkeys(
-        (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors", "gated_repo")), False
-    )
-    try:
-        found = cached_file(name_on_hub, name, revision=revision, **missing)
-    except OSError:
-        return None
-    return Path(found) if found else None
 
 
 def commit_of(model_path: str) -> str | None:
     """The commit of a model on the Hub, as the cache holds it; None of a folder."""
     if Path(model_path).is_dir():
         return None
-    config = model_file(model_path, ADAPTER_CONFIG) or model_file(model_path, "config.json")
+    config = repo_file(model_path, ADAPTER_CONFIG) or repo_file(model_path, "config.json")
     # The cache keeps a file in a folder that is named after its commit.
     return config.parent.name if config else None
 
 
 def prompt_format(model_path: str) -> str | None:
     """The answer format a model was trained with, or None where its files do not say."""
-    file = model_file(model_path, PROMPT_FILE)
+    file = repo_file(model_path, PROMPT_FILE)
     return read_json(file)["answer_format"] if file else None
 
 
 def check_model_folder(model_path: str) -> None:
-    """Refuse a path that cannot be a model, before anything heavy is imported; of a Hub id, try the Hub.
+    """Refuse a path that cannot be a model, before anything heavy is imported; with a Hub id, see if the Hub is there.
 
     Raises:
         UserError: a folder that does not exist, or one with neither an adapter nor safetensors weights.
@@ -71,8 +55,8 @@ def check_model_folder(model_path: str) -> None:
     folder = Path(model_path)
     if folder.is_dir():
         # A run of ours marks its checkpoints when they are complete (sft/training/checkpoints.py).
-        of_ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
-        if of_ours and not (folder / MANIFEST).is_file():
+        ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
+        if ours and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
         if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
             return
@@ -82,10 +66,10 @@ def check_model_folder(model_path: str) -> None:
             f"{folder} is no model: it needs adapter_config.json with adapter_model.safetensors, or config.json with "
             "*.safetensors weights. A finished run keeps its adapter in final_model/"
         )
-    # A Hub id is a name, or an owner and a name; anything else was meant as a folder, and so was a run's product.
-    ours = re.fullmatch(r"final_model|merged_model|checkpoint-\d+", folder.name)
-    elsewhere = pinned(model_path)[0].count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/"))
-    if folder.exists() or elsewhere or ours:
+    # A Hub id is a name, or an owner and a name; anything else was meant as a folder, and so was the output of a run.
+    output = re.fullmatch(r"final_model|merged_model|checkpoint-\d+", folder.name)
+    not_an_id = pinned(model_path)[0].count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/"))
+    if folder.exists() or not_an_id or output:
         raise UserError(f"model folder {model_path} does not exist: check the path, or name a model on the Hub")
     unreached()
 
@@ -100,8 +84,8 @@ def cpu_has_bf16() -> bool:
 
     if torch.backends.cpu.get_cpu_capability() == "AVX2":  # of this CPU, or what ATEN_CPU_CAPABILITY limits torch to
         return False
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that this project takes
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # the oldest torch that this project takes has none
+    return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 
 
 def dtype_on(device: str, dtype: str) -> str:
@@ -123,10 +107,8 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     name, revision = pinned(model_path)
     if not Path(model_path).exists():
         unreached()
-    try:
+    with loading_errors(f"the tokenizer of {model_path}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise loading_error(f"the tokenizer of {model_path}", error) from error
     set_chat_template(tokenizer, chat_template)
     return tokenizer
 
@@ -136,7 +118,7 @@ def base_of(model_path: str) -> str:
 
     Of any other model, the model itself.
     """
-    file = model_file(model_path, ADAPTER_CONFIG)
+    file = repo_file(model_path, ADAPTER_CONFIG)
     if file is None:
         return model_path
     adapter = read_json(file)
@@ -144,21 +126,25 @@ def base_of(model_path: str) -> str:
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
-def loading_error(what: str, error: Exception) -> UserError:
-    """Says that `what` could not be loaded, and what may help."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+@contextlib.contextmanager
+def loading_errors(words: str) -> Iterator[None]:
+    """Turn what the block raises into a `UserError`: ``WORDS cannot be loaded``, why, and what may help."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, UserError) as error:  # RuntimeError of weights of other sizes
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if any(isinstance(link, LocalEntryNotFoundError) for link in chain(error)) and (why := unreached()):
-        return UserError(f"{what} cannot be loaded: {not_cached(why)}")
-    if "trust_remote_code" in str(error):
-        return UserError(
-            f"{what} needs code from its own repository, which is never run here (SECURITY.md): use a model that "
-            "transformers knows"
-        )
-    reason = first_line(error).rstrip(".")
-    looked_for = isinstance(error, OSError | ValueError)
-    advice = ". Check the name and the network, or give a local model folder" if looked_for else ""
-    return UserError(f"{what} cannot be loaded: {reason}{advice}")
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{words} needs code from its own repository, which is never run here (SECURITY.md): use a model that "
+                "transformers knows"
+            ) from error
+        reason = first_line(error).rstrip(".")
+        if any(isinstance(link, LocalEntryNotFoundError) for link in chain(error)) and (why := unreached()):
+            reason = not_cached(why)
+        elif isinstance(error, OSError | ValueError):
+            reason += ". Check the name and the network, or give a local model folder"
+        raise UserError(f"{words} cannot be loaded: {reason}") from error
 
 
 def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str]:
@@ -169,10 +155,8 @@ def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str
     """
     base = base or base_of(model_path)
     words = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
-    try:
+    with loading_errors(words):
         check_model_folder(base)
-    except UserError as error:
-        raise loading_error(words, error) from error
     return base, words
 
 
@@ -186,18 +170,12 @@ def load_config(model_path: str) -> Any:
 
     base, words = base_for_loading(model_path)
     name, revision = pinned(base)
-    try:
+    with loading_errors(words):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise loading_error(words, error) from error
 
 
 def context_length(model_path: str) -> int | None:
-    """Tokens that a model reads at most, or None if its configuration does not say.
-
-    Raises:
-        UserError: as `load_config`.
-    """
+    """Tokens that a model reads at most, or None if its configuration does not say. Raises as `load_config`."""
     return getattr(load_config(model_path), "max_position_embeddings", None)
 
 
@@ -235,7 +213,7 @@ def load_model(
     # First, because it is refused faster than weights are read.
     tokenizer = load_tokenizer(model_path, chat_template)
     base, words = base_for_loading(model_path, base)
-    if base != model_path and not model_file(model_path, ADAPTER):
+    if base != model_path and not repo_file(model_path, ADAPTER):
         raise UserError(f"{model_path} holds no {ADAPTER}: other files of weights are not read (SECURITY.md)")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kinds = {
@@ -243,7 +221,7 @@ def load_model(
         "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
     }
     name, revision = pinned(base)
-    try:
+    with loading_errors(words):
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
@@ -256,6 +234,4 @@ def load_model(
         if base != model_path:
             adapter, adapter_revision = pinned(model_path)
             model = PeftModel.from_pretrained(model, adapter, revision=adapter_revision)
-    except (OSError, ValueError, RuntimeError) as error:  # the last, of weights of other sizes
-        raise loading_error(words, error) from error
     return model.eval(), tokenizer

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sft.common.command import atomic_write
 from sft.common.display import STYLE, table
 from sft.common.prompts import LETTERS
 from sft.evaluation.comparison import SCORES, interval
@@ -252,6 +253,5 @@ def write_report(results: dict[str, Any], columns: dict[str, list], questions: S
 A text-only model does not see the figures; nothing here is for clinical use.</p>
 {body}</body></html>
 """
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.rename(file)
+    with atomic_write(file) as temporary:
+        temporary.write_text(page, encoding="utf-8")

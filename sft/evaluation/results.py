@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft.common.command import atomic_write
 from sft.common.prompts import LETTERS, user_message
 from sft.evaluation import metrics
 from sft.evaluation.comparison import SCORES, comparison_lines
@@ -141,13 +142,12 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
 
 
 def write_predictions(columns: dict[str, list], file: Path) -> None:
-    """Write predictions.parquet whole."""
+    """Write predictions.parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = file.with_name(f".{file.name}.tmp")
-    pq.write_table(pa.table(columns), temporary)
-    temporary.rename(file)
+    with atomic_write(file) as temporary:
+        pq.write_table(pa.table(columns), temporary)
 
 
 def table(results: dict[str, Any]) -> str:

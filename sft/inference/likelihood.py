@@ -25,7 +25,8 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
     for q in questions:
         own = list(islice(rows, len(q["choices"])))
         options = [row["completion_ids"] for row in own]
-        cut = common_prefix(options)
+        # Each keeps its last token, so that options of the same text have one to be scored by.
+        cut = len(common_prefix([option[:-1] for option in options]))
         shared, differing = own[0]["prompt_ids"] + options[0][:cut], [option[cut:] for option in options]
         by_letter = q["answer_format"].startswith("letter")
         tokens.append({"shared": shared, "options": differing, "first_token_only": by_letter})
@@ -37,7 +38,7 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    rows = [torch.tensor(sequence) for sequence in sequences]
+    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_token(tokenizer), padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return ids.to(model.device), mask.to(model.device)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError
+from sft.common.command import UserError, atomic_write
 from sft.common.prompts import LETTERS
 from sft.inference.assistant import Answer, clean_question
 
@@ -131,13 +131,11 @@ def write_answers(answers: Sequence[Answer], output: Path) -> None:
     Raises:
         UserError: the disk refuses.
     """
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a
-        # spreadsheet asks for the encoding when the table is imported.
-        temporary.write_text(WRITERS[output.suffix.lower()](answers), encoding="utf-8", newline="")
-        temporary.rename(output)
+        with atomic_write(output) as temporary:
+            # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a
+            # spreadsheet asks for the encoding when the table is imported.
+            temporary.write_text(WRITERS[output.suffix.lower()](answers), encoding="utf-8", newline="")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
     print(f"Wrote {len(answers)} answers to {output}")

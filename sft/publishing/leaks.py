@@ -1,7 +1,4 @@
-"""What must not leave this machine: its paths, the names of its users, and tokens.
-
-`find_leaks` looks for all three in a folder that is about to be published.
-"""
+"""Find what must not leave this machine in a folder that is to be published: paths, names of users, and tokens."""
 
 import contextlib
 import getpass
@@ -32,10 +29,10 @@ SECRET_NAMES = re.compile(
 _PATH = re.compile(
     r"(?:(?<![\w./<~])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
 )
-# Accounts that tell nothing of anybody.
+# Accounts that do not identify a person.
 GENERIC_ACCOUNTS = {
     *("root", "user", "users", "ubuntu", "admin", "debian", "jovyan", "docker", "runner", "nobody", "home", "vscode"),
-    # ... and names that values of our own files are, too.
+    # ... and names that are also values in our own files.
     *("train", "dev", "test", "data", "text", "letter", "steps", "epoch", "best", "adapter", "model", "lora", "none"),
 }
 # Files of words that somebody else chose: of the base model's tokenizer. "/usr" may well be a word.
@@ -52,7 +49,7 @@ def known_secrets() -> set[str]:
 
 
 def user_names() -> set[str]:
-    """The names under which this machine knows whoever runs this, unless they are nobody's in particular."""
+    """The names under which this machine knows whoever runs this, without those of `GENERIC_ACCOUNTS`."""
     home = Path.home()
     names = {os.environ.get("USER", ""), os.environ.get("LOGNAME", "")}
     names |= {home.name} if home.parent.name in ("home", "Users") else set()
@@ -62,7 +59,7 @@ def user_names() -> set[str]:
 
 
 def values_of(file: Path, text: str) -> str:
-    """What stands in a JSON or YAML file without its keys, which are words of the programs that wrote it."""
+    """The text of a JSON or YAML file without its keys, which are words of the programs that wrote it."""
     if file.suffix != ".json":
         return re.sub(r"^\s*[\w-]+:", "", text, flags=re.MULTILINE)
 
@@ -78,7 +75,7 @@ def values_of(file: Path, text: str) -> str:
 
 
 def _text_of(file: Path) -> str:
-    """What a file says in words; of safetensors, the metadata in its header."""
+    """The text in a file; of safetensors, the metadata in the header."""
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -90,7 +87,7 @@ def _text_of(file: Path) -> str:
 
 
 def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
-    """What in the files of `folder` should stay here: "FILE, line N: WHAT", without repeating a secret.
+    """What in the files of `folder` must not be published: "FILE, line N: WHAT", without repeating a secret.
 
     `published` are ids on the Hub, the first that of the repository: everybody may know the names in them.
     """
@@ -99,20 +96,20 @@ def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
         tokens.append(("a secret of this environment", "", re.compile("|".join(map(re.escape, secrets)))))
     owner = published[0].split("/")[0].lower() if published else ""
     users = [name for name in user_names() if name.lower() != owner]
-    found = []
+    leaks = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         text, name = _text_of(file), file.relative_to(folder)
-        foreign = file.name in VOCABULARIES
-        worded = not foreign and file.suffix in (*TEXTS, ".safetensors")
-        for what, word, pattern in [*tokens, *([("the path", "", _PATH)] if worded else [])]:
+        is_vocabulary = file.name in VOCABULARIES
+        paths = [("the path", "", _PATH)] if not is_vocabulary and file.suffix in (*TEXTS, ".safetensors") else []
+        for what, word, pattern in [*tokens, *paths]:
             for match in pattern.finditer(text) if word in text else ():
-                told = f" {match[0][:80]}" if pattern is _PATH else ""
-                found.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{told}")
-        if not foreign and file.suffix in (".json", ".yaml"):
+                detail = f" {match[0][:80]}" if pattern is _PATH else ""
+                leaks.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{detail}")
+        if not is_vocabulary and file.suffix in (".json", ".yaml"):
             values = values_of(file, text)
             for known in published:
                 values = values.replace(known, "")
             for user in users:
                 if re.search(rf"(?<![a-z0-9]){re.escape(user)}(?![a-z0-9])", values, re.IGNORECASE):
-                    found.append(f"{name}: the user name {user}")
-    return found
+                    leaks.append(f"{name}: the user name {user}")
+    return leaks

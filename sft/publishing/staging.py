@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sft.common.command import UserError, read_json, write_json
+from sft.common.command import UserError, atomic_write, read_json, sha256, write_json
 from sft.common.hub import is_id, pinned
 from sft.common.models import (
     ADAPTER,
@@ -58,19 +58,22 @@ def check_facts(folder: Path) -> None:
         )
 
 
-def check_base(model_path: str, given: str | None) -> str:
-    """The Hub id of the base model, which everybody has to find: `given`, or the one that the run began with.
+def check_base(model_path: str, given: str | None) -> tuple[str, str]:
+    """The base model as (id on the Hub, where everybody can get it; what it is loaded from here).
+
+    The id is `given`, or the model that the run began with. It is loaded from the folder that the adapter names, or
+    from the Hub where there is none; a merged model or a full fine-tune is loaded itself.
 
     Raises:
-        UserError: it is a folder of this machine, or no id.
+        UserError: no id, or a folder of this machine alone.
     """
     manifest = read_json(Path(model_path) / MANIFEST)
     try:
         trained = manifest["merged"]["onto"] if "merged" in manifest else manifest["base_model"]
-        trained = {"name": trained["name"], "revision": trained["revision"]}
+        name, revision = trained["name"], trained["revision"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{model_path}/{MANIFEST} does not tell the base model: train with this version") from error
-    base = given or (f"{trained['name']}@{trained['revision']}" if trained["revision"] else trained["name"])
+    base = given or (f"{name}@{revision}" if revision else name)
     name, _ = pinned(base)
     on_hub = is_id(name) and not Path(name).exists()
     if given and not on_hub:
@@ -80,7 +83,8 @@ def check_base(model_path: str, given: str | None) -> str:
             f"{model_path} was trained on {name}, a folder that nobody else has: name the same model on the Hub with "
             "--base_model OWNER/NAME (or OWNER/NAME@COMMIT)"
         )
-    return base
+    named = base_of(model_path)
+    return base, named if Path(named).exists() else base
 
 
 def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
@@ -89,10 +93,8 @@ def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: one is no finished evaluation, or of another model; or two have the same name.
     """
-    from sft.common.command import sha256
-
     weights = {f"{file.name}:{sha256(file)}" for file in model.glob("*.safetensors")} if folders else set()
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for folder in folders:
         results = read_evaluation(folder).results
         if not weights <= set(results["fingerprint"].get("model", [])):
@@ -101,14 +103,14 @@ def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
                 f"python sft/evaluate.py --model_path {model}"
             )
         name = Path(results["name"]).name  # which becomes a file's
-        if name in found:
+        if name in by_name:
             raise UserError("--evaluation: two of them have the same name: evaluate with another --name")
-        found[name] = {**results, "name": name}
-    return list(found.values())
+        by_name[name] = {**results, "name": name}
+    return list(by_name.values())
 
 
 def licence_of(base: str) -> str | None:
-    """The licence that the base model's page names, or None where it cannot be asked."""
+    """The licence that the base model's page names, or None where the Hub cannot be reached."""
     from huggingface_hub import HfApi
 
     name, revision = pinned(base)
@@ -120,7 +122,12 @@ def licence_of(base: str) -> str | None:
 
 
 def stage(
-    args: argparse.Namespace, base: str, merged_onto: str | None, evaluations: Sequence[dict[str, Any]], folder: Path
+    args: argparse.Namespace,
+    base: str,
+    base_here: str,
+    merged_onto: str | None,
+    evaluations: Sequence[dict[str, Any]],
+    folder: Path,
 ) -> None:
     """Write exactly what is to be published into the existing `folder`, merged onto a base model if one is given.
 
@@ -128,73 +135,73 @@ def stage(
         UserError: the model cannot be merged, a fact is missing, or something in it should stay here.
     """
     from sft.publishing.card import Facts, model_card
-    from sft.publishing.merging import comparison_line, merge
+    from sft.publishing.merging import merge
 
     model = Path(args.model_path)
     if merged_onto:
-        print(comparison_line(merge(args.model_path, merged_onto, folder)))
+        merge(args.model_path, merged_onto, folder)
     else:
-        for file in sorted(path for path in model.iterdir() if any(fnmatch(path.name, name) for name in ALLOWED)):
-            link_or_copy(file, folder / file.name)
-        (folder / CARD).unlink(missing_ok=True)
-    name, revision = pinned(base)
-    if args.base_model:  # the recipe that travels names the model where others find it
-        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-        recipe |= {"model_name_or_path": name, "model_revision": revision or "main"}
-        (folder / RECIPE).unlink()
-        (folder / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    if is_adapter := (folder / ADAPTER_CONFIG).is_file():
-        config = read_json(model / ADAPTER_CONFIG)
-        for rewritten in (ADAPTER_CONFIG, "config.json"):
-            (folder / rewritten).unlink(missing_ok=True)  # not through the link
-        # `transformers serve` (5.23) looks at the base model's configuration before it looks for an adapter.
-        load_config(base_here(args.model_path, base)).save_pretrained(folder)
-        write_json(folder / ADAPTER_CONFIG, {**config, "base_model_name_or_path": name, "revision": revision})
-    # How this machine found the tokenizer: others find it elsewhere.
-    found = read_json(folder / "tokenizer_config.json")
-    (folder / "tokenizer_config.json").unlink()
-    found = {key: value for key, value in found.items() if key not in ("is_local", "local_files_only")}
-    write_json(folder / "tokenizer_config.json", found)
+        link_allowed(model, folder)
+    name_base(folder, base, base_here, in_recipe=bool(args.base_model))
     for results in evaluations:
         (folder / EVALUATION).mkdir(exist_ok=True)
         write_json(folder / EVALUATION / f"{results['name']}.json", results)
 
-    def told(name: str, otherwise: Any) -> Any:
-        return read_json(folder / name) if (folder / name).is_file() else otherwise
+    def fact(file: str, default: Any) -> Any:
+        return read_json(folder / file) if (folder / file).is_file() else default
 
+    name, revision = pinned(base)
     manifest = read_json(folder / MANIFEST)
     facts = Facts(
         repo=args.repo,
         base=name,
         revision=revision,
-        is_adapter=is_adapter,
+        is_adapter=(folder / ADAPTER_CONFIG).is_file(),
         answer_format=prompt_format(str(folder)),
         licence=args.license,
         base_licence=licence_of(base),
         manifest=manifest,
-        dev=told("eval_results.json", {}),
-        history=told("history.json", []),
+        dev=fact("eval_results.json", {}),
+        history=fact("history.json", []),
         evaluations=list(evaluations),
         evaluated_before_merging=merged_onto is not None,
         base_was_named=bool(args.base_model),
     )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
-    data = [str(told["name"]) for told in manifest.get("datasets", []) if not Path(str(told["name"])).exists()]
-    leaks = find_leaks(folder, published=(args.repo, name, *(id for id in data if id.count("/") == 1)))
-    if leaks:
+    data = [str(data_set["name"]) for data_set in manifest.get("datasets", [])]
+    public = [repo for repo in data if repo.count("/") == 1 and not Path(repo).exists()]
+    if leaks := find_leaks(folder, published=(args.repo, name, *public)):
         more = f" (and {len(leaks) - 3} more)" if len(leaks) > 3 else ""
         raise UserError(f"not published, because it would tell: {'; '.join(leaks[:3])}{more}: take it out of {model}")
 
 
-def base_here(model_path: str, base: str) -> str:
-    """The base model that an adapter names, or `base` where its folder is gone."""
-    named = base_of(model_path)
-    return named if Path(named).exists() else base
+def link_allowed(model: Path, folder: Path) -> None:
+    """Put the files of `model` that may be uploaded into `folder`, without a second copy where the disk allows it."""
+    for file in model.iterdir():
+        if file.name != CARD and any(fnmatch(file.name, pattern) for pattern in ALLOWED):
+            try:
+                os.link(file.resolve(), folder / file.name)
+            except OSError:  # another disk
+                shutil.copyfile(file, folder / file.name)
 
 
-def link_or_copy(file: Path, to: Path) -> None:
-    """The same file under another name, without a second copy of its bytes where the disk allows it."""
-    try:
-        os.link(file.resolve(), to)
-    except OSError:  # another disk
-        shutil.copyfile(file, to)
+def name_base(folder: Path, base: str, base_here: str, in_recipe: bool) -> None:
+    """Let the files in `folder` name the base model by its id on the Hub, and nothing of this machine.
+
+    Each is replaced, not changed: it may be a link to a file of the model.
+    """
+    name, revision = pinned(base)
+    if in_recipe:
+        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        recipe |= {"model_name_or_path": name, "model_revision": revision or "main"}
+        with atomic_write(folder / RECIPE) as file:
+            file.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if (folder / ADAPTER_CONFIG).is_file():
+        adapter = read_json(folder / ADAPTER_CONFIG)
+        write_json(folder / ADAPTER_CONFIG, {**adapter, "base_model_name_or_path": name, "revision": revision})
+        # `transformers serve` (5.23) looks at the base model's configuration before it looks for an adapter.
+        (folder / "config.json").unlink(missing_ok=True)
+        load_config(base_here).save_pretrained(folder)
+    tokenizer = read_json(folder / "tokenizer_config.json")
+    kept = {key: value for key, value in tokenizer.items() if key not in ("is_local", "local_files_only")}
+    write_json(folder / "tokenizer_config.json", kept)

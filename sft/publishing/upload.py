@@ -1,6 +1,7 @@
 """The repository on the Hub: whether it may be written, its tags, and the verification of what was uploaded."""
 
 import argparse
+import filecmp
 import os
 import re
 import subprocess
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, first_line, read_json, terminated_as_exit
-from sft.common.hub import PAUSES_OF_QUESTIONS, check_push, create, files_of, reason, status_of, with_retries
+from sft.common.hub import PAUSES_OF_QUERIES, check_push, create, files_of, hub_errors, with_retries
 from sft.common.models import ADAPTER_CONFIG, MANIFEST, prompt_format
-from sft.publishing.staging import ALLOWED, base_here
+from sft.publishing.staging import ALLOWED
 
 # Greedy tokens of each first answer that are compared.
 ANSWER_TOKENS = 16
@@ -29,16 +30,12 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
     info = check_push("--repo", repo, "model", public)
     if info is None:
         return None
-    try:
-        tags = with_retries(lambda: tags_of(repo), PAUSES_OF_QUESTIONS) if tag else {}
-        names = files_of(info)
-        there = Path(hf_hub_download(repo, MANIFEST, revision=info.sha)) if MANIFEST in names else None
-        same_run = there is not None and run_of(there) == run_of(model / MANIFEST)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the HTTP library raises
-        raise UserError(f"--repo {repo}: {reason(error)}") from error
-    if tag and tag in tags and not same_run:
+    names = files_of(info)
+    with hub_errors(f"--repo {repo}"):
+        tags = with_retries(lambda: tags_of(repo), PAUSES_OF_QUERIES) if tag else {}
+        manifest = Path(hf_hub_download(repo, MANIFEST, revision=info.sha)) if MANIFEST in names else None
+    same_run = manifest is not None and run_of(manifest) == run_of(model / MANIFEST)
+    if tag in tags and not same_run:
         raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
     if names and not same_run and not update:
         raise UserError(
@@ -50,8 +47,8 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
 
 def run_of(manifest: Path) -> dict[str, Any]:
     """What a manifest says of its run, whether the model was merged afterwards or not."""
-    told = read_json(manifest)
-    return {key: value for key, value in told.items() if key != "merged"} if isinstance(told, dict) else {}
+    facts = read_json(manifest)
+    return {key: value for key, value in facts.items() if key != "merged"} if isinstance(facts, dict) else {}
 
 
 def tags_of(repo: str) -> dict[str, str]:
@@ -69,19 +66,21 @@ def set_tag(repo: str, tag: str, commit: str) -> None:
     """
     from huggingface_hub import HfApi
 
-    def tagged() -> None:
-        if tags_of(repo).get(tag) != commit:
+    words = f"--repo {repo} is published, but not tagged {tag}"
+
+    def set_once() -> None:
+        tagged = tags_of(repo).get(tag)
+        if tagged not in (None, commit):
+            raise UserError(f"{words}: it names another commit: choose another")
+        if tagged is None:
             HfApi().create_tag(repo, tag=tag, revision=commit)
 
-    try:
-        with_retries(tagged)
-    except Exception as error:  # whatever the HTTP library raises
-        why = "it names another commit: choose another" if status_of(error) == 409 else reason(error)
-        raise UserError(f"--repo {repo} is published, but not tagged {tag}: {why}") from error
+    with hub_errors(words):
+        with_retries(set_once)
 
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
-    """The first tokens that a model writes, greedily, to each of the demonstration's questions, asked one by one."""
+    """The first tokens that a model generates, greedily, for each of the demonstration's questions, one by one."""
     from sft.inference.assistant import demo_prompts
     from sft.inference.generation import Sampling, generate_ids
 
@@ -89,11 +88,11 @@ def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[i
     return [generate_ids(model, tokenizer, [ids], greedy)[0] for ids in demo_prompts(tokenizer, answer_format)]
 
 
-def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> None:
+def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) -> None:
     """Load what was published, from an empty cache, and compare it with what is here: every file, and first answers.
 
-    The base model of an adapter comes from the usual cache, because its bytes are not ours. On the CPU, because a GPU
-    that trained the model in less memory may not hold it in bfloat16.
+    The base model of an adapter comes from the usual cache, because its bytes are not ours; `base_here` is what the
+    local adapter is put onto. On the CPU, because a GPU that trained with less memory may not hold it in bfloat16.
 
     Raises:
         UserError: a file is missing or other, the model cannot be loaded, or it answers otherwise.
@@ -103,30 +102,27 @@ def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> No
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sft.common.command import sha256
     from sft.common.models import load_model
 
     wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}) and not as it should be"
-    asked = prompt_format(str(staged))
+    answer_format = prompt_format(str(staged))
     with terminated_as_exit(), tempfile.TemporaryDirectory(dir=staged.parent) as cache:
-        ours = {"revision": commit, "cache_dir": cache, "allow_patterns": list(ALLOWED)}
-        try:
-            fresh = Path(with_retries(lambda: snapshot_download(args.repo, **ours)))
-        except Exception as error:  # whatever the HTTP library raises
-            raise UserError(f"{wrong}: it cannot be downloaded again: {reason(error)}") from error
-        for file in (path for path in staged.rglob("*") if path.is_file()):
-            there = fresh / file.relative_to(staged)
-            if not there.is_file() or sha256(there) != sha256(file):
-                raise UserError(f"{wrong}: {there.name} is {'other' if there.is_file() else 'not'} there")
+        options = {"revision": commit, "cache_dir": cache, "allow_patterns": list(ALLOWED)}
+        with hub_errors(f"{wrong}: it cannot be downloaded again"):
+            fresh = Path(with_retries(lambda: snapshot_download(args.repo, **options)))
+        files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+        # The bytes, not the Hub's checksums (`verify_repo_checksums`): they have to be downloaded to be loaded anyway.
+        _, differing, missing = filecmp.cmpfiles(staged, fresh, files, shallow=False)
+        if differing or missing:
+            raise UserError(f"{wrong}: {[*differing, *missing][0]} is {'other' if differing else 'not'} there")
         kind = AutoPeftModelForCausalLM if (fresh / ADAPTER_CONFIG).is_file() else AutoModelForCausalLM
         try:
             model = kind.from_pretrained(fresh, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(fresh, trust_remote_code=False)
-            published = first_answers(model.eval(), tokenizer, asked)
+            published = first_answers(model.eval(), tokenizer, answer_format)
             del model
-            here = str(staged) if args.merged else args.model_path
-            base_model = base_here(here, base)
-            own = first_answers(*load_model(here, torch.bfloat16, device="cpu", base=base_model), asked)
+            here, base = (str(staged), None) if args.merged else (args.model_path, base_here)
+            own = first_answers(*load_model(here, torch.bfloat16, device="cpu", base=base), answer_format)
         except (OSError, ValueError, RuntimeError, UserError) as error:
             raise UserError(f"{wrong}: it cannot be loaded: {first_line(error)}") from error
     same = sum(a == b for a, b in zip(published, own, strict=True))
@@ -141,7 +137,7 @@ def verify(args: argparse.Namespace, base: str, staged: Path, commit: str) -> No
 def check_run(settings: Any) -> None:
     """Make sure, before a run with push_to_hub, that its model can be published in the end.
 
-    The repository is made now, empty and private: nothing else tells for certain that the token may write there.
+    The repository is made now, empty and private: only that proves that the token may write there.
 
     Raises:
         UserError: as `check_push`, or the repository holds files already, or cannot be made.
@@ -162,10 +158,10 @@ def check_run(settings: Any) -> None:
 def after_training(settings: Any, final: Path) -> None:
     """Publish the final model of a run, as its recipe says. Called by one process, after the training.
 
-    In a process of its own, so that neither the launcher nor what the trainer holds has a part in it.
+    In a process of its own, without the launcher's environment and the memory that the trainer holds.
 
     Raises:
-        UserError: it could not be published; the model is whole all the same.
+        UserError: it could not be published; the model is complete all the same.
     """
     words = ["sft/publish.py", "--model_path", str(final), "--repo", settings.hub_model_id]
     words += ["--public"] if settings.hub_private_repo is False else []
@@ -174,4 +170,4 @@ def after_training(settings: Any, final: Path) -> None:
     script = str(Path(__file__).resolve().parents[1] / "publish.py")
     done = subprocess.run([sys.executable, script, *words[1:]], env=environment, check=False)
     if done.returncode:
-        raise UserError(f"the model is trained, and whole in {final}, but not published: python {' '.join(words)}")
+        raise UserError(f"the model is trained, and complete in {final}, but not published: python {' '.join(words)}")

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from sft.common.command import write_json
+from sft.common.command import atomic_write, write_json
 from sft.common.data import draw
 from sft.common.prompts import LETTERS
 from sft.evaluation.metrics import wilson_interval
@@ -168,8 +168,7 @@ def plot(history: list[dict], file: Path) -> None:
     axes[-1][0].set_xlabel("step")
     for row in axes:
         row[0].grid(alpha=0.3)
-    temporary = file.with_name(f".{file.name}.tmp")
-    # Without the date and version that matplotlib would add: the same history gives the same bytes.
-    figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    with atomic_write(file) as temporary:
+        # Without the date and version that matplotlib would add: the same history gives the same bytes.
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
     plt.close(figure)
-    temporary.rename(file)

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import GIB, UserError, first_line, free_bytes
+from sft.common.command import GIB, check_disk, first_line
 from sft.training.checks import NO_BF16, on_cpu
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
@@ -26,7 +26,7 @@ def checkpoint_bytes(settings: Settings, parameters: Parameters) -> int:
     return weights if settings.save_only_model else weights + parameters.trained * 12
 
 
-def check_disk(settings: Settings, needed: int) -> None:
+def check_checkpoints_fit(settings: Settings, needed: int) -> None:
     """Refuse a run whose checkpoints would not fit. What an earlier part of the run has written counts as free.
 
     Raises:
@@ -34,14 +34,9 @@ def check_disk(settings: Settings, needed: int) -> None:
     """
     folder = Path(settings.output_dir).resolve()
     written = sum(file.stat().st_size for file in folder.glob("*/**/*") if file.is_file())
-    free = free_bytes(folder) + written
     kept = (settings.save_total_limit + 1 if settings.save_strategy != "no" else 0) + 1
-    if needed * kept > free:
-        raise UserError(
-            f"output_dir {settings.output_dir}: {kept} checkpoints of {needed / GIB:.1f} GiB need "
-            f"{kept * needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free: lower save_total_limit or choose "
-            "another disk"
-        )
+    purpose = f"output_dir {settings.output_dir}: {kept} checkpoints of {needed / GIB:.1f} GiB need"
+    check_disk(folder, kept * needed, purpose, "lower save_total_limit or choose another disk", written)
 
 
 def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
@@ -110,7 +105,7 @@ def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[i
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return [*lines, f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
     if not settings.is_trial:
-        check_disk(settings, checkpoint_bytes(settings, parameters))
+        check_checkpoints_fit(settings, checkpoint_bytes(settings, parameters))
     peak = sum(parts.values())
     listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
     # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.

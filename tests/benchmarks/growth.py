@@ -14,7 +14,7 @@ from pathlib import Path
 
 from train import SMOLLM2, Bench, check_folder, summary, told
 
-from sft.common.command import UserError, run
+from sft.common.command import UserError, atomic_write, run
 
 RECIPE = "recipes/quickstart.yaml"
 # One thread a process, so that two processes have twice the cores of one; a CPU has no bf16 under DeepSpeed.
@@ -79,11 +79,10 @@ def draw(found: dict[str, dict], file: Path) -> None:
             panel.set_ylabel(names.get(key, key))
         panels[1, column].set_xlabel(axis)
     figure.align_xlabels()
-    temporary = file.with_name(f".{file.name}.tmp")
-    # As in sft/training/callbacks.py: the same numbers give the same bytes.
-    figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    with atomic_write(file) as temporary:
+        # As in sft/training/callbacks.py: the same numbers give the same bytes.
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
-    temporary.rename(file)
 
 
 def table(found: dict[str, dict]) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.common.chat_template import render, set_chat_template, split_completions, token_ids
+from sft.common.chat_template import common_prefix, render, set_chat_template, split_completions, token_ids
 from sft.common.command import UserError
 from sft.common.prompts import completion_messages, prompt_messages
 
@@ -178,3 +178,19 @@ def test_sfttrainer_trains_exactly_the_answer(request, family, tiny_deepseek, em
     for ours, theirs in zip(expected, trainer.train_dataset, strict=True):
         assert theirs["input_ids"] == ours["prompt_ids"] + ours["completion_ids"]
         assert theirs["labels"] == [-100] * len(ours["prompt_ids"]) + ours["completion_ids"]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "shared"),
+    [
+        ([[1, 2, 3], [1, 2, 4]], [1, 2]),
+        ([[1, 2], [1, 2, 3]], [1, 2]),
+        ([[1, 2, 3], [1, 2]], [1, 2]),
+        ([[1, 2], [1, 2]], [1, 2]),
+        ([[1, 2]], [1, 2]),
+        ([[], [1]], []),
+        ([[2], [1]], []),
+    ],
+)
+def test_a_common_prefix_may_be_one_of_the_sequences(sequences, shared):
+    assert common_prefix(sequences) == shared

@@ -68,3 +68,13 @@ def test_options_are_the_completions_of_training(short_tokenizer):
     )
     assert tokens["shared"] + tokens["options"][1] == row["prompt_ids"] + row["completion_ids"]
     assert tokens["options"][1][-1] == short_tokenizer.eos_token_id
+
+
+def test_options_of_the_same_text_score_alike_and_a_single_one_has_a_score(model, short_tokenizer):
+    texts = [["Iron", "Iron"], ["Iron"], ["Iron", "Iron", "Copper"]]
+    questions = [{"question": "Which?", "choices": choices, "answer_format": "text"} for choices in texts]
+    scores = dict(option_log_likelihoods(model, short_tokenizer, questions, 3))
+    assert [len(scores[index]) for index in range(3)] == [2, 1, 3]
+    assert scores[0][0] == pytest.approx(scores[0][1], abs=1e-4)
+    assert scores[2][0] == pytest.approx(scores[2][1], abs=1e-4)
+    assert scores[2][0] != pytest.approx(scores[2][2], abs=1e-4)

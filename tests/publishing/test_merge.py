@@ -90,15 +90,15 @@ def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
     import torch
 
     from sft.common.command import UserError
-    from sft.publishing.merging import check_comparison, compared
+    from sft.publishing.merging import compare
 
     base = torch.zeros(3, 5)
     adapted = torch.arange(15.0).reshape(3, 5)
-    check_comparison(compared(base, adapted, adapted + 0.01))
-    check_comparison(compared(adapted, adapted, adapted))  # an adapter that does nothing
+    compare(base, adapted, adapted + 0.01)
+    compare(adapted, adapted, adapted)  # an adapter that does nothing
     for merged in (base, -adapted, adapted * float("nan")):
         with pytest.raises(UserError, match="would not answer as the adapter does, and is not kept"):
-            check_comparison(compared(base, adapted, merged))
+            compare(base, adapted, merged)
 
 
 def test_weights_are_saved_in_shards(adapter, tmp_path, monkeypatch):

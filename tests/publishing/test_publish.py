@@ -183,6 +183,15 @@ def test_a_file_that_arrived_as_another_is_found_and_stays_private(publish, hub,
     assert hub.model(REPO).private
 
 
+def test_a_tag_stays_with_the_commit_that_it_names(publish, hub):
+    assert publish("--tag", "v1").returncode == 0
+    first = hub.model(REPO).head
+    line = the_line(publish("--tag", "v1", "--license", "cc-by-sa-4.0"))  # the same run, another card
+    assert line.endswith("is published, but not tagged v1: it names another commit: choose another")
+    assert hub.model(REPO).tags == {"v1": first}
+    assert hub.model(REPO).head != first
+
+
 def test_a_login_in_the_browser_may_publish(publish, hub):
     done = publish(**BY_BROWSER)
     assert done.returncode == 0, done.stderr
