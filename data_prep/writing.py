@@ -122,7 +122,7 @@ def write_splits(
                 split = SPLITS[code]
                 if split not in writers:
                     writers[split] = SplitWriter(folder / split, schema(worker.settings.pretokenize))
-                    measures[split] = Measures()
+                    measures[split] = Measures.of([])
                 writers[split].write(table)
                 measures[split] += measured
             counts += chunk_counts

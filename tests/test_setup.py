@@ -169,5 +169,5 @@ def test_every_import_is_declared_and_only_what_refuses_without_it_is_an_extra()
         "model.py": named(extras["deepspeed"]),
         "server.py": named(extras["server"]),
         "web.py": named(extras["web"]),
-        "parallel.py": {"pandas"},  # imported early where it is installed, and missed by nobody
+        "worker.py": {"pandas"},  # imported early where it is installed, and missed by nobody
     }
