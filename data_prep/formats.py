@@ -15,7 +15,7 @@ from data_prep.questions import (
     checked,
     reconcile,
     reconcile_without_text,
-    whole_figure_of,
+    uncut_figure_of,
 )
 from sft.common.prompts import LETTERS, clean_choice, clean_text
 
@@ -40,11 +40,11 @@ def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Quest
     gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
     figure = clean_text(cells["Figure_path"])
     article = article_of(figure)
-    return Question(*place, split or "train", figure, article, question, choices, gold, whole_figure=figure)
+    return Question(*place, split or "train", figure, article, question, choices, gold, uncut_figure=figure)
 
 
 def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
-    """PMC-VQA version 2: `Answer` is the letter. Where the file's name tells no split, the `split` column does."""
+    """PMC-VQA version 2: `Answer` is the letter. Where the file's name has no split, the `split` column has."""
     question = clean_text(cells["Question"])
     printed, choices = printed_choices(cells)
     checked(question, choices)
@@ -56,7 +56,7 @@ def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Quest
     return Question(
         *(*place, split, figure, article_of(figure), question, choices, gold),
         caption=clean_text(cells["Caption"]),
-        whole_figure=whole_figure_of(figure),
+        uncut_figure=uncut_figure_of(figure),
     )
 
 

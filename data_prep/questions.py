@@ -35,7 +35,7 @@ class Question(NamedTuple):
     gold: int  # index into choices
     caption: str = ""  # version 2 of PMC-VQA alone
     reasoning: str = ""  # a written rationale, where one was asked for and there is one
-    whole_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
+    uncut_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 
 def article_of(figure: str) -> str:
@@ -44,7 +44,7 @@ def article_of(figure: str) -> str:
     return article.group() if article else ""
 
 
-def whole_figure_of(figure: str) -> str:
+def uncut_figure_of(figure: str) -> str:
     """The article's figure that a version 2 file was cut from: ``PMC1_F1.jpg`` for ``PMC1_F1_1234.jpg``."""
     return _CUT_FIGURE.sub(r"\1\2", figure)
 

@@ -20,7 +20,7 @@ from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash
 from sft.common.command import UserError
 
 CHUNK = 2_000  # rows a piece of work: more would take memory and save no time
-HASHES = ("content_hash", "asked_hash", "group_hash", *OVERLAPS.values())
+HASHES = ("content_hash", "prompt_hash", "group_hash", *OVERLAPS.values())
 
 
 @dataclass
@@ -63,14 +63,14 @@ def questions_schema() -> Any:
 def hashes_of(question: Question) -> tuple[int, ...]:
     """Values of the columns `HASHES`. The group's is seeded: its order is the order in which dev takes articles."""
     text = fingerprint(question.question, question.choices)
-    asked = "\n".join([question.split, question.figure, question.question, *question.choices])
+    prompt = "\n".join([question.split, question.figure, question.question, *question.choices])
     article = question.article or question.id
     return (
-        hash64(f"{asked}\n{question.gold}"),
-        hash64(asked),
+        hash64(f"{prompt}\n{question.gold}"),
+        hash64(prompt),
         hash64(f"{worker.settings.seed}:{article}"),
         hash64(question.article),
-        hash64(question.whole_figure),
+        hash64(question.uncut_figure),
         hash64(text),
     )
 
@@ -144,7 +144,7 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
         has_reasoning=has_reasoning,
         hashes=joined,
         by_source=by_source,
-        contradictory=int((~first_occurrences(joined["asked_hash"][~duplicates])).sum()),
+        contradictory=int((~first_occurrences(joined["prompt_hash"][~duplicates])).sum()),
     )
 
 
