@@ -26,17 +26,17 @@ V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "An
 Place = tuple[str, str, int]
 
 
-def printed_choices(cells: Mapping[str, str]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
-    """(printed letters, texts) of PMC-VQA's four choice columns."""
-    first, second = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
-    return first, second
+def question_and_options(cells: Mapping[str, str]) -> tuple[str, tuple[str | None, ...], tuple[str, ...]]:
+    """(question, printed letters, texts of the options) of a row of PMC-VQA, in either version."""
+    question = clean_text(cells["Question"])
+    printed, choices = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
+    checked(question, choices)
+    return question, printed, choices
 
 
 def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 1: `Answer` is the text, `Answer_label` the letter."""
-    question = clean_text(cells["Question"])
-    printed, choices = printed_choices(cells)
-    checked(question, choices)
+    question, printed, choices = question_and_options(cells)
     gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
     figure = clean_text(cells["Figure_path"])
     article = article_of(figure)
@@ -45,9 +45,7 @@ def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Quest
 
 def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 2: `Answer` is the letter. Where the file's name has no split, the `split` column has."""
-    question = clean_text(cells["Question"])
-    printed, choices = printed_choices(cells)
-    checked(question, choices)
+    question, printed, choices = question_and_options(cells)
     gold = reconcile_without_text(cells["Answer"], printed)
     split = split or split_named(clean_text(cells["split"]))
     if not split:

@@ -85,7 +85,6 @@ class SplitWriter:
         )
 
     def write(self, table: Any) -> None:
-        """Add the rows of `table`."""
         import pyarrow as pa
 
         self.pending = pa.concat_tables([self.pending, table])
