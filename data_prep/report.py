@@ -155,7 +155,7 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
     )
     for name, source in report["sources"].items():
         splits = ", ".join(f"{split} {count:,}" for split, count in source["splits"].items() if count)
-        yield f"  {name}, {FORMATS[source['format']].title}: {source['rows']:,} rows, sound: {splits or 'none'}"
+        yield f"  {name}, {source['title']}: {source['rows']:,} rows, sound: {splits or 'none'}"
     for reason, count in report["rejected_by_reason"].items():
         yield f"  rejected: {count:,} {reason}"
     if report["contradictory"]:
