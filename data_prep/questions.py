@@ -72,7 +72,7 @@ def fingerprint(question: str, choices: Sequence[str]) -> str:
 
 
 def position_of(label: str) -> int:
-    """Index of the option that a label names by its position. Raises `RejectedRow` if it is no letter from A to D."""
+    """Index of the option that a label names by its position. Raises `RejectedRow` if it is not a letter from A to D."""
     label = clean_text(label)
     if label not in tuple(LETTERS):
         raise RejectedRow("label is not one of A, B, C, D")
@@ -86,7 +86,7 @@ def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: S
     or carry the label as its printed letter (columns that were shifted). Otherwise the row is not believed.
 
     Raises:
-        RejectedRow: the label is no letter, or the three sources do not agree.
+        RejectedRow: the label is not a letter from A to D, or the three sources do not agree.
     """
     position = position_of(label)
     if choices[position] == answer:
@@ -110,7 +110,7 @@ def reconcile_without_text(label: str, printed: Sequence[str | None]) -> int:
     carry it: with no text to decide, nothing is guessed.
 
     Raises:
-        RejectedRow: the label is no letter, or position and printed letter name different options.
+        RejectedRow: the label is not a letter from A to D, or position and printed letter name different options.
     """
     position = position_of(label)
     carriers = [index for index, letter in enumerate(printed) if letter == LETTERS[position]]

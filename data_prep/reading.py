@@ -76,7 +76,7 @@ def hashes_of(question: Question) -> tuple[int, ...]:
 
 
 def clean_reasoning(text: Any) -> str:
-    """A rationale as it is trained on: its lines stay, outer white space goes. Raises `RejectedRow` if it is none."""
+    """The rationale without outer white space. Raises `RejectedRow` if it is not text, or holds a think tag."""
     if not isinstance(text, str):
         raise RejectedRow("rationale is not text")
     if any(tag in text for tag in THINK_TAGS):
@@ -89,6 +89,7 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
     import pyarrow as pa
 
     source, first, raw_rows = chunk
+    schema = questions_schema()
     read, stem = FORMATS[source.format].read, source.stem
     reasoning = worker.settings.reasoning
     kept, rejected = [], []
@@ -102,9 +103,9 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
             kept.append((*question, *hashes_of(question)))
         except RejectedRow as reason:
             rejected.append((source.name, number, str(reason), raw))
-    columns = zip(*kept, strict=True) if kept else [()] * len(questions_schema())
-    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, questions_schema(), strict=True)]
-    return pa.record_batch(arrays, schema=questions_schema()), rejected
+    columns = zip(*kept, strict=True) if kept else [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema), rejected
 
 
 def read_sources(sources: list[Source], file: Path, apply: Callable, most: int | None) -> Reading:

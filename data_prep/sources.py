@@ -99,7 +99,7 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
         )
     if format_name not in HUB_FILES or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise UserError(
-            f"--dataset_path {place} is no folder here. As a data set on the Hub it needs its version, --format "
+            f"--dataset_path {place} is not a folder here. As a data set on the Hub it needs its version, --format "
             f"{' or '.join(HUB_FILES)}, and --revision with the 40 digits of a commit, so that it stays the same data"
         )
     from huggingface_hub import hf_hub_download
@@ -231,7 +231,7 @@ def _ends_with_newline(file: Path) -> bool:
 
 
 def sound(text: str) -> str:
-    """`text`, unless it is none: raises `RejectedRow` for a NUL byte or for what is not UTF-8."""
+    """`text` itself. Raises `RejectedRow` if it holds a NUL byte or is not UTF-8."""
     if "\0" in text:
         raise RejectedRow("row holds a NUL byte")
     if not text.isascii():
