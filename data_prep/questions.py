@@ -72,7 +72,7 @@ def fingerprint(question: str, choices: Sequence[str]) -> str:
 
 
 def position_of(label: str) -> int:
-    """Index of the option that a label names by its position. Raises `RejectedRow` if it is not a letter from A to D."""
+    """Index of the option that a label names by its position. Raises `RejectedRow` for any label but A to D."""
     label = clean_text(label)
     if label not in tuple(LETTERS):
         raise RejectedRow("label is not one of A, B, C, D")
