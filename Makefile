@@ -58,7 +58,7 @@ lint: $(FULL)  ## check style, formatting, and the packages for known vulnerabil
 	@$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory audit
 
-# A vulnerability fails; a database that cannot be reached is told, because a machine may have no network.
+# A vulnerability fails; a database that cannot be reached is only reported, because a machine may have no network.
 audit: $(FULL)  ## ask for known vulnerabilities of the pinned packages (needs the network)
 	@log=$$(mktemp); trap 'rm -f $$log' EXIT; \
 	if $(BIN)/pip-audit --vulnerability-service osv --progress-spinner off --no-deps --disable-pip \

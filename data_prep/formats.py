@@ -15,7 +15,7 @@ from data_prep.questions import (
     checked,
     reconcile,
     reconcile_without_text,
-    whole_figure_of,
+    uncut_figure_of,
 )
 from sft.common.prompts import LETTERS, clean_choice, clean_text
 
@@ -26,28 +26,26 @@ V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "An
 Place = tuple[str, str, int]
 
 
-def printed_choices(cells: Mapping[str, str]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
-    """(printed letters, texts) of PMC-VQA's four choice columns."""
-    first, second = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
-    return first, second
+def question_and_options(cells: Mapping[str, str]) -> tuple[str, tuple[str | None, ...], tuple[str, ...]]:
+    """(question, printed letters, texts of the options) of a row of PMC-VQA, in either version."""
+    question = clean_text(cells["Question"])
+    printed, choices = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
+    checked(question, choices)
+    return question, printed, choices
 
 
 def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 1: `Answer` is the text, `Answer_label` the letter."""
-    question = clean_text(cells["Question"])
-    printed, choices = printed_choices(cells)
-    checked(question, choices)
+    question, printed, choices = question_and_options(cells)
     gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
     figure = clean_text(cells["Figure_path"])
     article = article_of(figure)
-    return Question(*place, split or "train", figure, article, question, choices, gold, whole_figure=figure)
+    return Question(*place, split or "train", figure, article, question, choices, gold, uncut_figure=figure)
 
 
 def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
-    """PMC-VQA version 2: `Answer` is the letter. Where the file's name tells no split, the `split` column does."""
-    question = clean_text(cells["Question"])
-    printed, choices = printed_choices(cells)
-    checked(question, choices)
+    """PMC-VQA version 2: `Answer` is the letter. Where the file's name has no split, the `split` column has."""
+    question, printed, choices = question_and_options(cells)
     gold = reconcile_without_text(cells["Answer"], printed)
     split = split or split_named(clean_text(cells["split"]))
     if not split:
@@ -56,7 +54,7 @@ def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Quest
     return Question(
         *(*place, split, figure, article_of(figure), question, choices, gold),
         caption=clean_text(cells["Caption"]),
-        whole_figure=whole_figure_of(figure),
+        uncut_figure=uncut_figure_of(figure),
     )
 
 

@@ -15,24 +15,21 @@ import contextlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep import worker
 from data_prep.chat_rows import MAX_ORDERS
-from data_prep.examples import SAMPLED, examples, sampled_lengths
 from data_prep.formats import FORMATS
-from data_prep.parallel import ordered_map, usable_cores
 from data_prep.reading import Reading, check_reading, read_sources
 from data_prep.reasoning import load_reasoning
-from data_prep.report import data_card, report_page
+from data_prep.report import SAMPLED, Measures, examples, sampled_lengths, summary, write_report
 from data_prep.sample_rows import write_sample
 from data_prep.sources import Source, find_sources
 from data_prep.splits import LEFT_OUT, SPLITS, draw, held_out, leaked, overlap_table
-from data_prep.worker import Settings
+from data_prep.worker import Settings, ordered_map, usable_cores
 from data_prep.writing import FILES, write_rejected, write_splits
-from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit, write_json
+from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit
 from sft.common.hub import check_push, make_public, push
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 
@@ -81,6 +78,30 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args: argparse.Namespace) -> None:
+    """Raise `UserError` if a larger share than --max_rejected is too long, or a split has no row left."""
+    dropped = sum(count for split, count in too_long.items() if not split.startswith("test"))
+    trainable = sum(measured.rows for split, measured in measures.items() if not split.startswith("test"))
+    if dropped > args.max_rejected * (trainable + dropped):
+        raise UserError(
+            f"{dropped} of {trainable + dropped} train and dev rows are longer than --max_length {args.max_length}, "
+            f"more than --max_rejected {args.max_rejected:g} allows: see the lengths with --tokenizer and raise it"
+        )
+    if empty := [split for split, measured in measures.items() if not measured.rows]:
+        raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
+
+
+def source_entry(source: Source, counts: Counter) -> dict[str, Any]:
+    """What report.json says of a source. `counts` are its rows by split, and the rejected ones."""
+    return {
+        "format": source.format,
+        "title": FORMATS[source.format].title,
+        "sha256": source.sha256(),
+        "rows": counts.total(),
+        "splits": {split: counts[split] for split in SPLITS},
+    }
+
+
 def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source], folder: Path) -> dict[str, Any]:
     """Write the prepared data set into `folder`; returns the report.
 
@@ -88,7 +109,7 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         UserError: a source breaks off, too many rows are rejected or too long, or no question is left.
     """
     file = folder / "questions.arrow"
-    with ordered_map(args.num_proc, worker.start, settings) as apply:
+    with ordered_map(args.num_proc) as apply:
         reading = read_sources(sources, file, apply, CHECK_ROWS if args.check else None)
         check_reading(reading, args.max_rejected, settings.reasoning)
         assigned, split_of, left_out = assign_splits(reading, args)
@@ -97,25 +118,14 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
     written = int((split_of != LEFT_OUT).sum())
     if reading.kept != written + sum(left_out.values()):
         raise RuntimeError(f"questions were lost: {reading.kept} kept, {written} written, left out {left_out}")
-
     too_long = {split: counts[f"too long: {split}"] for split in SPLITS if counts[f"too long: {split}"]}
-    dropped = sum(count for split, count in too_long.items() if not split.startswith("test"))
-    trainable = sum(measured.rows for split, measured in measures.items() if not split.startswith("test"))
-    if dropped > args.max_rejected * (trainable + dropped):
-        raise UserError(
-            f"{dropped} of {trainable + dropped} train and dev rows are longer than --max_length {args.max_length}, "
-            f"more than --max_rejected {args.max_rejected:g} allows: see the lengths with --tokenizer and raise it"
-        )
-
-    if empty := [split for split, measured in measures.items() if not measured.rows]:
-        raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
-
-    unit, note = "characters", "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
+    check_lengths(measures, too_long, args)
+    note = "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
     if settings.pretokenize:
-        unit, note = "tokens", "Tokens of every row, as SFTTrainer makes them."
+        note = "Tokens of every row, as SFTTrainer makes them."
     elif settings.tokenizer:
         measures = sampled_lengths(folder, files, measures)
-        unit, note = "tokens", f"Tokens of the first {SAMPLED:,} rows of each split."
+        note = f"Tokens of the first {SAMPLED:,} rows of each split."
     report = {
         "read": reading.read,
         "kept": reading.kept,
@@ -129,18 +139,9 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         "seed": args.seed,
         "options": options_of(args),
         "contradictory": reading.contradictory,
-        "sources": {
-            source.name: {
-                "format": source.format,
-                "title": FORMATS[source.format].title,
-                "sha256": source.sha256(),
-                "rows": reading.by_source[source.name].total(),
-                "splits": {split: reading.by_source[source.name][split] for split in SPLITS},
-            }
-            for source in sources
-        },
+        "sources": {source.name: source_entry(source, reading.by_source[source.name]) for source in sources},
         "files": files,
-        "length_unit": unit,
+        "length_unit": "tokens" if settings.tokenizer else "characters",
         "length_note": note,
         "measures": {split: measured.summary() for split, measured in measures.items()},
         "overlap": overlap_table(split_of, reading.hashes),
@@ -155,57 +156,9 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         report["rationales"] = int(reading.has_reasoning.sum())
         if isinstance(settings.reasoning, dict):
             report["rationales_unused"] = len(settings.reasoning) - report["rationales"]
-
-    shown = examples(folder, sources, files)
-    write_json(folder / "examples.json", shown)
-    write_json(folder / "report.json", report)
-    first = next(iter(shown.values()))[0]
-    text = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in first["prompt"] + first["completion"])
-    (folder / "report.html").write_text(report_page(report, measures, first.get("text", text)), encoding="utf-8")
-    (folder / "README.md").write_text(data_card(report), encoding="utf-8")
     write_rejected(folder / "rejected.csv", reading.rejected)
+    write_report(folder, report, measures, examples(folder, sources, files))
     return report
-
-
-def summary(report: dict[str, Any]) -> Iterator[str]:
-    """The report as a few lines for the terminal."""
-    yield (
-        f"Read {report['read']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected, "
-        f"{report['duplicates']:,} duplicates"
-    )
-    for name, source in report["sources"].items():
-        splits = ", ".join(f"{split} {count:,}" for split, count in source["splits"].items() if count)
-        yield f"  {name}, {FORMATS[source['format']].title}: {source['rows']:,} rows, sound: {splits or 'none'}"
-    for reason, count in report["rejected_by_reason"].items():
-        yield f"  rejected: {count:,} {reason}"
-    if report["contradictory"]:
-        yield f"  kept: {report['contradictory']:,} that another row with the same question answers otherwise"
-    for reason, count in report["left_out"].items():
-        yield f"  left out: {count:,} {reason}"
-    for split, count in report.get("longer_than_max_length", {}).items():
-        yield f"  longer than --max_length: {count:,} of {split}, {'kept' if split.startswith('test') else 'left out'}"
-    if "rationales" in report:
-        unused = f", {report['rationales_unused']:,} ids match none" if report.get("rationales_unused") else ""
-        yield f"  rationales: {report['rationales']:,} questions have one{unused}"
-    if "not_shuffled" in report:
-        yield f"  kept in one order: {report['not_shuffled']:,} questions that may speak of letters or places"
-    if "dev" not in report["splits"] and "train" in report["splits"]:
-        yield "  no dev split: train is too small, all of one article, or --dev_size is 0"
-    for split, measured in report["measures"].items():
-        lengths, floors = measured["lengths"], measured["floors"]
-        yield (
-            f"  {split:<10} {measured['rows']:>9,} rows, median {lengths['median']} and longest {lengths['longest']} "
-            f"{report['length_unit']}; floors: letter {floors['majority_letter']:.3f}, "
-            f"longest option {floors['longest_option']:.3f}"
-        )
-    yield f"  lengths: {report['length_note']}"
-    for entry in report["overlap"]:
-        if entry["shared"]:
-            first, second = entry["splits"]
-            yield (
-                f"  {first} and {second} share {entry['shared']:,} by {entry['by']}: {entry['rows'][0]:,} rows of "
-                f"{first}, {entry['rows'][1]:,} of {second}"
-            )
 
 
 def check_is_ours(folder: Path) -> None:

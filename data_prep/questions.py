@@ -35,7 +35,7 @@ class Question(NamedTuple):
     gold: int  # index into choices
     caption: str = ""  # version 2 of PMC-VQA alone
     reasoning: str = ""  # a written rationale, where one was asked for and there is one
-    whole_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
+    uncut_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 
 def article_of(figure: str) -> str:
@@ -44,7 +44,7 @@ def article_of(figure: str) -> str:
     return article.group() if article else ""
 
 
-def whole_figure_of(figure: str) -> str:
+def uncut_figure_of(figure: str) -> str:
     """The article's figure that a version 2 file was cut from: ``PMC1_F1.jpg`` for ``PMC1_F1_1234.jpg``."""
     return _CUT_FIGURE.sub(r"\1\2", figure)
 
@@ -72,7 +72,7 @@ def fingerprint(question: str, choices: Sequence[str]) -> str:
 
 
 def position_of(label: str) -> int:
-    """Index of the option that a label names by its position. Raises `RejectedRow` if it is no letter from A to D."""
+    """Index of the option that a label names by its position. Raises `RejectedRow` for any label but A to D."""
     label = clean_text(label)
     if label not in tuple(LETTERS):
         raise RejectedRow("label is not one of A, B, C, D")
@@ -86,7 +86,7 @@ def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: S
     or carry the label as its printed letter (columns that were shifted). Otherwise the row is not believed.
 
     Raises:
-        RejectedRow: the label is no letter, or the three sources do not agree.
+        RejectedRow: the label is not a letter from A to D, or the three sources do not agree.
     """
     position = position_of(label)
     if choices[position] == answer:
@@ -110,7 +110,7 @@ def reconcile_without_text(label: str, printed: Sequence[str | None]) -> int:
     carry it: with no text to decide, nothing is guessed.
 
     Raises:
-        RejectedRow: the label is no letter, or position and printed letter name different options.
+        RejectedRow: the label is not a letter from A to D, or position and printed letter name different options.
     """
     position = position_of(label)
     carriers = [index for index, letter in enumerate(printed) if letter == LETTERS[position]]

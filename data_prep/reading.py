@@ -20,7 +20,7 @@ from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash
 from sft.common.command import UserError
 
 CHUNK = 2_000  # rows a piece of work: more would take memory and save no time
-HASHES = ("content_hash", "asked_hash", "group_hash", *OVERLAPS.values())
+HASHES = ("content_hash", "prompt_hash", "group_hash", *OVERLAPS.values())
 
 
 @dataclass
@@ -63,20 +63,20 @@ def questions_schema() -> Any:
 def hashes_of(question: Question) -> tuple[int, ...]:
     """Values of the columns `HASHES`. The group's is seeded: its order is the order in which dev takes articles."""
     text = fingerprint(question.question, question.choices)
-    asked = "\n".join([question.split, question.figure, question.question, *question.choices])
+    prompt = "\n".join([question.split, question.figure, question.question, *question.choices])
     article = question.article or question.id
     return (
-        hash64(f"{asked}\n{question.gold}"),
-        hash64(asked),
+        hash64(f"{prompt}\n{question.gold}"),
+        hash64(prompt),
         hash64(f"{worker.settings.seed}:{article}"),
         hash64(question.article),
-        hash64(question.whole_figure),
+        hash64(question.uncut_figure),
         hash64(text),
     )
 
 
 def clean_reasoning(text: Any) -> str:
-    """A rationale as it is trained on: its lines stay, outer white space goes. Raises `RejectedRow` if it is none."""
+    """The rationale without outer white space. Raises `RejectedRow` if it is not text, or holds a think tag."""
     if not isinstance(text, str):
         raise RejectedRow("rationale is not text")
     if any(tag in text for tag in THINK_TAGS):
@@ -89,6 +89,7 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
     import pyarrow as pa
 
     source, first, raw_rows = chunk
+    schema = questions_schema()
     read, stem = FORMATS[source.format].read, source.stem
     reasoning = worker.settings.reasoning
     kept, rejected = [], []
@@ -102,9 +103,9 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
             kept.append((*question, *hashes_of(question)))
         except RejectedRow as reason:
             rejected.append((source.name, number, str(reason), raw))
-    columns = zip(*kept, strict=True) if kept else [()] * len(questions_schema())
-    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, questions_schema(), strict=True)]
-    return pa.record_batch(arrays, schema=questions_schema()), rejected
+    columns = zip(*kept, strict=True) if kept else [()] * len(schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema), rejected
 
 
 def read_sources(sources: list[Source], file: Path, apply: Callable, most: int | None) -> Reading:
@@ -144,7 +145,7 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
         has_reasoning=has_reasoning,
         hashes=joined,
         by_source=by_source,
-        contradictory=int((~first_occurrences(joined["asked_hash"][~duplicates])).sum()),
+        contradictory=int((~first_occurrences(joined["prompt_hash"][~duplicates])).sum()),
     )
 
 

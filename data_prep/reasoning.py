@@ -23,7 +23,7 @@ def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | st
         if any(value in source.columns for source in sources):
             return value
         raise UserError(
-            f"--add_reasoning {value}: no source has such a column, and it is no .jsonl or .parquet file: give a "
+            f"--add_reasoning {value}: no source has such a column, and it is not a .jsonl or .parquet file: give a "
             "column, or a file with the fields id and reasoning"
         )
     reasoning: dict[str, str] = {}
@@ -31,7 +31,7 @@ def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | st
         rows = _read_parquet(file) if file.suffix == ".parquet" else _read_jsonl(file)
         for number, (id, text) in enumerate(rows, start=1):
             if not isinstance(text, str):
-                raise UserError(f"--add_reasoning {file}: row {number}: the reasoning of {id} is no text")
+                raise UserError(f"--add_reasoning {file}: row {number}: the reasoning of {id} is not text")
             if id in reasoning:
                 raise UserError(f"--add_reasoning {file}: row {number}: the id {id} stands twice")
             reasoning[id] = text

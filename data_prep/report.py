@@ -1,52 +1,64 @@
-"""What the prepared data looks like: measures of each split, the data set card, and a page to look at.
+"""What the prepared data looks like: measures of each split, examples, and the files for people to read.
 
 The page is one file without scripts or links to other files, so that it opens anywhere and travels with the data.
 """
 
-import html
+import operator
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from data_prep import worker
 from data_prep.formats import FORMATS
-from sft.common.display import STYLE, Safe, table
+from data_prep.sources import Source, cells_of
+from sft.common.command import write_json
+from sft.common.display import render
 from sft.common.prompts import LETTERS, longest_option
 
-BARS = 40  # of the length histogram
+TEMPLATES = Path(__file__).with_name("templates")
+BARS = 40  # of the chart of lengths
+EXAMPLES = 3  # rows of each split in examples.json
+SAMPLED = 1_000  # rows of each split whose tokens are counted, where not all are
+QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "longest": 1.0}
 
 
-@dataclass
-class Measures:
+def quantile(lengths: Counter, share: float) -> int:
+    """The smallest length that at least `share` of the rows do not exceed."""
+    seen = 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= share * lengths.total():
+            return length
+    return 0
+
+
+def characters(row: dict[str, Any]) -> int:
+    """Characters of a row's messages, without the roles."""
+    turns = [*row["prompt"], *row["completion"]]
+    return sum(len(turn["content"]) + len(turn.get("reasoning_content", "")) for turn in turns)
+
+
+class Measures(NamedTuple):
     """Sums over the rows of a split; those of two parts can be added."""
 
-    letters: Counter = field(default_factory=Counter)  # rows by letter of the right option
-    longest_right: int = 0  # rows whose longest option (the first of equals) is the right one
-    lengths: Counter = field(default_factory=Counter)  # rows by length, in tokens or else in characters
-    reasoned: int = 0  # rows with a rationale
+    letters: Counter  # rows by letter of the right option
+    longest_right: int  # rows whose longest option (the first of equals) is the right one
+    lengths: Counter  # rows by length, in tokens or else in characters
+    reasoned: int  # rows with a rationale
 
     @classmethod
     def of(cls, rows: list[dict[str, Any]]) -> "Measures":
-        """The measures of prepared rows."""
-        measures = cls()
-        for row in rows:
-            choices, (answer,) = row["choices"], row["completion"]
-            measures.letters[LETTERS[row["gold"]]] += 1
-            measures.longest_right += longest_option(choices) == row["gold"]
-            measures.reasoned += bool(answer["reasoning_content"])
-            if "input_ids" in row:
-                length = len(row["input_ids"])
-            else:
-                length = sum(len(text) for turn in (*row["prompt"], answer) for text in list(turn.values())[1:])
-            measures.lengths[length] += 1
-        return measures
+        return cls(
+            letters=Counter(LETTERS[row["gold"]] for row in rows),
+            longest_right=sum(longest_option(row["choices"]) == row["gold"] for row in rows),
+            lengths=Counter(len(row["input_ids"]) if "input_ids" in row else characters(row) for row in rows),
+            reasoned=sum(bool(row["completion"][0]["reasoning_content"]) for row in rows),
+        )
 
     def __add__(self, other: "Measures") -> "Measures":
-        return Measures(
-            self.letters + other.letters,
-            self.longest_right + other.longest_right,
-            self.lengths + other.lengths,
-            self.reasoned + other.reasoned,
-        )
+        return Measures(*map(operator.add, self, other))
 
     @property
     def rows(self) -> int:
@@ -66,178 +78,111 @@ class Measures:
         }
 
 
-QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "longest": 1.0}
+def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict[str, list[dict]]:
+    """The first rows of each split: messages, with a tokenizer text, ids and loss mask, and the source's raw cells."""
+    import pyarrow.parquet as pq
+
+    shown = {
+        split: pq.ParquetFile(folder / split / name).read_row_group(0).slice(0, EXAMPLES).to_pylist()
+        for split, name in files.items()
+    }
+    places: dict[tuple[str, int], list[dict]] = {}
+    for row in (row for rows in shown.values() for row in rows):
+        if worker.tokenizer is not None:
+            from sft.common.chat_template import explain
+
+            row |= explain(worker.tokenizer, row["prompt"], row["completion"])
+        number = row["id"].rpartition("-")[2].partition("#")[0]
+        places.setdefault((row["source"], int(number)), []).append(row)
+    for source in sources:
+        last = max((number for name, number in places if name == source.name), default=0)
+        for number, raw in enumerate(islice(source.rows(), last), start=1):
+            for row in places.get((source.name, number), ()):
+                row["raw"] = cells_of(raw, source)
+    return shown
 
 
-def quantile(lengths: Counter, share: float) -> int:
-    """The smallest length that at least `share` of the rows do not exceed."""
-    seen = 0
-    for length in sorted(lengths):
-        seen += lengths[length]
-        if seen >= share * lengths.total():
-            return length
-    return 0
+def sampled_lengths(folder: Path, files: dict[str, str], measures: dict[str, Measures]) -> dict[str, Measures]:
+    """The measures with lengths in tokens, counted on the first `SAMPLED` rows of each split. Checks their parity."""
+    import pyarrow.parquet as pq
+
+    from sft.common.chat_template import split_completions
+
+    for split, name in files.items():
+        rows = pq.ParquetFile(folder / split / name).read_row_group(0, ["prompt", "completion"])
+        rows = rows.slice(0, SAMPLED).to_pydict()
+        tokens = split_completions(worker.tokenizer, rows["prompt"], rows["completion"])
+        lengths = Counter(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in tokens)
+        measures[split] = measures[split]._replace(lengths=lengths)
+    return measures
 
 
-def data_card(report: dict[str, Any]) -> str:
-    """README.md of the prepared folder. Its header names the splits, so that `load_dataset` calls dev "dev".
-
-    It also names each file, and each file is named after its content: `load_dataset` takes a local folder's cache key
-    from this header alone (datasets 5.2), not from the files or the folder's place, and would otherwise serve the rows
-    of any folder of the same name that it has seen before.
-    """
-    formats = sorted({source["format"] for source in report["sources"].values()})
-    licences = sorted({FORMATS[name].licence for name in formats})
-    titles = ", ".join(f"{FORMATS[name].title} (published under {FORMATS[name].licence})" for name in formats)
-    files = "\n".join(f"  - split: {split}\n    path: {split}/{name}" for split, name in report["files"].items())
-    counts = "\n".join(
-        f"| {split} | {summary['rows']} | {summary['floors']['majority_letter']:.3f} | "
-        f"{summary['floors']['longest_option']:.3f} |"
-        for split, summary in report["measures"].items()
-    )
-    sources = "\n".join(
-        f"- `{name}`: {FORMATS[source['format']].title}, SHA-256 `{source['sha256']}`"
-        for name, source in report["sources"].items()
-    )
-    left_out = "".join(f", {count} left out ({why})" for why, count in report["left_out"].items())
-    for split, count in report.get("longer_than_max_length", {}).items():
-        left_out += f", {count} rows of {split} too long and {'kept' if split.startswith('test') else 'left out'}"
-    options = "\n".join(f"- `{name}`: `{value}`" for name, value in report["options"].items())
-    return f"""---
-license: other
-license_name: {"-and-".join(licence.lower().replace(" ", "-") for licence in licences)}
-task_categories:
-- question-answering
-language:
-- en
-tags:
-- medical
-- multiple-choice
-configs:
-- config_name: default
-  data_files:
-{files}
----
-# Medical multiple-choice questions, prepared for supervised fine-tuning
-
-Made from files in the format of {titles}. Rows are chat messages
-with the question, its options and the right one beside them; a text-only model does not see the figures. Not for
-clinical use.
-
-| split | rows | floor: majority letter | floor: longest option |
-|---|---|---|---|
-{counts}
-
-{report["read"]} rows read, {report["kept"]} kept, {report["rejected"]} rejected, {report["duplicates"]} exact
-duplicates{left_out}. Answer format `{report["answer_format"]}`, prompt version {report["prompt_version"]}, seed
-{report["seed"]}. The rejected rows are in `rejected.csv`, everything counted in `report.json` and, to look at, in
-`report.html`.
-
-## Options
-
-{options}
-
-## Sources
-
-{sources}
-"""
-
-
-def share_bar(share: float) -> Safe:
-    """A share as a bar and a percentage."""
-    return Safe(f'<span class="bar" style="width:{share * 5:.2f}em"></span> {share:.1%}')
-
-
-def histogram(lengths: Counter, unit: str) -> str:
-    """Rows by length as SVG bars; the last percent, which may be far out, is told in words."""
-    low, most = min(lengths), quantile(lengths, 0.99)
-    width = -(-(most - low + 1) // BARS)
+def bar_chart(lengths: Counter) -> dict[str, Any]:
+    """Rows by length in bars `step` wide; the last percent of the rows, which may be far out, has no bar."""
+    shortest, limit = min(lengths), quantile(lengths, 0.99)
+    step = -(-(limit - shortest + 1) // BARS)
     bars = Counter()
     for length, count in lengths.items():
-        if length <= most:
-            bars[(length - low) // width] += count
-    tallest, last = max(bars.values()), max(bars)
-    right = 66 + 14 * (last + 1)
-    drawn = []
-    for bar, count in sorted(bars.items()):
-        start, height = low + bar * width, 100 * count / tallest
-        drawn.append(
-            f'<rect x="{60 + 14 * bar}" y="{110 - height:.1f}" width="13" height="{height:.1f}">'
-            f"<title>{start} to {start + width - 1} {unit}: {count:,} rows</title></rect>"
+        if length <= limit:
+            bars[(length - shortest) // step] += count
+    return {
+        **{"shortest": shortest, "step": step, "limit": limit, "longest": max(lengths)},
+        **{"bars": sorted(bars.items()), "tallest": max(bars.values())},
+    }
+
+
+def write_report(
+    folder: Path, report: dict[str, Any], measures: dict[str, Measures], shown: dict[str, list[dict]]
+) -> None:
+    """Write report.json, examples.json (`shown`), the page report.html and the data set card README.md."""
+    write_json(folder / "report.json", report)
+    write_json(folder / "examples.json", shown)
+    charts = {split: bar_chart(measured.lengths) for split, measured in measures.items()}
+    first = next(iter(shown.values()))[0]
+    text = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in first["prompt"] + first["completion"])
+    page = render(TEMPLATES / "report.html", **report, charts=charts, example=first.get("text", text))
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    formats = [FORMATS[name] for name in sorted({source["format"] for source in report["sources"].values()})]
+    card = render(TEMPLATES / "data_card.md", **report, formats=formats)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def summary(report: dict[str, Any]) -> Iterator[str]:
+    """The report as a few lines for the terminal."""
+    yield (
+        f"Read {report['read']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected, "
+        f"{report['duplicates']:,} duplicates"
+    )
+    for name, source in report["sources"].items():
+        splits = ", ".join(f"{split} {count:,}" for split, count in source["splits"].items() if count)
+        yield f"  {name}, {source['title']}: {source['rows']:,} rows, sound: {splits or 'none'}"
+    for reason, count in report["rejected_by_reason"].items():
+        yield f"  rejected: {count:,} {reason}"
+    if report["contradictory"]:
+        yield f"  kept: {report['contradictory']:,} that another row with the same question answers otherwise"
+    for reason, count in report["left_out"].items():
+        yield f"  left out: {count:,} {reason}"
+    for split, count in report.get("longer_than_max_length", {}).items():
+        yield f"  longer than --max_length: {count:,} of {split}, {'kept' if split.startswith('test') else 'left out'}"
+    if "rationales" in report:
+        unused = f", {report['rationales_unused']:,} ids match none" if report.get("rationales_unused") else ""
+        yield f"  rationales: {report['rationales']:,} questions have one{unused}"
+    if "not_shuffled" in report:
+        yield f"  kept in one order: {report['not_shuffled']:,} questions that may speak of letters or places"
+    if "dev" not in report["splits"] and "train" in report["splits"]:
+        yield "  no dev split: train is too small, all of one article, or --dev_size is 0"
+    for split, measured in report["measures"].items():
+        lengths, floors = measured["lengths"], measured["floors"]
+        yield (
+            f"  {split:<10} {measured['rows']:>9,} rows, median {lengths['median']} and longest {lengths['longest']} "
+            f"{report['length_unit']}; floors: letter {floors['majority_letter']:.3f}, "
+            f"longest option {floors['longest_option']:.3f}"
         )
-    drawn += [f'<text x="{60 + 14 * bar}" y="124">{low + bar * width}</text>' for bar in range(0, last + 1, 5)]
-    beyond = f"; those above {most:,} (at most 1 %) are not drawn" if most < max(lengths) else ""
-    return (
-        f'<svg viewBox="0 0 {max(right, 420)} 142" width="{max(right, 420)}" role="img" aria-label="rows by {unit}">'
-        f'<text x="56" y="16" text-anchor="end">{tallest:,}</text><text x="56" y="110" text-anchor="end">0</text>'
-        f'<line x1="60" x2="{right}" y1="110" y2="110"/>{"".join(drawn)}'
-        f'<text x="60" y="139">{unit} a row{beyond}</text></svg>'
-    )
-
-
-def report_page(report: dict[str, Any], measures: dict[str, Measures], example: str) -> str:
-    """The report as one HTML page. `example` is the text of one row, shown as it is."""
-    counts = table(
-        ["rows read", "kept", "rejected", "exact duplicates", *(f"left out: {why}" for why in report["left_out"])],
-        [[report[key] for key in ("read", "kept", "rejected", "duplicates")] + list(report["left_out"].values())],
-        texts=0,
-    )
-    unit = report["length_unit"]
-    splits = table(
-        ["split", "rows", *LETTERS, "floor: majority letter", "floor: longest option"],
-        [
-            [split, m.rows, *(share_bar(m.letters[letter] / m.rows) for letter in LETTERS)]
-            + [f"{floor:.3f}" for floor in report["measures"][split]["floors"].values()]
-            for split, m in measures.items()
-        ],
-    )
-    lengths = "".join(f"<h3>{split}</h3>{histogram(m.lengths, unit)}" for split, m in measures.items())
-    quantiles = table(
-        ["split", *QUANTILES],
-        [[split, *summary["lengths"].values()] for split, summary in report["measures"].items()],
-    )
-    overlap = table(
-        ["splits", "by", "shared", "rows of the first", "rows of the second"],
-        [[" and ".join(entry["splits"]), entry["by"], entry["shared"], *entry["rows"]] for entry in report["overlap"]],
-        texts=2,
-    )
-    rejected = table(["reason", "rows"], [[reason, count] for reason, count in report["rejected_by_reason"].items()])
-    sources = table(
-        ["source", "format", "SHA-256", "rows", *(f"sound: {split}" for split in measures)],
-        [
-            [name, FORMATS[s["format"]].title, s["sha256"][:16] + "…", s["rows"], *(s["splits"][m] for m in measures)]
-            for name, s in report["sources"].items()
-        ],
-        texts=3,
-    )
-    options = table(["option", "value"], [[name, str(value)] for name, value in report["options"].items()], texts=2)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Prepared data</title><style>{STYLE}</style></head><body>
-<h1>Prepared data</h1>
-<p>Answer format <b>{report["answer_format"]}</b>, prompt version {report["prompt_version"]}, seed {report["seed"]}.
-read = kept + rejected + exact duplicates.</p>
-{counts}
-<h2>Splits: where the right option stands</h2>
-{splits}
-<p class="note">A floor is the accuracy of an answer that does not read the question: always the commonest letter, or
-always the longest option. A model has learnt something only above both.</p>
-<h2>Lengths</h2>
-<p class="note">{html.escape(report["length_note"])}</p>
-{lengths}
-{quantiles}
-<h2>What splits share</h2>
-{overlap if report["overlap"] else "<p>There is one split only.</p>"}
-<p class="note">Different articles, figures and questions (with their options, in any order) that stand in both splits,
-and the rows of either that they touch. Rows whose article or figure is unknown are not counted by it.</p>
-<h2>Rejected rows</h2>
-{rejected if report["rejected_by_reason"] else "<p>None.</p>"}
-<p class="note">Each with its reason and raw cells in rejected.csv.</p>
-<h2>One row</h2>
-<pre>{html.escape(example)}</pre>
-<h2>Sources</h2>
-{sources}
-<h2>Options</h2>
-{options}
-</body></html>
-"""
+    yield f"  lengths: {report['length_note']}"
+    for entry in report["overlap"]:
+        if entry["shared"]:
+            first, second = entry["splits"]
+            yield (
+                f"  {first} and {second} share {entry['shared']:,} by {entry['by']}: {entry['rows'][0]:,} rows of "
+                f"{first}, {entry['rows'][1]:,} of {second}"
+            )

@@ -55,15 +55,6 @@ def question_row(
     return dict(zip(V1_HEADER, (figure, f" {question} ", f"{answer} ", *cells, label), strict=True))
 
 
-def faulty_rows(row: dict[str, str]) -> list[dict[str, str]]:
-    """Copies of `row` with the faults that no rule can mend; preparation must reject each."""
-    return [
-        row | {"Answer_label": "'"},
-        row | {"Answer": "Not among the options"},
-        row | {"Choice B": " B: "},
-    ]
-
-
 def sample_rows(seed: int) -> dict[str, list[dict[str, str]]]:
     """Rows of both files, in file order.
 
@@ -78,13 +69,15 @@ def sample_rows(seed: int) -> dict[str, list[dict[str, str]]]:
             split = "train" if phrasing < TRAIN_PHRASINGS else "test"
             # One article per group and phrasing: holding out whole articles then holds out phrasings, not facts.
             article = FIRST_ARTICLE + 100 * number + phrasing
-            asked = [(fact, order) for fact in group["facts"] for order in rng.sample(orders, ORDERS[split])]
-            for figure, (fact, order) in enumerate(asked, start=1):
+            pairs = [(fact, order) for fact in group["facts"] for order in rng.sample(orders, ORDERS[split])]
+            for figure, (fact, order) in enumerate(pairs, start=1):
                 name = f"PMC{article}_F{figure}.jpg"
                 splits[split].append(question_row(fact["phrasings"][phrasing], fact["answer"], order, name, rng))
     for rows in splits.values():
         rng.shuffle(rows)
-    splits["train"] += faulty_rows(splits["train"][0])
+    # Faults that no rule can mend; preparation must reject each.
+    faults = ({"Answer_label": "'"}, {"Answer": "Not among the options"}, {"Choice B": " B: "})
+    splits["train"] += [splits["train"][0] | fault for fault in faults]
     return splits
 
 

@@ -1,7 +1,7 @@
 """Where questions come from: CSV and JSON-lines files, saved `datasets` folders, PMC-VQA on the Hub.
 
 In: the path or Hub id that the user gave. Out: `Source` objects, whose rows are read as text, one after another.
-Faults of a whole file stop the preparation with a `UserError`; faults of one row raise `RejectedRow` in `cells_of`.
+Faults of a file stop the preparation with a `UserError`; faults of one row raise `RejectedRow` in `cells_of`.
 """
 
 import csv
@@ -66,29 +66,29 @@ def find_sources(
     """
     path = Path(place)
     if not path.exists():
-        found = [_file_source(file) for file in _download(place, format_name, revision)]
+        every = [_file_source(file) for file in _download(place, format_name, revision)]
     elif revision:
         raise UserError(f"--revision {revision} is for a data set on the Hub, and {place} is here on the disk")
     elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        found = _saved_sources(path)
+        every = _saved_sources(path)
     else:
         if (path / "report.json").is_file() and (path / "rejected.csv").is_file():
             raise UserError(f"--dataset_path {path} is prepared already: give the folder that it was made from")
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         files = [file for file in files if file.suffix.lower() in FILE_ENDINGS and not file.name.startswith(".")]
-        found = [_file_source(file) for file in files]
-    if not found:
+        every = [_file_source(file) for file in files]
+    if not every:
         raise UserError(
             f"--dataset_path {path} holds no .csv or .jsonl file: give the folder with train.csv, test.csv"
         )
-    sources = [source for source in found if format_name in ("detect", source.format)]
+    sources = [source for source in every if format_name in ("detect", source.format)]
     if not sources:
-        there = ", ".join(f"{source.name} ({FORMATS[source.format].title})" for source in found)
+        there = ", ".join(f"{source.name} ({FORMATS[source.format].title})" for source in every)
         raise UserError(f"--format {format_name}: {path} holds no {FORMATS[format_name].title}, but {there}")
     for first, second in combinations(sources, 2):
         if first.stem == second.stem:
             raise UserError(f"{first.name} and {second.name} would give their rows the same ids: rename one of them")
-    return sources, [source for source in found if source not in sources]
+    return sources, [source for source in every if source not in sources]
 
 
 def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
@@ -99,7 +99,7 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
         )
     if format_name not in HUB_FILES or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise UserError(
-            f"--dataset_path {place} is no folder here. As a data set on the Hub it needs its version, --format "
+            f"--dataset_path {place} is not a folder here. As a data set on the Hub it needs its version, --format "
             f"{' or '.join(HUB_FILES)}, and --revision with the 40 digits of a commit, so that it stays the same data"
         )
     from huggingface_hub import hf_hub_download
@@ -123,8 +123,8 @@ def _format_of(where: str, columns: tuple[str, ...]) -> str:
         raise UserError(f"{where}: the header is not UTF-8 text: is it a CSV file, unpacked?") from None
     name = detect(columns)
     if name is None:
-        found = ascii(",".join(columns))[1:-1][:200] or "an empty file"
-        raise UserError(f"{where}: header of no known format: found {found}; {nearest(columns)}")
+        header = ascii(",".join(columns))[1:-1][:200] or "an empty file"
+        raise UserError(f"{where}: header of no known format: found {header}; {nearest(columns)}")
     return name
 
 
@@ -156,7 +156,7 @@ def _saved_sources(path: Path) -> list[Source]:
     try:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{path}: not a whole saved data set, or an empty split: {first_line(error)}") from error
+        raise UserError(f"{path}: not a complete saved data set, or an empty split: {first_line(error)}") from error
     splits = saved if isinstance(saved, DatasetDict) else {split_named(path.name) or "train": saved}
     sources = []
     for name, rows in splits.items():
@@ -231,7 +231,7 @@ def _ends_with_newline(file: Path) -> bool:
 
 
 def sound(text: str) -> str:
-    """`text`, unless it is none: raises `RejectedRow` for a NUL byte or for what is not UTF-8."""
+    """`text` itself. Raises `RejectedRow` if it holds a NUL byte or is not UTF-8."""
     if "\0" in text:
         raise RejectedRow("row holds a NUL byte")
     if not text.isascii():

@@ -4,7 +4,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,31 @@ ROW_GROUP = 10_000  # rows
 FILES = ("README.md", "report.json", "report.html", "rejected.csv", "examples.json")
 
 
-def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[int, tuple[Any, Measures]], Counter]:
-    """({split code: (table of chat rows, their measures)}, counts of what is special) of one chunk of questions."""
+def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Measures]], Counter]:
+    """({split: (table of chat rows, their measures)}, counts of what is special) of one chunk of questions."""
     import pyarrow as pa
 
     file, number, split_of = piece
     with pa.OSFile(str(file)) as content:
         questions = pa.ipc.open_file(content).get_batch(number).to_pylist()
-    rows: dict[int, list[dict]] = {}
+    rows: dict[str, list[dict]] = {}
     counts: Counter = Counter()
     for question, code in zip(questions, split_of.tolist(), strict=True):
         if code == LEFT_OUT:
             continue
-        orders = worker.settings.shuffle_choices if SPLITS[code] == "train" else 0
+        split = SPLITS[code]
+        orders = worker.settings.shuffle_choices if split == "train" else 0
         made = list(chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed))
         if orders and made[0]["id"] == question["id"]:  # the id of an order has a number
             counts["not shuffled"] += 1
-        rows.setdefault(code, []).extend(made)
+        rows.setdefault(split, []).extend(made)
     columns = schema(worker.settings.pretokenize)
     tables = {}
-    for code, split_rows in rows.items():
+    for split, split_rows in rows.items():
         if worker.settings.pretokenize:
-            split_rows = tokenize(split_rows, SPLITS[code], counts)
+            split_rows = tokenize(split_rows, split, counts)
         table = pa.table({name: [row[name] for row in split_rows] for name in columns.names}, schema=columns)
-        tables[code] = (table, Measures.of(split_rows))
+        tables[split] = (table, Measures.of(split_rows))
     return tables, counts
 
 
@@ -85,7 +85,6 @@ class SplitWriter:
         )
 
     def write(self, table: Any) -> None:
-        """Add the rows of `table`."""
         import pyarrow as pa
 
         self.pending = pa.concat_tables([self.pending, table])
@@ -109,26 +108,22 @@ def write_splits(
     file: Path, lengths: list[int], split_of: Any, folder: Path, apply: Callable
 ) -> tuple[dict[str, str], dict[str, Measures], Counter]:
     """Write each split's Parquet file; returns file names and measures by split, and the counts of `write_chunk`."""
+    import numpy as np
     from tqdm import tqdm
 
-    writers, measures, counts = {}, {}, Counter()
-    ends = list(accumulate(lengths))
-    pieces = (
-        (file, n, split_of[end - length : end]) for n, (length, end) in enumerate(zip(lengths, ends, strict=True))
-    )
+    columns = schema(worker.settings.pretokenize)
+    writers = {split: SplitWriter(folder / split, columns) for code, split in enumerate(SPLITS) if code in split_of}
+    measures = {split: Measures.of([]) for split in writers}
+    counts: Counter = Counter()
+    pieces = ((file, number, codes) for number, codes in enumerate(np.split(split_of, np.cumsum(lengths)[:-1])))
     with tqdm(total=len(split_of), desc="Writing", unit=" rows") as progress:
         for length, (tables, chunk_counts) in zip(lengths, apply(write_chunk, pieces), strict=True):
-            for code, (table, measured) in tables.items():
-                split = SPLITS[code]
-                if split not in writers:
-                    writers[split] = SplitWriter(folder / split, schema(worker.settings.pretokenize))
-                    measures[split] = Measures()
+            for split, (table, measured) in tables.items():
                 writers[split].write(table)
                 measures[split] += measured
             counts += chunk_counts
             progress.update(length)
-    present = [split for split in SPLITS if split in writers]
-    return {split: writers[split].close() for split in present}, {s: measures[s] for s in present}, counts
+    return {split: writer.close() for split, writer in writers.items()}, measures, counts
 
 
 def write_rejected(file: Path, rejected: list[tuple[str, int, str, Any]]) -> None:

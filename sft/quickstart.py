@@ -4,17 +4,17 @@ Every step is a command that a user could type; it is printed before it runs. A 
 inputs is not repeated. Ends with a table. Started by `make quickstart`, which unpacks the embedded model first.
 """
 
-import json
+import argparse
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from sft.common.command import UserError, run, write_json
+from sft.common.command import UserError, read_json, run, write_json
 from sft.common.models import cpu_has_bf16
 from sft.training.hardware import cpu_name, cpu_threads
 
@@ -26,20 +26,15 @@ RECIPE = "recipes/quickstart.yaml"
 TEMPLATE = "recipes/templates/smollm2.jinja"
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One command, the file that proves it done, and what it reads beside the products of the steps before it."""
 
     name: str
     command: str
     product: Path | None
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()  # paths, or patterns of paths
 
 
-# What the table's number is worth, said where it stands.
-MEANING = """\
-  The test questions ask, in words never trained on, for the very facts that were trained: the score shows that
-  training and evaluation work together. It measures neither medical knowledge nor the main recipe."""
 EVALUATE = (
     f"python sft/evaluate.py --dataset_path {PREPARED} --split test --no-choices_only "
     f"--output_dir {OUT}/eval --overwrite"
@@ -49,7 +44,7 @@ STEPS = [
         "sample",
         f"python data_prep/sample.py --output_dir {OUT}/PMC-VQA --overwrite",
         OUT / "PMC-VQA/test.csv",
-        ("data_prep/sample_facts.yaml", "data_prep/sample.py"),
+        ("data_prep/sample*",),
     ),
     Step(
         "prepare",
@@ -68,13 +63,7 @@ STEPS = [
         "evaluate base",
         f"{EVALUATE} --model_path {MODEL} --chat_template {TEMPLATE} --name base",
         OUT / "eval/base/results.json",
-        (
-            "sft/evaluate.py",
-            "sft/inference/likelihood.py",
-            "sft/evaluation/metrics.py",
-            "sft/evaluation/results.py",
-            "sft/evaluation/report.py",
-        ),
+        ("sft/evaluate.py", "sft/inference/likelihood.py", "sft/evaluation/*.py"),
     ),
     Step(
         "evaluate tuned",
@@ -89,16 +78,12 @@ def is_current(step: Step, newest_input: float) -> bool:
     """Whether the product exists and is newer than the step's own inputs and the products before it."""
     if step.product is None or not step.product.exists():
         return False
-    own = [Path(path).stat().st_mtime for path in step.inputs]
+    own = [path.stat().st_mtime for pattern in step.inputs for path in Path().glob(pattern)]
     return step.product.stat().st_mtime >= max([newest_input, *own])
 
 
 def run_step(step: Step) -> None:
-    """Run the command with this environment's Python.
-
-    Raises:
-        UserError: it failed; it has said why.
-    """
+    """Run the command with this environment's Python. Raises `UserError` if it failed; it has said why."""
     program, *words = shlex.split(step.command)
     start = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[program]
     # The embedded model and data are here; nothing is to be looked for on the Hub.
@@ -111,46 +96,48 @@ def run_step(step: Step) -> None:
 
 def table(seconds: dict[str, float], repeated: set[str]) -> str:
     """Accuracies, their comparison, and the seconds of each step."""
-    base, tuned = (json.loads((OUT / f"eval/{name}/results.json").read_text()) for name in ("base", "tuned"))
-    lines = ["", f"Embedded test split, n = {tuned['n']}, option likelihood", ""]
-    lines.append(f"  {'model':<16}{'accuracy':>8}   95 % interval")
-    for results in (base, tuned):
-        found = results["scores"]["option_likelihood"]
-        low, high = found["ci95"]
-        lines.append(f"  {results['name']:<16}{found['accuracy']:>8.3f}   {low:.3f} to {high:.3f}")
+    base, tuned = (read_json(OUT / f"eval/{name}/results.json") for name in ("base", "tuned"))
+    scores = {results["name"]: results["scores"]["option_likelihood"] for results in (base, tuned)}
+    intervals = {name: "{:.3f} to {:.3f}".format(*score["ci95"]) for name, score in scores.items()}
+    accuracies = [f"  {name:<16}{score['accuracy']:>8.3f}   {intervals[name]}" for name, score in scores.items()]
     floor = max(tuned["floors"], key=tuned["floors"].get)
-    lines.append(f"  {'highest floor':<16}{tuned['floors'][floor]:>8.3f}   {floor.replace('_', ' ')}")
     paired = tuned["paired"]["option_likelihood"]
-    lines.append(f"  {'tuned - base':<16}{paired['difference']:>+8.3f}   McNemar p = {paired['mcnemar_p']:.1e}")
-    lines.append(f"  to look at: {OUT}/eval/tuned/report.html")
-    lines += ["", MEANING]
-    arithmetic = "bfloat16" if cpu_has_bf16() else "float32 (no bfloat16 instructions)"
-    lines += ["", f"  {cpu_name()}, {cpu_threads()} threads, {arithmetic}"]
-    lines += ["", f"  {'step':<16}{'seconds':>8}"]
-    for step in STEPS:
-        reused = "" if step.name in repeated else "   (reused; measured when it ran)"
-        lines.append(f"  {step.name:<16}{seconds[step.name]:>8.0f}{reused}")
-    lines.append(f"  {'this run':<16}{sum(seconds[name] for name in repeated):>8.0f}")
-    return "\n".join(lines)
+    reused = "   (reused; measured when it ran)"
+    times = [f"  {name:<16}{seconds[name]:>8.0f}{'' if name in repeated else reused}" for name, *_ in STEPS]
+    newline = "\n"
+    return f"""
+Embedded test split, n = {tuned["n"]}, option likelihood
+
+  {"model":<16}accuracy   95 % interval
+{newline.join(accuracies)}
+  {"highest floor":<16}{tuned["floors"][floor]:>8.3f}   {floor.replace("_", " ")}
+  {"tuned - base":<16}{paired["difference"]:>+8.3f}   McNemar p = {paired["mcnemar_p"]:.1e}
+  to look at: {OUT}/eval/tuned/report.html
+
+  The test questions ask, in words never trained on, for the very facts that were trained: the score shows that
+  training and evaluation work together. It measures neither medical knowledge nor the main recipe.
+
+  {cpu_name()}, {cpu_threads()} threads, {"bfloat16" if cpu_has_bf16() else "float32 (no bfloat16 instructions)"}
+
+  {"step":<16}{"seconds":>8}
+{newline.join(times)}
+  {"this run":<16}{sum(seconds[name] for name in repeated):>8.0f}"""
 
 
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__.strip())
-        return
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if not Path(RECIPE).is_file() or not Path(MODEL).is_dir():
         raise UserError("run `make quickstart` from the top folder of the repository: it sets up what is missing")
     OUT.mkdir(parents=True, exist_ok=True)
     clock = OUT / "seconds.json"
-    seconds = json.loads(clock.read_text()) if clock.exists() else {}
+    seconds = read_json(clock) if clock.exists() else {}
     repeated = set()
     newest = Path(MODEL, "model.safetensors").stat().st_mtime
     for number, step in enumerate(STEPS, start=1):
-        head = f"\n[{number}/{len(STEPS)}] {step.name}"
-        if is_current(step, newest) and step.name in seconds:
-            print(f"{head}: reusing {step.product}", flush=True)
-        else:
-            print(f"{head}: {step.command}", flush=True)
+        current = is_current(step, newest) and step.name in seconds
+        does = f"reusing {step.product}" if current else step.command
+        print(f"\n[{number}/{len(STEPS)}] {step.name}: {does}", flush=True)
+        if not current:
             if step.name == "train":
                 # The recipe or the data changed; sft/run.py would refuse to overwrite the earlier run.
                 shutil.rmtree(TRAINED, ignore_errors=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sft.quickstart import STEPS, Step, is_current
+
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*ROOT.glob("sft/**/*.py"), *ROOT.glob("data_prep/*.py")])
 COMMANDS = [file for file in MODULES if '__name__ == "__main__"' in file.read_text(encoding="utf-8")]
@@ -169,5 +171,31 @@ def test_every_import_is_declared_and_only_what_refuses_without_it_is_an_extra()
         "model.py": named(extras["deepspeed"]),
         "server.py": named(extras["server"]),
         "web.py": named(extras["web"]),
-        "parallel.py": {"pandas"},  # imported early where it is installed, and missed by nobody
+        "worker.py": {"pandas"},  # imported early where it is installed, and missed by nobody
     }
+
+
+# --- What `make quickstart` does again ---
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_what_a_step_of_the_quickstart_reads_is_there(step):
+    for pattern in step.inputs:
+        assert list(ROOT.glob(pattern)), pattern
+
+
+def test_a_step_is_repeated_only_if_its_product_is_missing_or_older_than_what_it_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    step = Step("draw", "python draw.py", tmp_path / "drawn.png", ("rows.csv", "code/*.py"))
+    (tmp_path / "code").mkdir()
+    for second, name in enumerate(("rows.csv", "code/draw.py", "code/axes.py"), start=1):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (second, second))
+    assert not is_current(step, newest_input=0)
+    step.product.touch()
+    os.utime(step.product, (3, 3))
+    assert is_current(step, newest_input=3)
+    assert not is_current(step, newest_input=4)
+    os.utime(tmp_path / "code/draw.py", (4, 4))
+    assert not is_current(step, newest_input=0)
+    assert not is_current(Step("ask", "python ask.py", None), newest_input=0)

@@ -675,6 +675,19 @@ def test_examples_show_the_raw_row_and_what_is_trained(prepare, sample, smollm2_
     assert report["length_unit"] == "tokens"
 
 
+def test_examples_lead_back_to_the_raw_row_whatever_the_file_is_called_and_the_order_of_the_options(here, tmp_path):
+    rows = [[f"PMC{i}_F1.jpg", f"Q{i}?", *ROW[2:]] for i in range(20)]
+    write_csv(tmp_path / "train #2-1.csv", rows)
+    here(
+        *("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "P"),
+        *("--shuffle_choices", 2, "--dev_size", 2),
+    )
+    shown = read_json(tmp_path / "P/examples.json")
+    assert {split: len(examples) for split, examples in shown.items()} == {"train": 3, "dev": 2}
+    for example in (example for examples in shown.values() for example in examples):
+        assert list(example["raw"].values()) == rows[int(example["question"][1:-1])]
+
+
 def test_nothing_tells_of_the_machine_it_was_made_on(prepare, sample, embedded_model, tmp_path):
     (tmp_path / "why.jsonl").write_text('{"id": "train-1", "reasoning": "so"}\n')
     template = Path("recipes/templates/smollm2.jinja").resolve()
