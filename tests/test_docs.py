@@ -8,6 +8,7 @@ import argparse
 import ast
 import dataclasses
 import functools
+import importlib
 import itertools
 import re
 import shlex
@@ -307,8 +308,8 @@ def check_script(script: str, words: list[str], partly: bool, here) -> None:
     def stop(*_: object) -> None:
         raise Parsed
 
-    import sft.publishing.upload  # noqa: F401  (before the patch, which it would keep)
-
+    for file in MODULES:  # before the patch, which a module that is imported meanwhile would keep
+        importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         patch.setattr("sft.common.models.check_model_folder", stop)
