@@ -205,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     from sft.evaluation.report import write_report
-    from sft.evaluation.results import results_of, table, write_predictions
+    from sft.evaluation.results import results_of, write_predictions
+    from sft.evaluation.tables import results_text
 
     answers.read()
     if any(key not in answers.found for key in wanted):
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_predictions(columns, folder / PREDICTIONS)
     write_report(results, columns, questions, folder / "report.html")
     write_json(folder / RESULTS, results)
-    print(table(results))
+    print(results_text(results))
     print(f"Wrote {folder / RESULTS}, {PREDICTIONS} and report.html")
 
 

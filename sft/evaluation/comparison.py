@@ -93,21 +93,3 @@ def compare(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
         )
         for score in common
     }
-
-
-def interval(found: list[float] | None) -> str:
-    """The interval of a difference in words."""
-    return f"{found[0]:+.3f} to {found[1]:+.3f}" if found else "–"
-
-
-def comparison_lines(comparison: dict[str, Any]) -> list[str]:
-    """The comparison for the terminal, a line a score."""
-    lines = []
-    for score, title in SCORES.items():
-        if score in comparison:
-            found = comparison[score]
-            line = f"  {title:<20}{found['difference']:>+8.3f}   {interval(found['ci95']):<16}"
-            if "mcnemar_p" in found:
-                line += f"   McNemar p = {found['mcnemar_p']:.2g} ({found['won']} won, {found['lost']} lost)"
-            lines.append(line.rstrip())
-    return lines

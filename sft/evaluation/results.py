@@ -1,4 +1,4 @@
-"""From answers to what an evaluation leaves: results.json, predictions.parquet and the table on the terminal.
+"""From answers to what an evaluation leaves: results.json and predictions.parquet.
 
 Nothing here depends on how long it took, on the number of processes or on interruptions: the same answers give the
 same bytes.
@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.common.prompts import LETTERS, user_message
+from sft.common.prompts import user_message
 from sft.evaluation import metrics
-from sft.evaluation.comparison import SCORES, comparison_lines
 from sft.evaluation.tasks import CHOICES_ONLY, LIKELIHOOD, SHIFTED
 from sft.inference.likelihood import most_likely, softmax
 from sft.inference.parsing import parse_answer
@@ -148,51 +147,3 @@ def write_predictions(columns: dict[str, list], file: Path) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
     pq.write_table(pa.table(columns), temporary)
     temporary.rename(file)
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results for the terminal: what the report shows, without its plots."""
-    n = results["n"]
-    lines = [f"{results['name']}: {n} questions, split {results['split']} of {results['dataset']}"]
-    lines += ["", f"  {'score':<20}{'accuracy':>8}   {'95 % interval':<16} {'balanced':>8} {'RStd':>6} {'ECE':>6}"]
-    notes = []
-    for score, title in SCORES.items():
-        found = results["scores"].get(score)
-        if found is None:
-            continue
-        low, high = found["ci95"]
-        ece = f"{found['calibration']['ece']:.3f}" if "calibration" in found else ""
-        lines.append(
-            f"  {title:<20}{found['accuracy']:>8.3f}   {f'{low:.3f} to {high:.3f}':<16} "
-            f"{found['balanced_accuracy']:>8.3f} {found['rstd']:>6.3f} {ece:>6}"
-        )
-        if "permutations" in found:
-            turned = found["permutations"]
-            low, high = turned["ci95"]
-            name = f"  {turned['orders']} orders, average"
-            lines.append(f"  {name:<20}{turned['accuracy']:>8.3f}   {low:.3f} to {high:.3f}")
-            notes.append(f"the same option in all orders: {turned['same_option_in_all_orders']:.1%} of the questions")
-        if "outcomes" in found:
-            shares = ", ".join(f"{outcome} {share:.1%}" for outcome, share in found["outcomes"].items())
-            notes.append(f"generation: {shares}; {found['tokens']['mean']:.0f} tokens an answer")
-            if len(found["seeds"]) > 1:
-                each = ", ".join(f"{seed['accuracy']:.3f}" for seed in found["seeds"])
-                notes.append(
-                    f"generation by seed: {each} (standard deviation {found['standard_deviation_of_seeds']:.3f})"
-                )
-        if found["articles"] and found["standard_error_clustered"] is not None:
-            notes.append(
-                f"{title}: standard error {found['standard_error_clustered']:.4f}, clustered by "
-                f"{found['articles']} articles"
-            )
-    lines += [f"  {'floor: ' + name.replace('_', ' '):<24}{value:>4.3f}" for name, value in results["floors"].items()]
-    if "paired" in results:
-        lines += ["", f"  {'against ' + results['paired']['baseline']:<20}{'by':>8}   95 % interval"]
-        lines += comparison_lines(results["paired"])
-    lines += ["", *(f"  {note}" for note in notes)] if notes else []
-    for score, title in SCORES.items():
-        if score in results["scores"]:
-            found = results["scores"][score]["recall_by_letter"]
-            recall = ", ".join(f"{letter} {found[letter]:.2f}" for letter in LETTERS if letter in found)
-            lines.append(f"  {title}: recall {recall}")
-    return "\n".join(lines)
