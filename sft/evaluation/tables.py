@@ -57,7 +57,7 @@ def paired_rows_of(results: dict[str, Any]) -> list[Row]:
     ]
 
 
-def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS) -> list[list[str]]:
+def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS, label: str = "score") -> list[list[str]]:
     """The head and the lines of a table; a number that a row lacks is a dash."""
 
     def text(form: str, numbers: dict[str, Any]) -> str:
@@ -66,9 +66,7 @@ def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS) -> list[list[st
         except (KeyError, TypeError):  # TypeError: the number is None
             return "–"
 
-    return [["score", *columns]] + [
-        [row.label, *(text(form, row.numbers) for form in columns.values())] for row in rows
-    ]
+    return [[label, *columns]] + [[row.label, *(text(form, row.numbers) for form in columns.values())] for row in rows]
 
 
 def notes_of(results: dict[str, Any]) -> list[str]:
