@@ -10,7 +10,7 @@ from typing import Any
 
 from sft.common.display import render
 from sft.common.prompts import LETTERS
-from sft.evaluation.tables import PAIRED_COLUMNS, notes_of, paired_rows_of, rows_of, scores_of, table_of
+from sft.evaluation.tables import notes_of, paired_table, rows_of, score_table, scores_of
 from sft.inference.likelihood import softmax
 
 # Errors that are listed, the most confident first.
@@ -112,13 +112,13 @@ def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> lis
 def write_report(results: dict[str, Any], columns: dict[str, list], questions: Sequence[dict], file: Path) -> None:
     """Write the page of the evaluation, atomically."""
     likelihood, generation = (results["scores"].get(score) for score in ("option_likelihood", "generation"))
-    numbers = table_of(rows_of(results))
+    numbers = score_table(results)
     page = render(
         Path(__file__).with_name("templates") / "report.html",
         results=results,
         numbers=numbers,
         notes=notes_of(results),
-        paired=table_of(paired_rows_of(results), PAIRED_COLUMNS) if "paired" in results else None,
+        paired=paired_table(results) if "paired" in results else None,
         accuracy=plot(draw_accuracy, results, 0.8 + 0.42 * (len(numbers) - 1)),
         recall=plot(draw_recall, results, 3.4),
         calibration=plot(draw_calibration, likelihood["calibration"]["bins"], 3.6) if likelihood else None,

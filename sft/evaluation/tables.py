@@ -23,7 +23,7 @@ PAIRED_COLUMNS = {
 
 
 class Row(NamedTuple):
-    """A line of a table: its label, and its numbers as results.json has them; `score` is None for a floor."""
+    """The label of a row, and its numbers as results.json has them; `score` is None for a floor."""
 
     label: str
     numbers: dict[str, Any]
@@ -48,17 +48,8 @@ def rows_of(results: dict[str, Any]) -> list[Row]:
     return rows + [Row(f"floor: {name.replace('_', ' ')}", {"accuracy": value}, None) for name, value in floors]
 
 
-def paired_rows_of(results: dict[str, Any]) -> list[Row]:
-    """The paired comparison of every score that the baseline has too."""
-    return [
-        Row(title, {**paired, "baseline": numbers["accuracy"] - paired["difference"]}, score)
-        for title, numbers, score in scores_of(results)
-        if (paired := results["paired"].get(score))
-    ]
-
-
 def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS, label: str = "score") -> list[list[str]]:
-    """The head and the lines of a table; a number that a row lacks is a dash."""
+    """The head of a table and its lines; a number that a row lacks is a dash."""
 
     def text(form: str, numbers: dict[str, Any]) -> str:
         try:
@@ -67,6 +58,21 @@ def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS, label: str = "s
             return "–"
 
     return [[label, *columns]] + [[row.label, *(text(form, row.numbers) for form in columns.values())] for row in rows]
+
+
+def score_table(results: dict[str, Any]) -> list[list[str]]:
+    """The scores and floors of an evaluation."""
+    return table_of(rows_of(results))
+
+
+def paired_table(results: dict[str, Any]) -> list[list[str]]:
+    """The paired comparison of every score that the baseline has too."""
+    rows = [
+        Row(title, {**paired, "baseline": numbers["accuracy"] - paired["difference"]}, score)
+        for title, numbers, score in scores_of(results)
+        if (paired := results["paired"].get(score))
+    ]
+    return table_of(rows, PAIRED_COLUMNS)
 
 
 def notes_of(results: dict[str, Any]) -> list[str]:
@@ -106,15 +112,14 @@ def aligned(table: list[list[str]]) -> str:
 def paired_text(results: dict[str, Any]) -> str:
     """The paired comparison for the terminal."""
     head = f"{results['name']} against {results['paired']['baseline']}: {results['n']} questions, paired; "
-    table = table_of(paired_rows_of(results), PAIRED_COLUMNS)
-    return f"{head}intervals clustered by article\n{aligned(table)}"
+    return f"{head}intervals clustered by article\n{aligned(paired_table(results))}"
 
 
 def results_text(results: dict[str, Any]) -> str:
     """The results for the terminal: what the page shows, without its plots."""
     parts = [
         f"{results['name']}: {results['n']} questions, split {results['split']} of {results['dataset']}",
-        aligned(table_of(rows_of(results))),
+        aligned(score_table(results)),
         *([paired_text(results)] if "paired" in results else []),
         "\n".join(f"  {note}" for note in notes_of(results)),
     ]

@@ -12,7 +12,7 @@ from sft.common.command import UserError
 from sft.common.display import render
 from sft.common.prompts import user_message
 from sft.evaluation.comparison import SCORES
-from sft.evaluation.tables import PAIRED_COLUMNS, Row, notes_of, paired_rows_of, rows_of, scores_of, table_of
+from sft.evaluation.tables import Row, notes_of, paired_table, score_table, scores_of, table_of
 
 # Rows of the published files (arXiv 2305.10415 and the data set's card): a file of this name and format with as many
 # rows is taken for the published one.
@@ -24,11 +24,6 @@ PUBLISHED = {
     ("pmc_vqa_v2", "test_2.csv"): 33_430,
 }
 PMC_VQA = "xmcmic/PMC-VQA"
-# What each score is, for readers of the card.
-MEANINGS = {
-    "option_likelihood": "Option likelihood: the option whose completion, as trained, is the likeliest.",
-    "generation": "Generation: the model writes, the text is parsed strictly, and what states no option is wrong.",
-}
 # Rows of the table of the dev curve.
 CURVE = 8
 DEV_COLUMNS = {
@@ -37,17 +32,7 @@ DEV_COLUMNS = {
     "95 % interval": "{eval_mcq_accuracy_low:.3f} to {eval_mcq_accuracy_high:.3f}",
     "questions": "{eval_mcq_questions}",
 }
-SHOWN_VERSIONS = (
-    "Python",
-    "trl",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "deepspeed",
-    "datasets",
-    "torch",
-)
+SHOWN_VERSIONS = ("trl", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed", "datasets", "torch")
 
 
 @dataclass(frozen=True)
@@ -167,19 +152,12 @@ def named_files(evaluation: dict[str, Any]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in files.items()) or "files not told"
 
 
-def score_table(evaluation: dict[str, Any]) -> list[list[str]]:
-    """The table of an evaluation, its scores in bold."""
-    rows = rows_of(evaluation)
-    head, *lines = table_of(rows)
-    for line, row in zip(lines, rows, strict=True):
-        if row.label == SCORES.get(row.score):
-            line[:2] = [f"**{cell}**" for cell in line[:2]]
-    return [head, *lines]
-
-
-def paired_table(evaluation: dict[str, Any]) -> list[list[str]]:
-    """The paired comparison of an evaluation with its baseline."""
-    return table_of(paired_rows_of(evaluation), PAIRED_COLUMNS)
+def bold_scores(table: list[list[str]]) -> list[list[str]]:
+    """The table with the names and accuracies of the scores in bold."""
+    return [
+        [f"**{label}**", f"**{accuracy}**", *cells] if label in SCORES.values() else [label, accuracy, *cells]
+        for label, accuracy, *cells in table
+    ]
 
 
 def dev_evaluations(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -232,7 +210,6 @@ def model_card(facts: Facts) -> str:
 
     choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
     try:
-        evaluated = {score for evaluation in facts.evaluations for score in evaluation["scores"]}
         versions = {name: facts.manifest["versions"].get(name) for name in SHOWN_VERSIONS}
         on_dev = dev_evaluations(facts.history)
         return render(
@@ -240,12 +217,13 @@ def model_card(facts: Facts) -> str:
             facts=facts,
             metadata=metadata(facts),
             question=json.dumps(user_message("Which stain shows iron in tissue?", choices, facts.answer_format)),
-            meanings=" ".join(words for score, words in MEANINGS.items() if score in evaluated),
+            evaluated={score for evaluation in facts.evaluations for score in evaluation["scores"]},
             versions=", ".join(f"{name} {version}" for name, version in versions.items() if version),
             dev_steps=list(on_dev),
             dev_shown=CURVE,
             dev_table=dev_table(facts, on_dev),
             score_table=score_table,
+            bold_scores=bold_scores,
             paired_table=paired_table,
             scores_of=scores_of,
             notes_of=notes_of,
