@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 from sft.common.command import run
-from sft.evaluation.comparison import compare, comparison_lines, read_evaluation
+from sft.evaluation.comparison import compare, read_evaluation
+from sft.evaluation.tables import paired_text
 
 
 def main() -> None:
@@ -19,10 +20,7 @@ def main() -> None:
     parser.add_argument("baseline", type=Path, help="folder of the evaluation to compare it with")
     args = parser.parse_args()
     this, baseline = read_evaluation(args.this), read_evaluation(args.baseline)
-    comparison = compare(this, baseline)
-    print(f"{this.results['name']} against {comparison['baseline']}: {len(this.rows)} questions, paired")
-    print(f"  {'score':<20}{'by':>8}   95 % interval, clustered by article")
-    print("\n".join(comparison_lines(comparison)))
+    print(paired_text({**this.results, "paired": compare(this, baseline)}))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ from sft.evaluation.comparison import (
     read_evaluation,
 )
 from sft.evaluation.report import write_report
-from sft.evaluation.results import results_of, table, write_predictions
+from sft.evaluation.results import results_of, write_predictions
+from sft.evaluation.tables import results_text
 from sft.evaluation.tasks import (
     GENERATION,
     LIKELIHOOD,
@@ -242,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_predictions(columns, folder / PREDICTIONS)
     write_report(results, columns, questions, folder / "report.html")
     write_json(folder / RESULTS, results)
-    print(table(results))
+    print(results_text(results))
     print(f"Wrote {folder / RESULTS}, {PREDICTIONS} and report.html")
 
 

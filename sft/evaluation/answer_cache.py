@@ -1,4 +1,4 @@
-"""Answers stream to disk while they are found, so that an evaluation that was stopped continues where it stopped.
+"""Answers stream to disk as they come, so that an evaluation that was stopped continues where it stopped.
 
 The folder holds fingerprint.json (what decides the answers: model, data, options) and one answers-N.jsonl a process,
 one line an answer. Answers are written a batch at a time, and a batch of which a line is missing is asked again.
@@ -35,7 +35,7 @@ class Answers:
     def __init__(self, folder: Path, fingerprint: dict[str, Any], overwrite: bool):
         self.folder, self.fingerprint = folder, fingerprint
         self.found: dict[tuple[str, str], dict] = {}
-        # Whether what is there goes when this evaluation begins.
+        # Whether `begin` empties the folder.
         self.anew = overwrite
         file = folder / FINGERPRINT
         if not file.is_file():
@@ -60,7 +60,7 @@ class Answers:
         self.read()
 
     def read(self) -> None:
-        """Find the answers of every process. A line that was not written whole is no answer."""
+        """Read the answers of every process, without lines that were cut off."""
         for file in sorted(self.folder.glob("answers-*.jsonl")):
             try:
                 with file.open(encoding="utf-8", newline="\n") as lines:
@@ -72,7 +72,7 @@ class Answers:
                 raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
 
     def begin(self) -> None:
-        """Make the folder ready for writing; for one process alone, and before any other writes."""
+        """Make the folder ready; one process does so, before any writes."""
         if self.anew:
             shutil.rmtree(self.folder, ignore_errors=True)
             try:
@@ -82,7 +82,7 @@ class Answers:
             write_json(self.folder / FINGERPRINT, self.fingerprint)
 
     def writer(self, process: int) -> "Writer":
-        """What a process writes its answers with."""
+        """The file of a process, open to append answers."""
         return Writer(self.folder / f"answers-{process}.jsonl")
 
 
@@ -102,24 +102,21 @@ class Writer:
 
 
 def model_fingerprint(model_path: str) -> list[str]:
-    """SHA-256 of every file that decides what a model answers, an adapter's base model included.
-
-    Of a model on the Hub its name and the commit that the cache holds.
-    """
+    """SHA-256 of every file that decides what a model answers, or its name and commit on the Hub; its base's too."""
     folder, base = Path(model_path), base_of(model_path)
     if folder.is_dir():
         files = sorted(f for f in folder.iterdir() if f.suffix in DECIDE and f.is_file())
-        found = [f"{file.name}:{sha256(file)}" for file in files]
+        parts = [f"{file.name}:{sha256(file)}" for file in files]
     else:
-        found = [f"{pinned(model_path)[0]}@{commit_of(model_path)}"]
-    return found + (model_fingerprint(base) if base != model_path else [])
+        parts = [f"{pinned(model_path)[0]}@{commit_of(model_path)}"]
+    return parts + (model_fingerprint(base) if base != model_path else [])
 
 
 def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
     """Refuse to replace a finished evaluation by one that asks for less.
 
     Raises:
-        UserError: what it has and would lose, or that it is none.
+        UserError: what would be lost, or that the folder holds something else.
     """
     file = folder / RESULTS
     if overwrite or not file.exists():
@@ -147,7 +144,7 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str)
     columns = ["id", "question", "choices", "gold", "answer_format"]
     if args.backend == "local":
         model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
-    else:  # the address is told by its hash: it may be nobody's business
+    else:  # the address may be private: its hash is enough
         where = hashlib.sha256(args.base_url.encode()).hexdigest()[:16]
         model, options = [f"{strip_local_paths(args.model_path)} at server {where}"], ("backend",)
     return {

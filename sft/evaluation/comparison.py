@@ -25,7 +25,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read the folder of a finished evaluation.
 
     Raises:
-        UserError: it is none, or one of another version of this program.
+        UserError: it is not a finished evaluation, or another version of this program wrote it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -50,7 +50,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def check_comparable(name: str, questions: str, scores: Iterable[str], baseline: Evaluation) -> list[str]:
-    """The scores that a run has in common with the baseline; `questions` is the fingerprint of what it answers.
+    """The scores that a run has in common with the baseline; `questions` is the fingerprint of its questions.
 
     Raises:
         UserError: the two do not answer the same questions, or have no score in common.
@@ -71,7 +71,7 @@ def compare(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
     """``{"baseline": name, score: paired comparison, ...}`` for every score that both have.
 
     Raises:
-        UserError: as `check_comparable`.
+        UserError: as `check_comparable`, or the two hold different question ids.
     """
     from sft.evaluation.metrics import paired
 
@@ -81,33 +81,12 @@ def compare(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
         raise UserError(f"{baseline.results['name']} has other question ids than {results['name']}: evaluate it again")
     articles = [row["article"] for row in this.rows.values()]
 
-    def asked_once(score: str) -> bool:
-        return all(len(found["scores"][score].get("seeds", [0])) == 1 for found in (results, baseline.results))
-
     return {"baseline": baseline.results["name"]} | {
         score: paired(
             [row[f"{score}_right"] for row in this.rows.values()],
             [baseline.rows[id][f"{score}_right"] for id in this.rows],
             articles,
-            asked_once(score),
+            asked_once=all(len(r["scores"][score].get("seeds", [0])) == 1 for r in (results, baseline.results)),
         )
         for score in common
     }
-
-
-def interval(found: list[float] | None) -> str:
-    """The interval of a difference in words."""
-    return f"{found[0]:+.3f} to {found[1]:+.3f}" if found else "–"
-
-
-def comparison_lines(comparison: dict[str, Any]) -> list[str]:
-    """The comparison for the terminal, a line a score."""
-    lines = []
-    for score, title in SCORES.items():
-        if score in comparison:
-            found = comparison[score]
-            line = f"  {title:<20}{found['difference']:>+8.3f}   {interval(found['ci95']):<16}"
-            if "mcnemar_p" in found:
-                line += f"   McNemar p = {found['mcnemar_p']:.2g} ({found['won']} won, {found['lost']} lost)"
-            lines.append(line.rstrip())
-    return lines

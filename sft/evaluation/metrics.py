@@ -43,7 +43,7 @@ def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -
     """Standard error of the mean of `values` where questions of one article are not independent (arXiv 2411.00640).
 
     A question whose article is unknown ("") is a cluster of its own; if all are, this is the plain standard error of
-    the mean, with n in the place of n - 1. None if there is but one cluster, which tells nothing of others.
+    the mean, with n in the place of n - 1. None if there is only one cluster.
     """
     mean = sum(values) / len(values)
     of_article: dict[Any, float] = defaultdict(float)
@@ -56,11 +56,10 @@ def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -
 
 def recalls(golds: Sequence[int], right: Sequence[float]) -> dict[str, float]:
     """Of the questions whose right option stands at a letter, the share answered rightly; letters that occur."""
-    found = {
-        LETTERS[letter]: [value for gold, value in zip(golds, right, strict=True) if gold == letter]
-        for letter in sorted(set(golds))
-    }
-    return {letter: sum(values) / len(values) for letter, values in found.items()}
+    by_letter: dict[int, list[float]] = defaultdict(list)
+    for gold, value in zip(golds, right, strict=True):
+        by_letter[gold].append(value)
+    return {LETTERS[gold]: sum(values) / len(values) for gold, values in sorted(by_letter.items())}
 
 
 def standard_deviation(values: Sequence[float]) -> float:
@@ -118,9 +117,9 @@ def paired(
 ) -> dict[str, Any]:
     """Two runs over the same questions, in the same order (arXiv 2411.00640).
 
-    ``difference`` of the accuracies with its 95 % interval, clustered by article, or None where all differences are
-    the same, which a normal interval knows nothing to say about; and, where each question was `asked_once`, the
-    questions that one run alone answered rightly, with the exact McNemar p-value.
+    ``difference`` of the accuracies with its 95 % interval, clustered by article, which is None where all differences
+    are the same and a normal interval has no width; and, where each question was `asked_once`, the questions that one
+    run alone answered rightly, with the exact McNemar p-value.
     """
     differences = [a - b for a, b in zip(right, baseline, strict=True)]
     difference = sum(differences) / len(differences)

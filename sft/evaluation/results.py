@@ -1,4 +1,4 @@
-"""From answers to what an evaluation leaves: results.json, predictions.parquet and the table on the terminal.
+"""From answers to what an evaluation leaves: results.json and predictions.parquet.
 
 Nothing here depends on how long it took, on the number of processes or on interruptions: the same answers give the
 same bytes.
@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import atomic_write
-from sft.common.prompts import LETTERS, user_message
+from sft.common.prompts import user_message
 from sft.evaluation import metrics
-from sft.evaluation.comparison import SCORES, comparison_lines
 from sft.evaluation.tasks import CHOICES_ONLY, LIKELIHOOD, SHIFTED
 from sft.inference.likelihood import most_likely, softmax
 from sft.inference.parsing import parse_answer
@@ -23,50 +22,47 @@ OUTCOMES = ("answered", "unparsed", "truncated")
 
 
 def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
-    """The numbers of option likelihood. `tasks` are its passes, the questions as they stand first.
+    """The numbers of option likelihood, from its passes: the questions as they stand, then their permutations.
 
-    Adds what there is to tell of each question to the columns of predictions.parquet.
+    Adds the answer to each question to the columns of predictions.parquet.
     """
-    plain, *others = tasks
+    plain, *permuted = tasks
     questions = plain.questions
     scores = [answers[plain.name, q["id"]]["log_likelihoods"] for q in questions]
     chosen = most_likely(scores)
     right = [float(answer == q["gold"]) for answer, q in zip(chosen, questions, strict=True)]
-    probabilities = [softmax(values) for values in scores]
-    confidences = [max(values) for values in probabilities]
+    confidences = [max(softmax(values)) for values in scores]
     columns |= {"log_likelihoods": scores, "option_likelihood_answer": chosen, "option_likelihood_right": right}
-    found = metrics.summary(questions, right)
-    found["calibration"] = metrics.calibration(confidences, right)
-
-    shifted = [task for task in others if task.name.startswith(SHIFTED)]
-    if shifted:
-        # Options by their place in the question as it stands, so that orders can be compared.
-        orders = {q["id"]: [answer] for q, answer in zip(questions, chosen, strict=True)}
-        for shift, task in enumerate(shifted, start=1):
-            moved = most_likely([answers[task.name, q["id"]]["log_likelihoods"] for q in task.questions])
-            for q, answer in zip(task.questions, moved, strict=True):
-                orders[q["id"]].append((answer + shift) % len(q["choices"]))
-        shares = [sum(a == q["gold"] for a in orders[q["id"]]) / len(orders[q["id"]]) for q in questions]
-        columns["permutation_answers"] = [orders[q["id"]] for q in questions]
-        found["permutations"] = {
-            "orders": len(shifted) + 1,
-            "questions_in_several_orders": len(shifted[0].questions),
+    numbers = metrics.summary(questions, right) | {"calibration": metrics.calibration(confidences, right)}
+    if permuted:
+        # Options by their place in the question as it stands, so that permutations can be compared.
+        by_id = {q["id"]: [answer] for q, answer in zip(questions, chosen, strict=True)}
+        for shift, task in enumerate(permuted, start=1):
+            letters = most_likely([answers[task.name, q["id"]]["log_likelihoods"] for q in task.questions])
+            for q, letter in zip(task.questions, letters, strict=True):
+                by_id[q["id"]].append((letter + shift) % len(q["choices"]))
+        chosen = [by_id[q["id"]] for q in questions]
+        shares = [sum(a == q["gold"] for a in row) / len(row) for q, row in zip(questions, chosen, strict=True)]
+        columns["permutation_answers"] = chosen
+        numbers["permutations"] = {
+            "orders": len(tasks),
+            "questions_in_several_orders": len(permuted[0].questions),
             **metrics.accuracy(shares),
             "standard_error_clustered": metrics.clustered_standard_error(shares, columns["article"]),
-            "same_option_in_all_orders": sum(len(set(orders[q["id"]])) == 1 for q in questions) / len(questions),
+            "same_option_in_all_orders": sum(len(set(row)) == 1 for row in chosen) / len(questions),
         }
-    return found
+    return numbers
 
 
-def choices_only(task: Any, answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
-    """The floor of the same model with the question removed."""
+def choices_only_floor(task: Any, answers: Answers, columns: dict[str, list]) -> float:
+    """The accuracy of the same model with the question removed."""
     chosen = most_likely([answers[task.name, q["id"]]["log_likelihoods"] for q in task.questions])
     columns["choices_only_answer"] = chosen
-    return metrics.accuracy([float(a == q["gold"]) for a, q in zip(chosen, task.questions, strict=True)])
+    return sum(a == q["gold"] for a, q in zip(chosen, task.questions, strict=True)) / len(chosen)
 
 
 def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
-    """The numbers of generation. `tasks` are its passes, one a seed; a question's value is its mean over them."""
+    """The numbers of generation, from its passes, one a seed; a question's value is its mean over them."""
     questions = tasks[0].questions
     written = [[answers[task.name, q["id"]] for task in tasks] for q in questions]
     parsed = [
@@ -85,15 +81,19 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
     outcomes = Counter(p.outcome for row in parsed for p in row)
     n = outcomes.total()
     tokens = [a["tokens"] for row in written for a in row]
-    # Cut at a smaller budget, an answer that is longer would have been truncated: no need to write it again.
+    limit = tasks[0].sampling.max_new_tokens
     finished = [
         (a["tokens"], value)
         for row, values in zip(written, rights, strict=True)
         for a, value in zip(row, values, strict=True)
         if not a["hit_limit"]
     ]
-    limit = tasks[0].sampling.max_new_tokens
-    budgets = [*(2**power for power in range(1, 31) if 2**power < limit), limit]
+
+    def at_budget(budget: int) -> dict[str, Any]:
+        # An answer that is longer than a smaller budget would have been truncated by it: no need to write it again.
+        kept = [value for length, value in finished if length <= budget or budget == limit]
+        return {"tokens": budget, "accuracy": sum(kept) / n, "truncated": 1 - len(kept) / n}
+
     each = [sum(row[number] for row in rights) / len(questions) for number in range(len(tasks))]
     seeds = [{"seed": task.sampling.seed, "accuracy": value} for task, value in zip(tasks, each, strict=True)]
     return {
@@ -104,14 +104,7 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         "outcomes": {outcome: outcomes[outcome] / n for outcome in OUTCOMES},
         "accuracy_where_answered": sum(map(sum, rights)) / outcomes["answered"] if outcomes["answered"] else None,
         "tokens": {"mean": sum(tokens) / n, "longest": max(tokens)},
-        "by_token_budget": [
-            {
-                "tokens": budget,
-                "accuracy": sum(value for length, value in finished if length <= budget or budget == limit) / n,
-                "truncated": 1 - sum(length <= budget or budget == limit for length, _ in finished) / n,
-            }
-            for budget in budgets
-        ],
+        "by_token_budget": [at_budget(2**power) for power in range(1, 31) if 2**power < limit] + [at_budget(limit)],
     }
 
 
@@ -119,7 +112,7 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
     """(scores and floors for results.json, columns for predictions.parquet)."""
     columns: dict[str, list] = {
         "id": [q["id"] for q in questions],
-        # Tells questions with the same prompt, whatever the model: a hash of the user's message.
+        # The same for questions with the same prompt, whatever the model: a hash of the user's message.
         "prompt_id": [
             hashlib.sha256(user_message(q["question"], q["choices"], q["answer_format"]).encode()).hexdigest()[:16]
             for q in questions
@@ -127,72 +120,23 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
         "article": [q.get("article") or "" for q in questions],
         "gold": [q["gold"] for q in questions],
     }
-    floors: dict[str, Any] = metrics.floors(questions)
-    scores = {}
-    of_likelihood = [task for task in tasks if task.name == LIKELIHOOD or task.name.startswith(SHIFTED)]
-    generated = [task for task in tasks if task.sampling]
-    if of_likelihood:
-        scores["option_likelihood"] = likelihood_score(of_likelihood, answers, columns)
+    floors, scores = metrics.floors(questions), {}
+    likelihood = [task for task in tasks if task.name == LIKELIHOOD or task.name.startswith(SHIFTED)]
+    generation = [task for task in tasks if task.sampling]
+    if likelihood:
+        scores["option_likelihood"] = likelihood_score(likelihood, answers, columns)
     for task in tasks:
         if task.name == CHOICES_ONLY:
-            floors["choices_only"] = choices_only(task, answers, columns)["accuracy"]
-    if generated:
-        scores["generation"] = generation_score(generated, answers, columns)
+            floors["choices_only"] = choices_only_floor(task, answers, columns)
+    if generation:
+        scores["generation"] = generation_score(generation, answers, columns)
     return {"scores": scores, "floors": floors}, columns
 
 
 def write_predictions(columns: dict[str, list], file: Path) -> None:
-    """Write predictions.parquet."""
+    """Write predictions.parquet atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with atomic_write(file) as temporary:
         pq.write_table(pa.table(columns), temporary)
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results for the terminal: what the report shows, without its plots."""
-    n = results["n"]
-    lines = [f"{results['name']}: {n} questions, split {results['split']} of {results['dataset']}"]
-    lines += ["", f"  {'score':<20}{'accuracy':>8}   {'95 % interval':<16} {'balanced':>8} {'RStd':>6} {'ECE':>6}"]
-    notes = []
-    for score, title in SCORES.items():
-        found = results["scores"].get(score)
-        if found is None:
-            continue
-        low, high = found["ci95"]
-        ece = f"{found['calibration']['ece']:.3f}" if "calibration" in found else ""
-        lines.append(
-            f"  {title:<20}{found['accuracy']:>8.3f}   {f'{low:.3f} to {high:.3f}':<16} "
-            f"{found['balanced_accuracy']:>8.3f} {found['rstd']:>6.3f} {ece:>6}"
-        )
-        if "permutations" in found:
-            turned = found["permutations"]
-            low, high = turned["ci95"]
-            name = f"  {turned['orders']} orders, average"
-            lines.append(f"  {name:<20}{turned['accuracy']:>8.3f}   {low:.3f} to {high:.3f}")
-            notes.append(f"the same option in all orders: {turned['same_option_in_all_orders']:.1%} of the questions")
-        if "outcomes" in found:
-            shares = ", ".join(f"{outcome} {share:.1%}" for outcome, share in found["outcomes"].items())
-            notes.append(f"generation: {shares}; {found['tokens']['mean']:.0f} tokens an answer")
-            if len(found["seeds"]) > 1:
-                each = ", ".join(f"{seed['accuracy']:.3f}" for seed in found["seeds"])
-                notes.append(
-                    f"generation by seed: {each} (standard deviation {found['standard_deviation_of_seeds']:.3f})"
-                )
-        if found["articles"] and found["standard_error_clustered"] is not None:
-            notes.append(
-                f"{title}: standard error {found['standard_error_clustered']:.4f}, clustered by "
-                f"{found['articles']} articles"
-            )
-    lines += [f"  {'floor: ' + name.replace('_', ' '):<24}{value:>4.3f}" for name, value in results["floors"].items()]
-    if "paired" in results:
-        lines += ["", f"  {'against ' + results['paired']['baseline']:<20}{'by':>8}   95 % interval"]
-        lines += comparison_lines(results["paired"])
-    lines += ["", *(f"  {note}" for note in notes)] if notes else []
-    for score, title in SCORES.items():
-        if score in results["scores"]:
-            found = results["scores"][score]["recall_by_letter"]
-            recall = ", ".join(f"{letter} {found[letter]:.2f}" for letter in LETTERS if letter in found)
-            lines.append(f"  {title}: recall {recall}")
-    return "\n".join(lines)

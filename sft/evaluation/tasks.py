@@ -13,7 +13,7 @@ LIKELIHOOD, GENERATION = "likelihood", "generation"
 # The names of --method, and of the scores in results.json.
 SCORE_OF = {LIKELIHOOD: "option_likelihood", GENERATION: "generation"}
 CHOICES_ONLY = "choices only"
-# Begins the name of a pass whose options are moved on by one place or more, cyclically.
+# Begins the name of a pass over cyclic permutations of the options; the number of places follows.
 SHIFTED = "shifted by"
 
 
@@ -27,16 +27,16 @@ class Task:
 
 
 def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Any]) -> list[Task]:
-    """What has to be asked for the scores that are wanted."""
+    """The passes that the scores of --method need."""
     tasks = []
     if LIKELIHOOD in args.method:
         tasks.append(Task(LIKELIHOOD, questions))
         if args.choices_only and questions[0]["answer_format"] != OPEN:
             tasks.append(Task(CHOICES_ONLY, [q | {"question": ""} for q in questions]))
-        movable = [q for q in questions if can_be_shuffled(q["question"], q["choices"])]
+        free = [q for q in questions if can_be_shuffled(q["question"], q["choices"])]
         for shift in range(1, args.permutations):
-            turned = [q | {"choices": q["choices"][shift:] + q["choices"][:shift]} for q in movable]
-            tasks.append(Task(f"{SHIFTED} {shift}", turned))
+            permuted = [q | {"choices": q["choices"][shift:] + q["choices"][:shift]} for q in free]
+            tasks.append(Task(f"{SHIFTED} {shift}", permuted))
     if GENERATION in args.method:
         for sampling in samplings:
             how = ", ".join(f"{key}={value}" for key, value in asdict(sampling).items() if key != "thinking")
@@ -44,11 +44,11 @@ def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequenc
     return tasks
 
 
-def answered_locally(args: argparse.Namespace, tasks: list[Task], found: dict, state: Any) -> Iterator[tuple]:
+def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
     """Yield (task name, {id: answer}) a batch, for this process's share of the batches that are not answered yet.
 
-    Batches are the same however many processes there are and whatever was answered before, and so are the answers.
-    What can be refused is refused by the call, before the model loads.
+    Batches depend neither on the number of processes nor on what is answered already, and neither do the answers.
+    A question that is too long is refused by the call, before the model loads.
     """
     from sft.common.chat_template import token_ids
     from sft.common.models import context_length, load_model, load_tokenizer
@@ -69,7 +69,7 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], found: dict, s
         for question, (prompt, new) in zip(task.questions, lengths, strict=True):
             check_context(context, prompt, new, f"question {question['id']}")
         for number, batch in enumerate(longest_first([prompt for prompt, _ in lengths], args.batch_size)):
-            if not all((task.name, task.questions[i]["id"]) in found for i in batch):
+            if not all((task.name, task.questions[i]["id"]) in answered for i in batch):
                 work.append((number, task, batch, [tokens[i] for i in batch]))
 
     def answers() -> Iterator[tuple]:
@@ -77,18 +77,18 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], found: dict, s
         for number, task, batch, tokens in work[state.process_index :: state.num_processes]:
             if task.sampling:
                 drawn = replace(task.sampling, seed=batch_seed(task.sampling.seed, number))
-                found = [answer._asdict() for answer in generate(model, tokenizer, tokens, drawn)]
+                made = [answer._asdict() for answer in generate(model, tokenizer, tokens, drawn)]
             else:
-                found = [{"log_likelihoods": scores} for scores in batch_log_likelihoods(model, tokenizer, tokens)]
-            yield task.name, {task.questions[i]["id"]: answer for i, answer in zip(batch, found, strict=True)}
+                made = [{"log_likelihoods": scores} for scores in batch_log_likelihoods(model, tokenizer, tokens)]
+            yield task.name, {task.questions[i]["id"]: answer for i, answer in zip(batch, made, strict=True)}
 
     return answers()
 
 
-def answered_by_server(args: argparse.Namespace, tasks: list[Task], found: dict, state: Any) -> Iterator[tuple]:
+def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
     """Yield (task name, {id: answer}) a question, for this process's share of the questions.
 
-    A server that does not answer is refused by the call.
+    A server that does not answer is refused by the call, before the first question.
     """
     from sft.inference.generation import batch_seed
     from sft.inference.server import Server
@@ -97,7 +97,7 @@ def answered_by_server(args: argparse.Namespace, tasks: list[Task], found: dict,
 
     def answers() -> Iterator[tuple]:
         for task in tasks:
-            todo = [(i, q) for i, q in enumerate(task.questions) if (task.name, q["id"]) not in found]
+            todo = [(i, q) for i, q in enumerate(task.questions) if (task.name, q["id"]) not in answered]
             todo = todo[state.process_index :: state.num_processes]
             conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for _, q in todo]
             samplings = [replace(task.sampling, seed=batch_seed(task.sampling.seed, i)) for i, _ in todo]
@@ -111,7 +111,7 @@ def check_questions(questions: list[dict], args: argparse.Namespace) -> None:
     """Refuse rows that cannot be scored.
 
     Raises:
-        UserError: an id that stands twice, a gold option that is none, or options to turn that are not shown.
+        UserError: an id stands twice, the gold option does not exist, or options are to be permuted but not shown.
     """
     ids = Counter(question["id"] for question in questions)
     id, times = ids.most_common(1)[0]

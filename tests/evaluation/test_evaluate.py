@@ -212,8 +212,8 @@ def test_paired_comparison_counts_the_questions_that_changed(here, adapter_resul
     assert 0 < paired["mcnemar_p"] <= 1
     # The same from the finished folders, and turned round.
     done = here("sft/compare.py", adapter_results, base_results)
-    assert f"({won} won, {lost} lost)" in done.stdout
-    assert f"({lost} won, {won} lost)" in here("sft/compare.py", base_results, adapter_results).stdout
+    assert f" {won} won, {lost} lost" in done.stdout
+    assert f" {lost} won, {won} lost" in here("sft/compare.py", base_results, adapter_results).stdout
 
 
 def test_batch_size_does_not_change_the_answers(evaluate, adapter, adapter_results):

@@ -1,0 +1,126 @@
+"""The numbers of an evaluation as rows and sentences, which the terminal, report.html and the model card all show."""
+
+from typing import Any, NamedTuple
+
+from sft.evaluation.comparison import SCORES
+
+# Of each column its head, and its text from the numbers of a row, which have the names of results.json.
+COLUMNS = {
+    "accuracy": "{accuracy:.3f}",
+    "95 % interval": "{ci95[0]:.3f} to {ci95[1]:.3f}",
+    "standard error": "{standard_error_clustered:.4f}",
+    "balanced": "{balanced_accuracy:.3f}",
+    "RStd": "{rstd:.3f}",
+    "ECE": "{calibration[ece]:.3f}",
+}
+PAIRED_COLUMNS = {
+    "baseline": "{baseline:.3f}",
+    "difference": "{difference:+.3f}",
+    "95 % interval": "{ci95[0]:+.3f} to {ci95[1]:+.3f}",
+    "McNemar p": "{mcnemar_p:.2g}",
+    "only one right": "{won} won, {lost} lost",
+}
+
+
+class Row(NamedTuple):
+    """The label of a row, and its numbers as results.json has them; `score` is None for a floor."""
+
+    label: str
+    numbers: dict[str, Any]
+    score: str | None
+
+
+def scores_of(results: dict[str, Any]) -> list[Row]:
+    """The scores of an evaluation."""
+    return [
+        Row(title, results["scores"][score], score) for score, title in SCORES.items() if score in results["scores"]
+    ]
+
+
+def rows_of(results: dict[str, Any]) -> list[Row]:
+    """Every score, its average over the permutations of the options, and the floors."""
+    rows = []
+    for row in scores_of(results):
+        rows.append(row)
+        if permutations := row.numbers.get("permutations"):
+            rows.append(Row(f"average of {permutations['orders']} permutations", permutations, row.score))
+    floors = results["floors"].items()
+    return rows + [Row(f"floor: {name.replace('_', ' ')}", {"accuracy": value}, None) for name, value in floors]
+
+
+def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS, label: str = "score") -> list[list[str]]:
+    """The head of a table and its lines; a number that a row lacks is a dash."""
+
+    def text(form: str, numbers: dict[str, Any]) -> str:
+        try:
+            return form.format_map(numbers)
+        except (KeyError, TypeError):  # TypeError: the number is None
+            return "–"
+
+    return [[label, *columns]] + [[row.label, *(text(form, row.numbers) for form in columns.values())] for row in rows]
+
+
+def score_table(results: dict[str, Any]) -> list[list[str]]:
+    """The scores and floors of an evaluation."""
+    return table_of(rows_of(results))
+
+
+def paired_table(results: dict[str, Any]) -> list[list[str]]:
+    """The paired comparison of every score that the baseline has too."""
+    rows = [
+        Row(title, {**paired, "baseline": numbers["accuracy"] - paired["difference"]}, score)
+        for title, numbers, score in scores_of(results)
+        if (paired := results["paired"].get(score))
+    ]
+    return table_of(rows, PAIRED_COLUMNS)
+
+
+def notes_of(results: dict[str, Any]) -> list[str]:
+    """What the table has no column for, in sentences."""
+    notes = []
+    for title, numbers, _ in scores_of(results):
+        title = title.capitalize()
+        recalls = ", ".join(f"{letter} {recall:.2f}" for letter, recall in numbers["recall_by_letter"].items())
+        notes.append(f"{title}: recall by letter {recalls}.")
+        if "permutations" in numbers:
+            share = numbers["permutations"]["same_option_in_all_orders"]
+            notes.append(f"{title}: the same option in all permutations for {share:.1%} of the questions.")
+        if "outcomes" in numbers:
+            sampling = ", ".join(f"{key} {value}" for key, value in numbers["sampling"].items())
+            seeds = ", ".join(str(seed["seed"]) for seed in numbers["seeds"])
+            shares = ", ".join(f"{outcome} {share:.1%}" for outcome, share in numbers["outcomes"].items())
+            notes.append(
+                f"{title} ({sampling}; seeds {seeds}): {shares}; {numbers['tokens']['mean']:.0f} tokens an answer."
+            )
+            if len(numbers["seeds"]) > 1:
+                each = ", ".join(f"{seed['accuracy']:.3f}" for seed in numbers["seeds"])
+                spread = numbers["standard_deviation_of_seeds"]
+                notes.append(f"{title} by seed: {each} (standard deviation {spread:.3f}).")
+        if numbers["articles"] and numbers["standard_error_clustered"] is not None:
+            notes.append(f"{title}: the standard error is clustered by {numbers['articles']} articles.")
+    return notes
+
+
+def aligned(table: list[list[str]]) -> str:
+    """A table for the terminal, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  " + "  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for label, *cells in table
+    )
+
+
+def paired_text(results: dict[str, Any]) -> str:
+    """The paired comparison for the terminal."""
+    head = f"{results['name']} against {results['paired']['baseline']}: {results['n']} questions, paired; "
+    return f"{head}intervals clustered by article\n{aligned(paired_table(results))}"
+
+
+def results_text(results: dict[str, Any]) -> str:
+    """The results for the terminal: what the page shows, without its plots."""
+    parts = [
+        f"{results['name']}: {results['n']} questions, split {results['split']} of {results['dataset']}",
+        aligned(score_table(results)),
+        *([paired_text(results)] if "paired" in results else []),
+        "\n".join(f"  {note}" for note in notes_of(results)),
+    ]
+    return "\n\n".join(parts)
