@@ -15,7 +15,7 @@ def shows_colour() -> bool:
 
 
 def render(template: Path, **values: Any) -> str:
-    """A Jinja template of this project, filled in. One that ends in .html escapes values, unless they are `Markup`.
+    """A Jinja template of this project, filled in. One that ends in .html escapes values that it does not call safe.
 
     It may extend ``page.html`` and import ``table`` from ``table.html``. A name without a value is an error.
     """
