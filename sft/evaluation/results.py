@@ -44,12 +44,15 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         chosen = [by_id[q["id"]] for q in questions]
         shares = [sum(a == q["gold"] for a in row) / len(row) for q, row in zip(questions, chosen, strict=True)]
         columns["permutation_answers"] = chosen
+        several = [row for row in chosen if len(row) > 1]
         numbers["permutations"] = {
             "orders": len(tasks),
-            "questions_in_several_orders": len(permuted[0].questions),
+            "questions_in_several_orders": len(several),
             **metrics.accuracy(shares),
             "standard_error_clustered": metrics.clustered_standard_error(shares, columns["article"]),
-            "same_option_in_all_orders": sum(len(set(row)) == 1 for row in chosen) / len(questions),
+            "same_option_in_all_orders": sum(len(set(row)) == 1 for row in several) / len(several)
+            if several
+            else None,
         }
     return numbers
 

@@ -83,8 +83,11 @@ def notes_of(results: dict[str, Any]) -> list[str]:
         recalls = ", ".join(f"{letter} {recall:.2f}" for letter, recall in numbers["recall_by_letter"].items())
         notes.append(f"{title}: recall by letter {recalls}.")
         if "permutations" in numbers:
-            share = numbers["permutations"]["same_option_in_all_orders"]
-            notes.append(f"{title}: the same option in all permutations for {share:.1%} of the questions.")
+            share, permuted = (
+                numbers["permutations"][key] for key in ("same_option_in_all_orders", "questions_in_several_orders")
+            )
+            if permuted:
+                notes.append(f"{title}: the same option in all permutations for {share:.1%} of {permuted} questions.")
         if "outcomes" in numbers:
             sampling = ", ".join(f"{key} {value}" for key, value in numbers["sampling"].items())
             seeds = ", ".join(str(seed["seed"]) for seed in numbers["seeds"])

@@ -89,7 +89,9 @@ def test_permutations_score_each_option_at_every_letter(base_results):
     shares = [sum(a == row["gold"] for a in row["permutation_answers"]) / 4 for row in rows]
     assert found["accuracy"] == pytest.approx(sum(shares) / N)
     assert found["orders"] == 4
-    same = sum(len(set(row["permutation_answers"])) == 1 for row in rows) / N
+    several = [row["permutation_answers"] for row in rows if len(row["permutation_answers"]) > 1]
+    assert found["questions_in_several_orders"] == len(several)
+    same = sum(len(set(answers)) == 1 for answers in several) / len(several)
     assert found["same_option_in_all_orders"] == same
     # A random model goes by the letter, so its choice moves with the options.
     assert same < 0.5
