@@ -87,7 +87,9 @@ def notes_of(results: dict[str, Any]) -> list[str]:
                 numbers["permutations"][key] for key in ("same_option_in_all_orders", "questions_in_several_orders")
             )
             if permuted:
-                notes.append(f"{title}: the same option in all permutations for {share:.1%} of {permuted} questions.")
+                notes.append(
+                    f"{title}: the same option in all permutations for {share:.1%} of {permuted:,} questions."
+                )
         if "outcomes" in numbers:
             sampling = ", ".join(f"{key} {value}" for key, value in numbers["sampling"].items())
             seeds = ", ".join(str(seed["seed"]) for seed in numbers["seeds"])
