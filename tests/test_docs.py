@@ -330,10 +330,10 @@ def known_options(here) -> set[str]:
     """Every option of every command of the project, of TRL and of `accelerate launch`."""
     from accelerate.commands.launch import launch_command_parser
 
-    from sft.training.config import _classes
+    from sft.training.config import argument_classes
 
     known = set(launch_command_parser()._option_string_actions) | PIP_OPTIONS | PYTEST_OPTIONS | PLACEHOLDERS
-    fields = [field.name for cls in _classes() for field in dataclasses.fields(cls) if field.init]
+    fields = [field.name for cls in argument_classes() for field in dataclasses.fields(cls) if field.init]
     known |= {f"--{prefix}{name}" for name in fields for prefix in ("", "no_")}
 
     def collect(parser: argparse.ArgumentParser, *_: object) -> None:

@@ -6,13 +6,13 @@
 prints for log files what is logged.
 """
 
-import sys
 import time
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from sft.common.command import write_json
 from sft.common.data import draw
@@ -46,27 +46,27 @@ class DevAccuracyCallback(TrainerCallback):
         scored = option_log_likelihoods(self.trainer.model, self.trainer.processing_class, questions, batch)
         hidden = not self.trainer.is_world_process_zero() or self.trainer.args.disable_tqdm
         with self.trainer.accelerator.autocast():
-            found = [
+            scores = [
                 (mine[place], values)
                 for place, values in tqdm(scored, total=each, desc="Dev questions", leave=False, disable=hidden)
             ]
-        together = dict(gather_object(found) if state.num_processes > 1 else found)
-        return [together[index] for index in range(len(self.questions))]
+        of_question = dict(gather_object(scores))
+        return [of_question[index] for index in range(len(self.questions))]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict | None = None, **_: Any) -> None:
         """Add accuracy and interval to `metrics` and to the log, and print some answers."""
         answers = most_likely(self.scores())
         right = sum(answer == question["gold"] for answer, question in zip(answers, self.questions, strict=True))
         low, high = wilson_interval(right, len(answers))
-        found = {
+        measured = {
             "eval_mcq_accuracy": right / len(answers),
             "eval_mcq_accuracy_low": low,
             "eval_mcq_accuracy_high": high,
             "eval_mcq_questions": len(answers),
         }
         if metrics is not None:
-            metrics.update(found)
-        self.trainer.log(dict(found))
+            metrics.update(measured)
+        self.trainer.log(measured)
         if state.is_world_process_zero:
             for question, answer in list(zip(self.questions, answers, strict=True))[:SHOWN]:
                 verdict = "right" if answer == question["gold"] else f"wrong, gold {LETTERS[question['gold']]}"
@@ -88,12 +88,16 @@ class LogLinesCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Print a line."""
-        told = [f"{name} {value:.4g}" for name, value in logs.items() if not name.endswith(self.LEFT_OUT)]
-        if not state.is_world_process_zero or not told:
+        values = [
+            f"{name} {value:.4g}" if isinstance(value, Real) else f"{name} {value}"
+            for name, value in logs.items()
+            if not name.endswith(self.LEFT_OUT)
+        ]
+        if not state.is_world_process_zero or not values:
             return
         spent, done = time.monotonic() - self.since, state.global_step - self.first
         left = f", {duration(spent / done * (state.max_steps - state.global_step))} left" if done else ""
-        print(f"step {state.global_step}/{state.max_steps} ({duration(spent)}{left}): {', '.join(told)}", flush=True)
+        print(f"step {state.global_step}/{state.max_steps} ({duration(spent)}{left}): {', '.join(values)}", flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -102,14 +106,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def log_lines(trainer: Any) -> None:
-    """Let `trainer` print `LogLinesCallback` instead of a bar where its output is no terminal."""
-    if not sys.stderr.isatty():
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(LogLinesCallback())
 
 
 class HistoryCallback(TrainerCallback):
