@@ -1,10 +1,4 @@
-"""Choose the checkpoint by what matters: dev questions answered during training, and the curve of the run.
-
-`DevAccuracyCallback` scores a fixed draw of dev questions at every evaluation, spread over all processes, and puts
-`eval_mcq_accuracy` with its 95 % interval beside the losses, where `metric_for_best_model` finds it.
-`HistoryCallback` writes history.json and loss.png into the output folder while the run goes on. `LogLinesCallback`
-prints for log files what is logged.
-"""
+"""What a run measures and shows while it trains: accuracy on dev questions, log lines, history.json and loss.png."""
 
 import time
 from numbers import Real
@@ -25,7 +19,10 @@ SHOWN = 3
 
 
 class DevAccuracyCallback(TrainerCallback):
-    """Answers `samples` dev questions by option likelihood at every evaluation; the draw depends on the seed alone."""
+    """Answers `samples` dev questions by option likelihood at every evaluation; the draw depends on the seed alone.
+
+    `eval_mcq_accuracy` and its 95 % interval (Wilson) stand beside the losses, where `metric_for_best_model` finds it.
+    """
 
     def __init__(self, trainer: Any, dev: Any, samples: int):
         self.questions = draw(dev, samples, trainer.args.seed)
@@ -79,15 +76,13 @@ class DevAccuracyCallback(TrainerCallback):
 class LogLinesCallback(TrainerCallback):
     """Prints what is logged as one line with the step and the time, for a log file, where a bar is unreadable."""
 
-    # The step and the time at the beginning of the line tell enough of these.
+    # The step and the time at the beginning of the line say enough of these.
     LEFT_OUT = ("epoch", "num_tokens", "total_flos", "_runtime", "_per_second", "entropy")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin to count the time."""
         self.since, self.first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Print a line."""
         values = [
             f"{name} {value:.4g}" if isinstance(value, Real) else f"{name} {value}"
             for name, value in logs.items()
@@ -119,7 +114,6 @@ class HistoryCallback(TrainerCallback):
         self.running = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write both, whole."""
         if self.running and state.is_world_process_zero:
             folder = Path(args.output_dir)
             write_json(folder / "history.json", state.log_history)
@@ -138,15 +132,9 @@ def plot(history: list[dict], file: Path) -> None:
         return [row["step"] for row in rows], [row[key] for row in rows]
 
     accuracy = curve("eval_mcq_accuracy")
-    figure, axes = plt.subplots(
-        1 + bool(accuracy[0]),
-        1,
-        sharex=True,
-        figsize=(8, 6 if accuracy[0] else 4),
-        squeeze=False,
-        layout="constrained",
-    )
-    top = axes[0][0]
+    rows = 2 if accuracy[0] else 1
+    figure, axes = plt.subplots(rows, sharex=True, squeeze=False, figsize=(8, 2 + 2 * rows), layout="constrained")
+    top, bottom = axes[0][0], axes[-1][0]
     for key, label, style in (("loss", "training", ".-"), ("eval_loss", "dev", "o-")):
         if curve(key)[0]:
             top.plot(*curve(key), style, label=label, markersize=4)
@@ -154,16 +142,14 @@ def plot(history: list[dict], file: Path) -> None:
     if top.lines:
         top.legend()
     if accuracy[0]:
-        below = axes[1][0]
-        below.plot(*accuracy, "o-", color="tab:green", markersize=4)
+        bottom.plot(*accuracy, "o-", color="tab:green", markersize=4)
         low, high = curve("eval_mcq_accuracy_low")[1], curve("eval_mcq_accuracy_high")[1]
-        below.fill_between(accuracy[0], low, high, color="tab:green", alpha=0.2, label="95 % interval")
-        below.set_ylabel("dev accuracy")
-        below.set_ylim(0, 1)
-        below.legend()
-    axes[-1][0].set_xlabel("step")
-    for row in axes:
-        row[0].grid(alpha=0.3)
+        bottom.fill_between(accuracy[0], low, high, color="tab:green", alpha=0.2, label="95 % interval")
+        bottom.set(ylabel="dev accuracy", ylim=(0, 1))
+        bottom.legend()
+    bottom.set_xlabel("step")
+    for axis in axes[:, 0]:
+        axis.grid(alpha=0.3)
     temporary = file.with_name(f".{file.name}.tmp")
     # Without the date and version that matplotlib would add: the same history gives the same bytes.
     figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -57,45 +57,18 @@ AUTO = ("auto", "yes", "true")
 class RunArguments:
     """The keys of a recipe that TRL does not know."""
 
-    dataset_mixture: str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Prepared data sets to train on and how often to take each: {A: 1, B: 0.5} is every row of A and "
-            "a random half of B (default: dataset_name once). Dev questions always come from dataset_name."
-        },
-    )
-    global_batch_size: int | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Sequences (packs, with packing) that all GPUs together take in one optimizer step; "
-            "gradient_accumulation_steps is worked out from it, so that it stays the same on any number of GPUs."
-        },
-    )
-    mcq_eval_samples: int = dataclasses.field(
-        default=0,
-        metadata={"help": "Dev questions to answer at every evaluation (option likelihood), drawn once; 0 is none."},
-    )
-    resume_weights_only: bool = dataclasses.field(
-        default=False,
-        metadata={
-            "help": "Take only the weights of resume_from_checkpoint and begin a new run with them: another number of "
-            "GPUs, another learning rate. Optimizer, schedule and place in the data start anew."
-        },
-    )
-    print_config: bool = dataclasses.field(
-        default=False, metadata={"help": "Print every setting and where its value came from, and stop."}
-    )
-    dry_run: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "Show three rows as they are trained, take one step on the longest rows, and stop."},
-    )
-    probe_steps: int = dataclasses.field(
-        default=0,
-        metadata={"help": "Measure so many steps on the real data, report speed, memory and whole time, and stop."},
-    )
-    price_per_hour: float | None = dataclasses.field(
-        default=None, metadata={"help": "Price of one hour of all GPUs together, for the cost in the probe's report."}
-    )
+    # {A: 1, B: 0.5} trains on every row of A and a random half of B; dev questions always come from dataset_name.
+    dataset_mixture: str | None = None
+    # Sequences (packs, with packing) that all GPUs together take in one optimizer step; it decides
+    # gradient_accumulation_steps, so that the step stays the same on any number of GPUs.
+    global_batch_size: int | None = None
+    mcq_eval_samples: int = 0  # dev questions to answer at every evaluation (option likelihood), drawn once
+    # Take only the weights of resume_from_checkpoint; optimizer, schedule and place in the data start anew.
+    resume_weights_only: bool = False
+    print_config: bool = False  # print every setting and where its value came from, and stop
+    dry_run: bool = False  # show three rows as they are trained, take one step on the longest rows, and stop
+    probe_steps: int = 0  # measure so many steps on the real data, report speed, memory and time of all, and stop
+    price_per_hour: float | None = None  # of all GPUs together, for the probe's report
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""How the training processes are started: read from a launch file, or from what the launcher put in the environment.
+"""How the training processes are started: the variables that `accelerate launch` and torchrun set, as a `Launch`.
 
-In: accelerate_configs/*.yaml, or the variables that `accelerate launch` and `torchrun` set. Out: `Launch`.
+A launch file (accelerate_configs/*.yaml) is read as the variables that it would set.
 """
 
 import json

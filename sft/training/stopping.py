@@ -24,9 +24,9 @@ SECOND_SIGNAL_SECONDS = 5.0
 def begin(
     trainer: Any, settings: Settings, description: dict, checkpoint: Path | None, notes: list[str]
 ) -> "GracefulStopCallback":
-    """Make a run ready to be stopped and continued: clean up, note what it is, and listen for signals.
+    """Make a run ready to be stopped and continued: clean up, write its manifest, and listen for signals.
 
-    `notes` are what `compare` had to say of `checkpoint`.
+    `notes` are what `compare` returned for `checkpoint`.
 
     Raises:
         UserError: the weights of `checkpoint` do not fit.
@@ -106,7 +106,6 @@ class GracefulStopCallback(TrainerCallback):
             signal.signal(number, listen)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Signals act as usual again."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
 

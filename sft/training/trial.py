@@ -64,7 +64,6 @@ class Clock(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Wait for the device, then look at the clock."""
         import torch
 
         if torch.cuda.is_available():
