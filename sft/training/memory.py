@@ -7,7 +7,7 @@ little more than FlashAttention). The rest is arithmetic, said below.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,11 +88,11 @@ def count_parameters(model: Any, settings: Settings) -> Parameters:
 
 
 @contextmanager
-def _count_saved(model: Any) -> Iterator[dict[int, tuple[int, Any]]]:
+def _count_saved(parameters: Iterable[Any]) -> Iterator[dict[int, tuple[int, Any]]]:
     """Collect {storage: (bytes, storage)} of what autograd saves in the block, the weights themselves left out."""
     import torch
 
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in parameters}
     saved: dict[int, tuple[int, Any]] = {}
 
     def keep(tensor: Any) -> Any:
@@ -116,24 +116,20 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
         smaller.num_hidden_layers = layers
         if getattr(smaller, "layer_types", None):
             smaller.layer_types = smaller.layer_types[:layers]
-        model = trained_meta_model(smaller, settings)
+        model = trained_meta_model(smaller, settings).train()
+        if settings.use_peft:
+            model.enable_input_require_grads()
+        body = (model.get_base_model() if settings.use_peft else model).base_model
         with FakeTensorMode():
-            for module in model.modules():
-                for store in (module._parameters, module._buffers):
-                    for name, tensor in store.items():
-                        if tensor is None:
-                            continue
-                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                        if store is module._parameters:
-                            fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                        store[name] = fake
-            model.train()
-            if settings.use_peft:
-                model.enable_input_require_grads()
+            weights = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+                for name, tensor in (*body.named_parameters(), *body.named_buffers())
+            }
+            inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
-            with _count_saved(model) as saved, torch.autocast("cpu", dtype=half, enabled=half is not None):
-                body = model.get_base_model() if settings.use_peft else model
-                body.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+            autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
+            with _count_saved(weights.values()) as saved, autocast:
+                torch.func.functional_call(body, weights, kwargs=inputs)
                 sizes.append(sum(size for size, _ in saved.values()))
     return sizes[1] - sizes[0]
 

@@ -4,6 +4,7 @@ Both train for real, in a temporary folder, with the recipe's own model, launche
 """
 
 import dataclasses
+import itertools
 import resource
 import tempfile
 import time
@@ -50,11 +51,9 @@ def longest_rows(train: Any, lengths: list[int], settings: Settings, processes: 
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     if not settings.packing:
         return train.select(order[:sequences])
-    wanted, taken = sequences * settings.max_length, 0
-    while taken < len(order) and wanted > 0:
-        wanted -= lengths[order[taken]]
-        taken += 1
-    return train.select(order[: taken + sequences])  # some more, for the gaps in packs
+    tokens = itertools.accumulate(lengths[index] for index in order)
+    filling = sum(1 for total in tokens if total < sequences * settings.max_length) + 1
+    return train.select(order[: filling + sequences])  # some more, for the gaps in packs
 
 
 class Clock(TrainerCallback):

@@ -47,7 +47,7 @@ def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float3
     manifest = json.loads((out / "run_manifest.json").read_text())
     assert manifest["zero_stage"] == (int(stage[1]) if stage else 0)
     assert (out / "checkpoint-4/global_step4").is_dir() == bool(stage)
-    # DeepSpeed compiled nothing: training needs no C++ compiler and no minute for it (sft/cpu.py).
+    # DeepSpeed compiled nothing: training needs no C++ compiler and no minute for it (sft/training/model.py).
     assert "built successfully" not in done.stdout
     # Quantised weights were quantised, trained weights trained.
     frozen = re.search(r"Frozen parameters: (.*)", done.stdout)[1]

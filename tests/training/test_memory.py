@@ -77,7 +77,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_layer(config, lora):
             model.enable_input_require_grads()
         model.train()
         body = model.get_base_model() if lora else model
-        with _count_saved(model) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
+        with _count_saved(model.parameters()) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
             body.base_model(input_ids=torch.zeros(1, 96, dtype=torch.long), position_ids=packed, use_cache=False)
             found.append(sum(size for size, _ in saved.values()))
     assert layer_activations(config, chosen, 96) == found[1] - found[0]
