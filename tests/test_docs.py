@@ -8,6 +8,7 @@ import argparse
 import ast
 import dataclasses
 import functools
+import importlib
 import itertools
 import re
 import shlex
@@ -295,6 +296,9 @@ def check_script(script: str, words: list[str], partly: bool, here) -> None:
         return None
     if script == "sft/preflight.py" and "--gpu" not in words:
         words = [*(words or [filled("RECIPE")]), "--gpu", "A100-80GB"]
+    # Imported before the patch, because they keep the name that is patched.
+    importlib.import_module("sft.publishing.merging")
+    importlib.import_module("sft.publishing.staging")
     parse_really = argparse.ArgumentParser.parse_args
 
     def parse_args(parser: argparse.ArgumentParser, *given: object) -> None:
