@@ -18,7 +18,7 @@ from sft.training import hardware as machines
 from sft.training.checks import check_all, for_this_cpu
 from sft.training.config import resolve
 from sft.training.launch import current_launch, read_launch_file
-from sft.training.plan import load_and_check_data, plan
+from sft.training.plan import load_and_check_data, print_plan
 
 
 def main() -> None:
@@ -35,19 +35,15 @@ def main() -> None:
     if args.num_processes is not None:
         launch = dataclasses.replace(launch, processes=args.num_processes)
     settings = for_this_cpu(resolve([args.recipe, *overrides]).for_world_size(launch.processes), launch)
-    hardware = (
-        machines.planned_hardware(args.gpu, launch.processes // launch.machines)
-        if args.gpu
-        else machines.this_machine()
-    )
+    gpus = launch.processes // launch.machines
+    hardware = machines.planned_hardware(args.gpu, gpus) if args.gpu else machines.this_machine()
     check_all(settings, launch, hardware)
 
     from sft.common.models import check_model_folder
 
     check_model_folder(settings.model_name_or_path)
     _, _, _, lengths = load_and_check_data(settings)
-    lines, _ = plan(settings, launch, hardware, lengths)
-    print("\n".join(lines))
+    print_plan(settings, launch, hardware, lengths)
     print("The run can start.", file=sys.stderr)
 
 

@@ -20,10 +20,9 @@ line says which, where and what to do).
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-from sft.common.command import run, write_json
+from sft.common.command import run
 from sft.training.config import Settings, resolve
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
@@ -41,8 +40,7 @@ def main() -> None:
 
     # Imported here, so that --help and a misspelt recipe answer at once.
     from sft.common.models import check_model_folder
-    from sft.publishing import upload
-    from sft.training import checks, model
+    from sft.training import checks, model, publication, trial
     from sft.training.hardware import this_machine
     from sft.training.launch import current_launch
 
@@ -50,85 +48,51 @@ def main() -> None:
     if launch.kind == "deepspeed" and not hardware.count:
         model.without_deepspeeds_inference_kernels()
     settings = checks.for_this_cpu(settings.for_world_size(launch.processes), launch)
+    is_main_process = int(os.environ.get("RANK", "0")) == 0
     if settings.print_config:
-        if is_main_process():
+        if is_main_process:
             print(settings.describe())
         return
     checks.check_all(settings, launch, hardware)
     check_model_folder(settings.model)
-    if settings.push_to_hub and is_main_process() and not settings.is_trial:
-        upload.check_run(settings)
+    if settings.is_trial:
+        trial.run(settings, launch, hardware)
+        return
 
+    publishes = settings.push_to_hub and is_main_process
+    if publishes:
+        publication.check_hub(settings)
     final = train(settings, launch, hardware)
-    if final and settings.push_to_hub and is_main_process():
-        upload.after_training(settings, final)
-
-
-def is_main_process() -> bool:
-    """Whether this is the first of the launcher's processes, which alone prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    if final and publishes:
+        publication.publish(settings, final)
 
 
 def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None:
-    """Train, and return the final model's folder, or None for a trial and for a run that was stopped.
+    """Train, and return the final model's folder, or None for a run that was stopped.
 
     Raises:
         UserError: data, a checkpoint or a model that the run cannot use.
     """
-    from sft.common.chat_template import tokenizer_fingerprint, trained_columns
-    from sft.common.data import data_fingerprint
-    from sft.training import checkpoints, manifest, model, plan, stopping, trial
-    from sft.training.callbacks import DevAccuracyCallback, HistoryCallback, log_lines
+    from trl import SFTConfig
 
-    checkpoint = None if settings.is_trial else checkpoints.resume_point(settings)
-    scratch = tempfile.TemporaryDirectory() if settings.is_trial else None
-    wanted, settings = settings, trial.trial_settings(settings, scratch.name) if settings.is_trial else settings
-    _, training_args, model_args, _ = settings.build()
+    from sft.training import checkpoints, manifest, model, plan, stopping
+    from sft.training.callbacks import DevAccuracyCallback, HistoryCallback
+
+    checkpoint = checkpoints.resume_point(settings)
+    training_args = settings.build(SFTConfig)
 
     ################################
     # Data: every row is looked at #
     ################################
     rows, dev, tokenizer, lengths = plan.load_and_check_data(settings)
-    lines, estimated = plan.plan(wanted, launch, hardware, lengths)
-    if is_main_process():
-        print("\n".join(lines), flush=True)
-    if settings.dry_run:
-        rows = trial.longest_rows(rows, lengths, settings, launch.processes)
-    fingerprints = data_fingerprint(rows, trained_columns(rows)), tokenizer_fingerprint(tokenizer)
-    description = manifest.manifest(settings, launch, hardware, *fingerprints)
+    plan.print_plan(settings, launch, hardware, lengths)
+    description = manifest.run_manifest(settings, launch, hardware, rows, tokenizer)
     notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
 
-    #########
-    # Model #
-    #########
-    # Imported here, so that a model or a data set that is not there is refused at once.
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
-
-    model.complete_arguments(training_args, model_args, settings)
-    model.score_labelled_positions_only()
-    trainer = SFTTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        # Formatting, tokenisation, the completion mask and packing all happen inside SFTTrainer.
-        train_dataset=rows.select_columns(trained_columns(rows)),
-        eval_dataset=dev.select_columns(trained_columns(dev)) if dev is not None else None,
-        processing_class=tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    if settings.fp16 or (settings.use_peft and not settings.bf16):
-        model.trained_in_float32(trainer.model)
-    log_lines(trainer)
-    if is_main_process():
-        attention = training_args.model_init_kwargs["attn_implementation"]
-        print("\n".join([*model.describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
-
-    #########
-    # Train #
-    #########
-    if settings.is_trial:
-        trial.run(trainer, wanted, hardware, estimated)
-        return None
+    ###################
+    # Model and train #
+    ###################
+    trainer = model.load_trainer(settings, training_args, rows, dev, tokenizer)
     description["parameters"] = model.parameter_counts(trainer.model)
     graceful_stop = stopping.begin(trainer, settings, description, checkpoint, notes)
     if settings.mcq_eval_samples:
@@ -143,12 +107,8 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     # Evaluate, and save #
     ######################
     # With load_best_model_at_end, transformers has loaded the checkpoint that is best by metric_for_best_model.
-    results = manifest.results(trainer)
-    if is_main_process():
-        write_json(Path(training_args.output_dir) / "eval_results.json", results)
+    manifest.write_results(trainer)
     final = manifest.save_final_model(trainer, settings, answer_format=rows[0]["answer_format"])
-    if is_main_process():
-        print(f"Wrote {final}", flush=True)
     trainer.end()
     return final
 

@@ -296,6 +296,9 @@ def check_script(script: str, words: list[str], partly: bool, here) -> None:
         return None
     if script == "sft/preflight.py" and "--gpu" not in words:
         words = [*(words or [filled("RECIPE")]), "--gpu", "A100-80GB"]
+    # Imported before the patch, because they keep the name that is patched.
+    importlib.import_module("sft.publishing.merging")
+    importlib.import_module("sft.publishing.staging")
     parse_really = argparse.ArgumentParser.parse_args
 
     def parse_args(parser: argparse.ArgumentParser, *given: object) -> None:
@@ -333,10 +336,10 @@ def known_options(here) -> set[str]:
     """Every option of every command of the project, of TRL and of `accelerate launch`."""
     from accelerate.commands.launch import launch_command_parser
 
-    from sft.training.config import _classes
+    from sft.training.config import argument_classes
 
     known = set(launch_command_parser()._option_string_actions) | PIP_OPTIONS | PYTEST_OPTIONS | PLACEHOLDERS
-    fields = [field.name for cls in _classes() for field in dataclasses.fields(cls) if field.init]
+    fields = [field.name for cls in argument_classes() for field in dataclasses.fields(cls) if field.init]
     known |= {f"--{prefix}{name}" for name in fields for prefix in ("", "no_")}
 
     def collect(parser: argparse.ArgumentParser, *_: object) -> None:

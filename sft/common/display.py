@@ -46,3 +46,11 @@ def marked(tokenizer: Any, input_ids: Sequence[int], loss_mask: Sequence[int], c
             text += f"{before}{run_of_text}{after}" if loss_mask[start] else run_of_text
             start = end
     return text
+
+
+def duration(seconds: float) -> str:
+    """A length of time, short: ``48 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError
-from sft.common.display import render
+from sft.common.display import duration, render
 from sft.common.prompts import user_message
 from sft.evaluation.comparison import SCORES
 from sft.evaluation.tables import Row, notes_of, paired_table, score_table, scores_of, table_of
@@ -178,13 +178,6 @@ def dev_table(facts: Facts, evaluations: dict[int, dict[str, Any]]) -> list[list
         name = facts.dev.get("best_checkpoint") if facts.settings["load_best_model_at_end"] else None
         rows.append(Row(f"kept: {name or 'the last step'}", kept, None))
     return table_of(rows, DEV_COLUMNS, "step")
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def overlap_sentence(data: dict[str, Any]) -> str:

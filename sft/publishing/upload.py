@@ -2,16 +2,12 @@
 
 import argparse
 import filecmp
-import os
-import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, first_line, read_json, terminated_as_exit
-from sft.common.hub import PAUSES_OF_QUERIES, check_push, create, files_of, hub_errors, with_retries
+from sft.common.hub import PAUSES_OF_QUERIES, check_push, files_of, hub_errors, with_retries
 from sft.common.models import ADAPTER_CONFIG, MANIFEST, prompt_format
 from sft.publishing.staging import ALLOWED
 
@@ -132,42 +128,3 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
             "model on the Hub the one that it was trained on?"
         )
     print(f"Verified: loaded afresh, every file the same, {same} of {len(own)} first answers the same")
-
-
-def check_run(settings: Any) -> None:
-    """Make sure, before a run with push_to_hub, that its model can be published in the end.
-
-    The repository is made now, empty and private: only that proves that the token may write there.
-
-    Raises:
-        UserError: as `check_push`, or the repository holds files already, or cannot be made.
-    """
-    repo = settings.hub_model_id
-    info = check_push("hub_model_id", repo, "model", settings.hub_private_repo is False)
-    names = files_of(info)
-    # A run that is continued may have published already; sft/publish.py looks whether it was this one.
-    continued = settings.resume_from_checkpoint is not None and MANIFEST in names
-    if names and not continued:
-        raise UserError(
-            f"hub_model_id {repo} holds files already: choose another name, or publish afterwards with "
-            "sft/publish.py --update"
-        )
-    create("hub_model_id", repo, "model")
-
-
-def after_training(settings: Any, final: Path) -> None:
-    """Publish the final model of a run, as its recipe says. Called by one process, after the training.
-
-    In a process of its own, without the launcher's environment and the memory that the trainer holds.
-
-    Raises:
-        UserError: it could not be published; the model is complete all the same.
-    """
-    words = ["sft/publish.py", "--model_path", str(final), "--repo", settings.hub_model_id]
-    words += ["--public"] if settings.hub_private_repo is False else []
-    own = re.compile(r"RANK$|WORLD_SIZE$|^(MASTER|TORCHELASTIC|ACCELERATE|FSDP|ROLE|GROUP)_|^OMP_NUM_THREADS$")
-    environment = {name: value for name, value in os.environ.items() if not own.search(name)}
-    script = str(Path(__file__).resolve().parents[1] / "publish.py")
-    done = subprocess.run([sys.executable, script, *words[1:]], env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"the model is trained, and complete in {final}, but not published: python {' '.join(words)}")

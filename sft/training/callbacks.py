@@ -1,21 +1,16 @@
-"""Choose the checkpoint by what matters: dev questions answered during training, and the curve of the run.
+"""What a run measures and shows while it trains: accuracy on dev questions, log lines, history.json and loss.png."""
 
-`DevAccuracyCallback` scores a fixed draw of dev questions at every evaluation, spread over all processes, and puts
-`eval_mcq_accuracy` with its 95 % interval beside the losses, where `metric_for_best_model` finds it.
-`HistoryCallback` writes history.json and loss.png into the output folder while the run goes on. `LogLinesCallback`
-prints for log files what is logged.
-"""
-
-import sys
 import time
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from sft.common.command import atomic_write, write_json
 from sft.common.data import draw
+from sft.common.display import duration
 from sft.common.prompts import LETTERS
 from sft.evaluation.metrics import wilson_interval
 from sft.inference.likelihood import most_likely, option_log_likelihoods
@@ -25,7 +20,10 @@ SHOWN = 3
 
 
 class DevAccuracyCallback(TrainerCallback):
-    """Answers `samples` dev questions by option likelihood at every evaluation; the draw depends on the seed alone."""
+    """Answers `samples` dev questions by option likelihood at every evaluation; the draw depends on the seed alone.
+
+    `eval_mcq_accuracy` and its 95 % interval (Wilson) stand beside the losses, where `metric_for_best_model` finds it.
+    """
 
     def __init__(self, trainer: Any, dev: Any, samples: int):
         self.questions = draw(dev, samples, trainer.args.seed)
@@ -46,27 +44,27 @@ class DevAccuracyCallback(TrainerCallback):
         scored = option_log_likelihoods(self.trainer.model, self.trainer.processing_class, questions, batch)
         hidden = not self.trainer.is_world_process_zero() or self.trainer.args.disable_tqdm
         with self.trainer.accelerator.autocast():
-            found = [
+            scores = [
                 (mine[place], values)
                 for place, values in tqdm(scored, total=each, desc="Dev questions", leave=False, disable=hidden)
             ]
-        together = dict(gather_object(found) if state.num_processes > 1 else found)
-        return [together[index] for index in range(len(self.questions))]
+        of_question = dict(gather_object(scores))
+        return [of_question[index] for index in range(len(self.questions))]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict | None = None, **_: Any) -> None:
         """Add accuracy and interval to `metrics` and to the log, and print some answers."""
         answers = most_likely(self.scores())
         right = sum(answer == question["gold"] for answer, question in zip(answers, self.questions, strict=True))
         low, high = wilson_interval(right, len(answers))
-        found = {
+        measured = {
             "eval_mcq_accuracy": right / len(answers),
             "eval_mcq_accuracy_low": low,
             "eval_mcq_accuracy_high": high,
             "eval_mcq_questions": len(answers),
         }
         if metrics is not None:
-            metrics.update(found)
-        self.trainer.log(dict(found))
+            metrics.update(measured)
+        self.trainer.log(measured)
         if state.is_world_process_zero:
             for question, answer in list(zip(self.questions, answers, strict=True))[:SHOWN]:
                 verdict = "right" if answer == question["gold"] else f"wrong, gold {LETTERS[question['gold']]}"
@@ -79,37 +77,23 @@ class DevAccuracyCallback(TrainerCallback):
 class LogLinesCallback(TrainerCallback):
     """Prints what is logged as one line with the step and the time, for a log file, where a bar is unreadable."""
 
-    # The step and the time at the beginning of the line tell enough of these.
+    # The step and the time at the beginning of the line say enough of these.
     LEFT_OUT = ("epoch", "num_tokens", "total_flos", "_runtime", "_per_second", "entropy")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin to count the time."""
         self.since, self.first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Print a line."""
-        told = [f"{name} {value:.4g}" for name, value in logs.items() if not name.endswith(self.LEFT_OUT)]
-        if not state.is_world_process_zero or not told:
+        values = [
+            f"{name} {value:.4g}" if isinstance(value, Real) else f"{name} {value}"
+            for name, value in logs.items()
+            if not name.endswith(self.LEFT_OUT)
+        ]
+        if not state.is_world_process_zero or not values:
             return
         spent, done = time.monotonic() - self.since, state.global_step - self.first
         left = f", {duration(spent / done * (state.max_steps - state.global_step))} left" if done else ""
-        print(f"step {state.global_step}/{state.max_steps} ({duration(spent)}{left}): {', '.join(told)}", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """A length of time, short: ``48 s``, ``12 min``, ``3 h 05 min``."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def log_lines(trainer: Any) -> None:
-    """Let `trainer` print `LogLinesCallback` instead of a bar where its output is no terminal."""
-    if not sys.stderr.isatty():
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(LogLinesCallback())
+        print(f"step {state.global_step}/{state.max_steps} ({duration(spent)}{left}): {', '.join(values)}", flush=True)
 
 
 class HistoryCallback(TrainerCallback):
@@ -123,7 +107,6 @@ class HistoryCallback(TrainerCallback):
         self.running = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write both, whole."""
         if self.running and state.is_world_process_zero:
             folder = Path(args.output_dir)
             write_json(folder / "history.json", state.log_history)
@@ -142,15 +125,9 @@ def plot(history: list[dict], file: Path) -> None:
         return [row["step"] for row in rows], [row[key] for row in rows]
 
     accuracy = curve("eval_mcq_accuracy")
-    figure, axes = plt.subplots(
-        1 + bool(accuracy[0]),
-        1,
-        sharex=True,
-        figsize=(8, 6 if accuracy[0] else 4),
-        squeeze=False,
-        layout="constrained",
-    )
-    top = axes[0][0]
+    rows = 2 if accuracy[0] else 1
+    figure, axes = plt.subplots(rows, sharex=True, squeeze=False, figsize=(8, 2 + 2 * rows), layout="constrained")
+    top, bottom = axes[0][0], axes[-1][0]
     for key, label, style in (("loss", "training", ".-"), ("eval_loss", "dev", "o-")):
         if curve(key)[0]:
             top.plot(*curve(key), style, label=label, markersize=4)
@@ -158,16 +135,14 @@ def plot(history: list[dict], file: Path) -> None:
     if top.lines:
         top.legend()
     if accuracy[0]:
-        below = axes[1][0]
-        below.plot(*accuracy, "o-", color="tab:green", markersize=4)
+        bottom.plot(*accuracy, "o-", color="tab:green", markersize=4)
         low, high = curve("eval_mcq_accuracy_low")[1], curve("eval_mcq_accuracy_high")[1]
-        below.fill_between(accuracy[0], low, high, color="tab:green", alpha=0.2, label="95 % interval")
-        below.set_ylabel("dev accuracy")
-        below.set_ylim(0, 1)
-        below.legend()
-    axes[-1][0].set_xlabel("step")
-    for row in axes:
-        row[0].grid(alpha=0.3)
+        bottom.fill_between(accuracy[0], low, high, color="tab:green", alpha=0.2, label="95 % interval")
+        bottom.set(ylabel="dev accuracy", ylim=(0, 1))
+        bottom.legend()
+    bottom.set_xlabel("step")
+    for axis in axes[:, 0]:
+        axis.grid(alpha=0.3)
     with atomic_write(file) as temporary:
         # Without the date and version that matplotlib would add: the same history gives the same bytes.
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

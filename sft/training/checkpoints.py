@@ -31,7 +31,7 @@ LENGTH = {"num_train_epochs", "max_steps"}
 
 
 def mark_complete(checkpoint: Path, description: dict) -> None:
-    """Mark `checkpoint` as whole: a manifest that lists every file in it with its size in bytes."""
+    """Write the manifest into `checkpoint`, with every file in it and its size in bytes."""
     files = {
         str(file.relative_to(checkpoint)): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
@@ -43,11 +43,11 @@ def mark_complete(checkpoint: Path, description: dict) -> None:
 def complete_manifest(checkpoint: Path) -> dict | None:
     """The manifest of a complete checkpoint; None if it has none, or a file is missing."""
     try:
-        found = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        complete = all((checkpoint / name).stat().st_size == size for name, size in found["files"].items())
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        complete = all((checkpoint / name).stat().st_size == size for name, size in manifest["files"].items())
     except (OSError, ValueError, KeyError):
         return None
-    return found if complete else None
+    return manifest if complete else None
 
 
 def resume_point(settings: Settings) -> Path | None:
@@ -59,9 +59,9 @@ def resume_point(settings: Settings) -> Path | None:
         UserError: the checkpoint does not exist or is not complete, or a fresh start would overwrite an earlier run.
     """
     out, resume = Path(settings.output_dir), settings.resume_from_checkpoint
-    found = checkpoints_in(out)
+    checkpoints = checkpoints_in(out)
     if resume is None or settings.resume_weights_only:
-        if found or (out / "final_model").exists():
+        if checkpoints or (out / "final_model").exists():
             advice = "choose another --output_dir"
             if not settings.resume_weights_only:
                 advice = f"continue it with --resume_from_checkpoint auto, or {advice}"
@@ -70,9 +70,9 @@ def resume_point(settings: Settings) -> Path | None:
             return None
     checkpoint = Path(resume)
     if resume.lower() in AUTO:
-        checkpoint = next((folder for folder in reversed(found) if complete_manifest(folder)), None)
+        checkpoint = next((folder for folder in reversed(checkpoints) if complete_manifest(folder)), None)
         if checkpoint is None:
-            if (out / "final_model").exists() or (found and not (out / MANIFEST).is_file()):
+            if (out / "final_model").exists() or (checkpoints and not (out / MANIFEST).is_file()):
                 raise UserError(
                     f"output_dir {out} holds an earlier run and no complete checkpoint: choose another one"
                 )
@@ -91,7 +91,8 @@ def resume_point(settings: Settings) -> Path | None:
             f"{checkpoint} holds no optimizer state (save_only_model), so the run cannot go on as it was: begin a new "
             "one with --resume_weights_only yes --output_dir NEW"
         )
-    later = [folder.name for folder in found if step_of(folder) > step_of(checkpoint) and complete_manifest(folder)]
+    after = [folder for folder in checkpoints if step_of(folder) > step_of(checkpoint)]
+    later = [folder.name for folder in after if complete_manifest(folder)]
     if later:
         raise UserError(
             f"output_dir {out} holds {', '.join(later)}, which a run from {checkpoint.name} would overwrite: pass "
@@ -139,7 +140,7 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
         if before.get(key) != now[key]:
             faults.append(f"{words} {before.get(key)}, now {now[key]}")
     settings, current = before.get("settings", {}), now["settings"]
-    # A key that only one side knows came or went with a version of the libraries, which is told below.
+    # A key that only one side knows came or went with a version of the libraries, which is noted below.
     for key in sorted((settings.keys() & current.keys()) - MAY_CHANGE_ON_RESUME):
         if settings[key] == current[key] or key.startswith(MAY_CHANGE_PREFIXES):
             continue
@@ -154,11 +155,10 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
             "would not fit: put the old values back, or begin a new run with its weights alone: "
             f"--resume_from_checkpoint {checkpoint} --resume_weights_only yes --output_dir NEW"
         )
-    for name, version in now["versions"].items():
-        if before.get("versions", {}).get(name) != version:
-            notes.append(f"{name} {before.get('versions', {}).get(name)}, now {version}")
-    if before.get("git_revision") != now["git_revision"]:
-        notes.append(f"code {before.get('git_revision')}, now {now['git_revision']}")
+    versions = {**before.get("versions", {}), "code": before.get("git_revision")}
+    for name, version in {**now["versions"], "code": now["git_revision"]}.items():
+        if versions.get(name) != version:
+            notes.append(f"{name} {versions.get(name)}, now {version}")
     return notes
 
 

@@ -1,4 +1,7 @@
-"""What is refused before anything loads: a recipe, and a recipe with its launch and hardware."""
+"""What is refused before anything loads: a recipe, and a recipe with its launch and hardware.
+
+Every `check_` function raises `UserError` for the first fault: one line, what is wrong, where, and what to do instead.
+"""
 
 import dataclasses
 import importlib.util
@@ -20,14 +23,27 @@ TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
 
 
 def check_recipe(settings: Settings) -> None:
-    """Refuse settings that are wrong on any machine.
-
-    Raises:
-        UserError: the first fault found.
-    """
+    """Refuse settings that are wrong on any machine."""
     for key in ("model_name_or_path", "dataset_name", "output_dir"):
         if not settings.values[key]:
             raise UserError(f"{key} is not set: name it in the recipe or pass --{key}")
+    check_base_model(settings)
+    check_publishing(settings)
+    check_method(settings)
+    check_selection(settings)
+    if settings.probe_steps < 0 or (settings.dry_run and settings.probe_steps):
+        raise UserError(f"probe_steps {settings.probe_steps}: give a positive number, without dry_run")
+    if settings.price_per_hour is not None and not settings.probe_steps:
+        raise UserError("price_per_hour is used by the probe's report: pass --probe_steps 20 as well")
+    if settings.resume_weights_only and settings.resume_from_checkpoint in (None, *AUTO):
+        raise UserError("resume_weights_only needs the checkpoint: pass --resume_from_checkpoint OLD/checkpoint-500")
+    for tracker in settings.report_to if isinstance(settings.report_to, list) else [settings.report_to or "none"]:
+        if tracker in TRACKERS and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"report_to {tracker}: the package is not installed: pip install {tracker}")
+
+
+def check_base_model(settings: Settings) -> None:
+    """Refuse a base model whose revision, types or code would not be those that the recipe's own keys name."""
     name, revision = pinned(settings.model_name_or_path)
     if name != settings.model_name_or_path:
         raise UserError(
@@ -35,18 +51,18 @@ def check_recipe(settings: Settings) -> None:
             f"model_name_or_path: {name}"
         )
     elsewhere = {"trust_remote_code", "use_safetensors", "revision", "token", "use_auth_token"}
-    if found := elsewhere & as_dict(settings.model_init_kwargs).keys():
+    if misplaced := elsewhere & as_dict(settings.model_init_kwargs).keys():
         raise UserError(
-            f"model_init_kwargs sets {', '.join(sorted(found))}: code from model repositories is never run, weights "
-            "are read from safetensors alone, the revision is model_revision, and a token in a recipe is a token lost"
+            f"model_init_kwargs sets {', '.join(sorted(misplaced))}: code from model repositories is never run, "
+            "weights are read from safetensors alone, the revision is model_revision, and a token in a recipe is a "
+            "token lost"
         )
-    check_publishing(settings)
-    evaluating = settings.eval_strategy != "no"
-    if evaluating and settings.dataset_test_split.startswith("test"):
-        raise UserError(
-            f"dataset_test_split {settings.dataset_test_split} would choose the checkpoint by the test questions: "
-            "use dev, and read the test split with sft/evaluate.py"
-        )
+    if settings.dtype == "auto":
+        raise UserError("dtype auto is whatever the model's files say: write bfloat16, float16 or float32")
+
+
+def check_method(settings: Settings) -> None:
+    """Refuse data, quantisation, adapters, packing and precision that do not go together."""
     if settings.dataset_train_split.startswith("test"):
         raise UserError(
             f"dataset_train_split {settings.dataset_train_split} would train on the test questions: use train"
@@ -55,7 +71,7 @@ def check_recipe(settings: Settings) -> None:
         raise UserError("load_in_8bit and load_in_4bit are both on: choose one")
     if settings.quantised and not settings.use_peft:
         raise UserError(
-            f"a model in {settings.quantised} cannot be trained whole: set use_peft: true, or use "
+            f"all weights of a model in {settings.quantised} cannot be trained: set use_peft: true, or use "
             "recipes/pmcvqa_full_zero3.yaml, which loads it in bf16"
         )
     targets = settings.lora_target_modules or []
@@ -70,26 +86,10 @@ def check_recipe(settings: Settings) -> None:
             f"{settings.precision}: true with dtype {settings.dtype} mixes two 16-bit types: set dtype "
             f"{'bfloat16' if settings.bf16 else 'float16'}"
         )
-    if settings.dtype == "auto":
-        raise UserError("dtype auto is whatever the model's files say: write bfloat16, float16 or float32")
-    check_selection(settings)
-    if settings.probe_steps < 0 or (settings.dry_run and settings.probe_steps):
-        raise UserError(f"probe_steps {settings.probe_steps}: give a positive number, without dry_run")
-    if settings.resume_weights_only and settings.resume_from_checkpoint in (None, *AUTO):
-        raise UserError("resume_weights_only needs the checkpoint: pass --resume_from_checkpoint OLD/checkpoint-500")
-    if settings.price_per_hour is not None and not settings.probe_steps:
-        raise UserError("price_per_hour is used by the probe's report: pass --probe_steps 20 as well")
-    for tracker in settings.report_to if isinstance(settings.report_to, list) else [settings.report_to or "none"]:
-        if tracker in TRACKERS and importlib.util.find_spec(tracker) is None:
-            raise UserError(f"report_to {tracker}: the package is not installed: pip install {tracker}")
 
 
 def check_publishing(settings: Settings) -> None:
-    """Refuse a run whose model could not be published in the end.
-
-    Raises:
-        UserError: as `check_recipe`.
-    """
+    """Refuse a run whose model could not be published in the end."""
     if settings.hub_model_id and not settings.push_to_hub:
         raise UserError("hub_model_id says where to publish, and push_to_hub is off: set push_to_hub: true")
     if not settings.push_to_hub:
@@ -104,18 +104,19 @@ def check_publishing(settings: Settings) -> None:
 
 
 def check_selection(settings: Settings) -> None:
-    """Refuse settings under which the best checkpoint could not be found, kept, or told.
-
-    Raises:
-        UserError: as `check_recipe`.
-    """
+    """Refuse settings under which the best checkpoint could not be measured honestly, or kept."""
     saving, evaluating = settings.save_strategy != "no", settings.eval_strategy != "no"
+    if evaluating and settings.dataset_test_split.startswith("test"):
+        raise UserError(
+            f"dataset_test_split {settings.dataset_test_split} would choose the checkpoint by the test questions: "
+            "use dev, and read the test split with sft/evaluate.py"
+        )
     if saving and settings.save_total_limit is None:
         raise UserError("save_total_limit is not set, and checkpoints would fill the disk: set it to 3")
     if saving and settings.save_total_limit < 2:
         raise UserError(
             f"save_total_limit {settings.save_total_limit} deletes the old checkpoint before the new one is known to "
-            "be whole: set it to 2 or more"
+            "be complete: set it to 2 or more"
         )
     metric = settings.metric_for_best_model
     if settings.mcq_eval_samples < 0:
@@ -150,11 +151,7 @@ def on_cpu(settings: Settings, launch: Launch) -> bool:
 
 
 def check_launch(settings: Settings, launch: Launch) -> None:
-    """Refuse a recipe that cannot be launched so.
-
-    Raises:
-        UserError: the first fault found.
-    """
+    """Refuse a recipe that cannot be launched so."""
     if launch.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise UserError("this launch file needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]'")
     if settings.quantised and launch.shards_weights:
@@ -186,7 +183,7 @@ def check_launch(settings: Settings, launch: Launch) -> None:
             "a full fine-tune of bfloat16 weights loses every update below 1/256 of a weight: set dtype float32, or "
             "use recipes/pmcvqa_full_zero3.yaml, where DeepSpeed keeps float32 copies"
         )
-    reentrant = (as_dict(settings.activation_checkpointing_kwargs)).get("use_reentrant")
+    reentrant = as_dict(settings.activation_checkpointing_kwargs).get("use_reentrant")
     if launch.zero_stage == 3 and settings.use_peft and settings.activation_checkpointing and reentrant is not True:
         raise UserError(
             "LoRA under ZeRO-3 recomputes activations correctly only with activation_checkpointing_kwargs: "
@@ -218,27 +215,21 @@ def as_dict(value: Any) -> dict:
 
 
 def check_hardware(settings: Settings, launch: Launch, hardware: Hardware) -> None:
-    """Refuse what these GPUs cannot do.
-
-    Raises:
-        UserError: the first fault found.
-    """
+    """Refuse what these GPUs cannot do."""
     if on_cpu(settings, launch):
         if settings.fp16:
             raise UserError("fp16 needs a GPU: on a CPU use --bf16 yes --fp16 no --dtype bfloat16")
         return
     if not hardware.count:
-        if settings.precision == "no" and launch.kind != "fsdp":
-            if launch.kind == "deepspeed" and settings.ddp_backend != "gloo":
-                raise UserError(
-                    "DeepSpeed on a CPU finds its other processes only through gloo: pass --ddp_backend gloo"
-                )
-            return
-        raise UserError(
-            "there is no GPU here: add --use_cpu yes to train on the CPU"
-            + (", launched with accelerate_configs/cpu.yaml" if launch.kind in ("deepspeed", "fsdp") else "")
-            + ", or plan for another machine with python sft/preflight.py RECIPE --gpu A100-80GB"
-        )
+        if settings.precision != "no" or launch.kind == "fsdp":
+            raise UserError(
+                "there is no GPU here: add --use_cpu yes to train on the CPU"
+                + (", launched with accelerate_configs/cpu.yaml" if launch.kind in ("deepspeed", "fsdp") else "")
+                + ", or plan for another machine with python sft/preflight.py RECIPE --gpu A100-80GB"
+            )
+        if launch.kind == "deepspeed" and settings.ddp_backend != "gloo":
+            raise UserError("DeepSpeed on a CPU finds its other processes only through gloo: pass --ddp_backend gloo")
+        return
     here = launch.processes // launch.machines
     if here == 1 and hardware.count > 1 and launch.kind == "none":
         raise UserError(
@@ -259,11 +250,7 @@ def check_hardware(settings: Settings, launch: Launch, hardware: Hardware) -> No
 
 
 def check_all(settings: Settings, launch: Launch, hardware: Hardware) -> None:
-    """All checks that need neither model nor data.
-
-    Raises:
-        UserError: the first fault found.
-    """
+    """Make all checks that need neither model nor data."""
     check_recipe(settings)
     check_launch(settings, launch)
     check_hardware(settings, launch, hardware)

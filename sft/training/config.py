@@ -57,64 +57,18 @@ AUTO = ("auto", "yes", "true")
 class RunArguments:
     """The keys of a recipe that TRL does not know."""
 
-    dataset_mixture: str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Prepared data sets to train on and how often to take each: {A: 1, B: 0.5} is every row of A and "
-            "a random half of B (default: dataset_name once). Dev questions always come from dataset_name."
-        },
-    )
-    global_batch_size: int | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Sequences (packs, with packing) that all GPUs together take in one optimizer step; "
-            "gradient_accumulation_steps is worked out from it, so that it stays the same on any number of GPUs."
-        },
-    )
-    mcq_eval_samples: int = dataclasses.field(
-        default=0,
-        metadata={"help": "Dev questions to answer at every evaluation (option likelihood), drawn once; 0 is none."},
-    )
-    resume_weights_only: bool = dataclasses.field(
-        default=False,
-        metadata={
-            "help": "Take only the weights of resume_from_checkpoint and begin a new run with them: another number of "
-            "GPUs, another learning rate. Optimizer, schedule and place in the data start anew."
-        },
-    )
-    print_config: bool = dataclasses.field(
-        default=False, metadata={"help": "Print every setting and where its value came from, and stop."}
-    )
-    dry_run: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "Show three rows as they are trained, take one step on the longest rows, and stop."},
-    )
-    probe_steps: int = dataclasses.field(
-        default=0,
-        metadata={"help": "Measure so many steps on the real data, report speed, memory and whole time, and stop."},
-    )
-    price_per_hour: float | None = dataclasses.field(
-        default=None, metadata={"help": "Price of one hour of all GPUs together, for the cost in the probe's report."}
-    )
-
-    def weights(self, dataset_name: str) -> dict[str, float]:
-        """{data set: how often each of its rows is taken}.
-
-        Raises:
-            UserError: not a mapping from data sets to positive numbers.
-        """
-        if self.dataset_mixture is None:
-            return {dataset_name: 1.0}
-        try:
-            weights = {str(path): float(weight) for path, weight in json.loads(self.dataset_mixture).items()}
-        except (ValueError, TypeError, AttributeError):
-            weights = {}
-        if not weights or not all(0 < weight < 1000 for weight in weights.values()):
-            raise UserError(
-                f"dataset_mixture {self.dataset_mixture}: write data sets and positive weights: "
-                "{PMC-VQA-Processed: 1, MedMCQA-Processed: 0.5}"
-            )
-        return weights
+    # {A: 1, B: 0.5} trains on every row of A and a random half of B; dev questions always come from dataset_name.
+    dataset_mixture: str | None = None
+    # Sequences (packs, with packing) that all GPUs together take in one optimizer step; it decides
+    # gradient_accumulation_steps, so that the step stays the same on any number of GPUs.
+    global_batch_size: int | None = None
+    mcq_eval_samples: int = 0  # dev questions to answer at every evaluation (option likelihood), drawn once
+    # Take only the weights of resume_from_checkpoint; optimizer, schedule and place in the data start anew.
+    resume_weights_only: bool = False
+    print_config: bool = False  # print every setting and where its value came from, and stop
+    dry_run: bool = False  # show three rows as they are trained, take one step on the longest rows, and stop
+    probe_steps: int = 0  # measure so many steps on the real data, report speed, memory and time of all, and stop
+    price_per_hour: float | None = None  # of all GPUs together, for the probe's report
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -195,8 +149,23 @@ class Settings:
         return f"{self.model_name_or_path}@{self.model_revision}" if pinned else self.model_name_or_path
 
     def dataset_weights(self) -> dict[str, float]:
-        """The data sets to train on and how often to take each, as `RunArguments.weights`."""
-        return RunArguments(dataset_mixture=self.dataset_mixture).weights(self.dataset_name)
+        """{data set to train on: how often each of its rows is taken}.
+
+        Raises:
+            UserError: `dataset_mixture` is not a mapping from data sets to positive numbers.
+        """
+        if self.dataset_mixture is None:
+            return {self.dataset_name: 1.0}
+        try:
+            weights = {str(path): float(weight) for path, weight in json.loads(self.dataset_mixture).items()}
+        except (ValueError, TypeError, AttributeError):
+            weights = {}
+        if not weights or not all(0 < weight < 1000 for weight in weights.values()):
+            raise UserError(
+                f"dataset_mixture {self.dataset_mixture}: write data sets and positive weights: "
+                "{PMC-VQA-Processed: 1, MedMCQA-Processed: 0.5}"
+            )
+        return weights
 
     def for_world_size(self, processes: int) -> "Settings":
         """These settings on so many processes: `global_batch_size`, if set, decides gradient_accumulation_steps.
@@ -249,25 +218,22 @@ class Settings:
         """Whether nothing of the run is kept: a dry run or a probe."""
         return bool(self.dry_run or self.probe_steps)
 
-    def build(self) -> tuple[Any, Any, Any, RunArguments]:
-        """(ScriptArguments, SFTConfig, ModelConfig, RunArguments). Joins the launcher's other processes.
+    def build(self, cls: type) -> Any:
+        """One of TRL's argument classes with these values. SFTConfig joins the launcher's other processes.
 
         Raises:
             UserError: values that do not go together.
         """
-        parts = []
         # A trainer that pushes uploads its whole output folder; here it is sft/publish.py, after the training.
         values = {**self.values, "push_to_hub": False}
-        for cls in _classes():
-            names = {field.name for field in dataclasses.fields(cls) if field.init}
-            try:
-                parts.append(cls(**{key: value for key, value in values.items() if key in names}))
-            except (ValueError, TypeError, ImportError) as error:
-                raise UserError(f"{self.recipe}: {error}") from error
-        return tuple(parts)
+        try:
+            return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.init})
+        except (ValueError, TypeError, ImportError) as error:
+            raise UserError(f"{self.recipe}: {error}") from error
 
 
-def _classes() -> tuple[type, ...]:
+def argument_classes() -> tuple[type, ...]:
+    """The classes whose fields are a recipe's keys."""
     from trl import ModelConfig, ScriptArguments, SFTConfig
 
     return ScriptArguments, SFTConfig, ModelConfig, RunArguments
@@ -286,7 +252,8 @@ def resolve(argv: Sequence[str]) -> Settings:
 
     from trl import TrlParser
 
-    defaults = {field.name: field.default for cls in _classes() for field in dataclasses.fields(cls) if field.init}
+    classes = argument_classes()
+    defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls) if field.init}
     known = set(defaults)
     given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}
     known |= {f"no_{name}" for name in known}
@@ -301,7 +268,7 @@ def resolve(argv: Sequence[str]) -> Settings:
             where = "command line" if key in given or key not in recipe else recipe_path
             raise UserError(f"{where}: {message}")
 
-    parser = Parser(_classes(), allow_abbrev=False)
+    parser = Parser(classes, allow_abbrev=False)
     # A text field would read the word none as a name; left out, it is None all the same.
     recipe = {key: value for key, value in recipe.items() if value is not None or parser.get_default(key) is not None}
     namespace, left = parser.parse_known_args([*as_arguments(recipe), *overrides])

@@ -66,7 +66,7 @@ def cpu_name() -> str:
 
 
 def cpu_threads() -> int:
-    """Threads that torch computes with unless it is told otherwise: one a physical core that this process may use."""
+    """Threads that torch computes with by default: one a physical core that this process may use."""
     import torch
 
     return torch.get_num_threads()

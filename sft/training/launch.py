@@ -1,6 +1,6 @@
-"""How the training processes are started: read from a launch file, or from what the launcher put in the environment.
+"""How the training processes are started: the variables that `accelerate launch` and torchrun set, as a `Launch`.
 
-In: accelerate_configs/*.yaml, or the variables that `accelerate launch` and `torchrun` set. Out: `Launch`.
+A launch file (accelerate_configs/*.yaml) is read as the variables that it would set.
 """
 
 import json
@@ -46,37 +46,6 @@ class Launch:
         return self.kind == "fsdp" or self.zero_stage == 3
 
 
-def _number(value: Any) -> float | None:
-    """A setting that a launch file fixes, or None where it says nothing or ``auto``."""
-    return None if str(value).lower() in ("none", "auto") else float(value)
-
-
-def _deepspeed(
-    stage: Any, offloads: list[Any], whole: bool, accumulation: Any, clipping: Any, file: str | None
-) -> dict[str, Any]:
-    """The DeepSpeed part of a `Launch`; a DeepSpeed JSON file, where one is named, is what counts."""
-    found = {"zero_stage": int(stage), "offload": any(str(o) not in ("none", "None") for o in offloads)}
-    found |= {"whole_checkpoints": whole or found["zero_stage"] < 3}
-    found |= {"accumulation": _number(accumulation), "clipping": _number(clipping)}
-    if not file:
-        return found
-    try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-        zero = config.get("zero_optimization") or {}
-        stage = int(zero.get("stage", 0))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"DeepSpeed configuration {file} cannot be read ({type(error).__name__})") from error
-    precision = {name for name in ("bf16", "fp16") if (config.get(name) or {}).get("enabled") is True}
-    return {
-        "zero_stage": stage,
-        "offload": any((zero[key] or {}).get("device", "none") != "none" for key in zero if key.startswith("offload")),
-        "whole_checkpoints": stage < 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save")),
-        "accumulation": _number(config.get("gradient_accumulation_steps")),
-        "clipping": _number(config.get("gradient_clipping")),
-        **({"precision": precision.pop()} if precision else {}),
-    }
-
-
 def read_launch_file(path: Path) -> Launch:
     """The `Launch` that ``accelerate launch --config_file path`` makes.
 
@@ -84,48 +53,38 @@ def read_launch_file(path: Path) -> Launch:
         UserError: no such file, not a launch file, or a way of launching that this project does not know.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        kind = {
-            "NO": "none",
-            "MULTI_GPU": "ddp",
-            "MULTI_CPU": "ddp",
-            "DEEPSPEED": "deepspeed",
-            "FSDP": "fsdp",
-        }[str(config["distributed_type"])]
-        processes = int(config.get("num_processes", 1))
+        return current_launch(environment_of(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except OSError as error:
         raise UserError(f"launch file {path}: {error.strerror}: {ADVICE}") from error
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"launch file {path} is not one that this project knows ({error}): {ADVICE}") from error
-    try:
-        return _from_config(config, kind, processes)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"launch file {path} is not one that this project knows ({error}): {ADVICE}") from error
 
 
-def _from_config(config: dict[str, Any], kind: str, processes: int) -> Launch:
-    """The `Launch` of a parsed launch file."""
+def environment_of(config: dict[str, Any]) -> dict[str, str]:
+    """The variables that `accelerate launch` and torchrun set for a parsed launch file."""
+    kind = str(config["distributed_type"])
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED", "FSDP"):
+        raise ValueError(f"distributed_type {kind}")
+    processes = int(config.get("num_processes", 1)) if kind != "NO" else 1
     deepspeed, fsdp = config.get("deepspeed_config") or {}, config.get("fsdp_config") or {}
-    extra = {}
-    if kind == "deepspeed":
-        extra = _deepspeed(
-            deepspeed.get("zero_stage", 2),
-            [deepspeed.get(f"offload_{what}_device", "none") for what in ("optimizer", "param")],
-            bool(deepspeed.get("zero3_save_16bit_model")),
-            deepspeed.get("gradient_accumulation_steps"),
-            deepspeed.get("gradient_clipping"),
-            deepspeed.get("deepspeed_config_file"),
-        )
-    if kind == "fsdp":
-        extra = {"fsdp_version": int(fsdp.get("fsdp_version", 1)), "offload": bool(fsdp.get("fsdp_offload_params"))}
-    settings = {
-        "kind": kind,
-        "processes": processes,
-        "machines": int(config.get("num_machines", 1)),
-        "precision": str(config.get("mixed_precision") or "no"),
-        "use_cpu": bool(config.get("use_cpu", False)),
+    variables = {
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": max(1, processes // int(config.get("num_machines", 1))),
+        "ACCELERATE_MIXED_PRECISION": config.get("mixed_precision"),
+        "ACCELERATE_USE_CPU": config.get("use_cpu"),
+        "ACCELERATE_USE_DEEPSPEED": kind == "DEEPSPEED",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": deepspeed.get("zero_stage"),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": deepspeed.get("offload_optimizer_device"),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": deepspeed.get("offload_param_device"),
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": deepspeed.get("zero3_save_16bit_model"),
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": deepspeed.get("deepspeed_config_file"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": deepspeed.get("gradient_accumulation_steps"),
+        "ACCELERATE_GRADIENT_CLIPPING": deepspeed.get("gradient_clipping"),
+        "ACCELERATE_USE_FSDP": kind == "FSDP",
+        "FSDP_VERSION": fsdp.get("fsdp_version"),
+        "FSDP_OFFLOAD_PARAMS": fsdp.get("fsdp_offload_params"),
     }
-    return Launch(**{**settings, **extra})
+    return {name: str(value) for name, value in variables.items() if value is not None}
 
 
 def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
@@ -134,35 +93,57 @@ def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     Raises:
         UserError: a DeepSpeed configuration that cannot be read.
     """
-
-    def flag(name: str) -> bool:
-        return environment.get(name, "false").lower() in ("true", "1", "yes")
-
     processes = int(environment.get("WORLD_SIZE", 1))
     settings = {
         "processes": processes,
         "machines": max(1, processes // int(environment.get("LOCAL_WORLD_SIZE", processes))),
         "precision": environment.get("ACCELERATE_MIXED_PRECISION", "no"),
-        "use_cpu": flag("ACCELERATE_USE_CPU"),
+        "use_cpu": _is_set(environment, "ACCELERATE_USE_CPU"),
         "kind": "ddp" if processes > 1 else "none",
     }
-    if flag("ACCELERATE_USE_DEEPSPEED"):
-        settings["kind"] = "deepspeed"
-        settings |= _deepspeed(
-            environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"),
-            [
-                environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none")
-                for what in ("OPTIMIZER", "PARAM")
-            ],
-            flag("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"),
-            environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
-            environment.get("ACCELERATE_GRADIENT_CLIPPING"),
-            environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"),
-        )
-    elif flag("ACCELERATE_USE_FSDP"):
-        settings["kind"] = "fsdp"
-        settings |= {
-            "fsdp_version": int(environment.get("FSDP_VERSION", 1)),
-            "offload": flag("FSDP_OFFLOAD_PARAMS"),
-        }
+    if _is_set(environment, "ACCELERATE_USE_DEEPSPEED"):
+        settings |= {"kind": "deepspeed", **_deepspeed(environment)}
+    elif _is_set(environment, "ACCELERATE_USE_FSDP"):
+        version, offload = int(environment.get("FSDP_VERSION", 1)), _is_set(environment, "FSDP_OFFLOAD_PARAMS")
+        settings |= {"kind": "fsdp", "fsdp_version": version, "offload": offload}
     return Launch(**settings)
+
+
+def _deepspeed(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The DeepSpeed part of a `Launch`. A DeepSpeed JSON file, where one is named, is what counts."""
+    prefix = "ACCELERATE_DEEPSPEED_"
+    stage = int(environment.get(prefix + "ZERO_STAGE", 2))
+    offloads = [environment.get(f"{prefix}OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")]
+    saves_weights = _is_set(environment, prefix + "ZERO3_SAVE_16BIT_MODEL")
+    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING")
+    precision = {}
+    if file := environment.get(prefix + "CONFIG_FILE"):
+        try:
+            config = json.loads(Path(file).read_text(encoding="utf-8"))
+            zero = config.get("zero_optimization") or {}
+            stage = int(zero.get("stage", 0))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"DeepSpeed configuration {file} cannot be read ({type(error).__name__})") from error
+        offloads = [(zero[key] or {}).get("device", "none") for key in zero if key.startswith("offload")]
+        saves_weights = bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
+        accumulation, clipping = config.get("gradient_accumulation_steps"), config.get("gradient_clipping")
+        enabled = [name for name in ("bf16", "fp16") if (config.get(name) or {}).get("enabled") is True]
+        precision = {"precision": enabled[0]} if enabled else {}
+    return {
+        "zero_stage": stage,
+        "offload": any(device.lower() != "none" for device in offloads),
+        "whole_checkpoints": stage < 3 or saves_weights,
+        "accumulation": _number(accumulation),
+        "clipping": _number(clipping),
+        **precision,
+    }
+
+
+def _is_set(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "false").lower() in ("true", "1", "yes")
+
+
+def _number(value: Any) -> float | None:
+    """A setting that a launch file fixes, or None where it says nothing or ``auto``."""
+    return None if str(value).lower() in ("none", "auto") else float(value)

@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from sft.common.chat_template import tokenizer_fingerprint, trained_columns
 from sft.common.command import read_json, strip_local_paths, write_json
-from sft.common.data import provenance
+from sft.common.data import data_fingerprint, provenance
 from sft.common.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
 from sft.training.checkpoints import step_of
 from sft.training.checks import on_cpu
@@ -31,11 +32,8 @@ def git_revision() -> str | None:
         return None
 
 
-def manifest(settings: Settings, launch: Launch, hardware: Hardware, data: str, tokens: str) -> dict[str, Any]:
-    """Everything that decides what a run learns, and on what, as one JSON object.
-
-    `data` and `tokens` are fingerprints.
-    """
+def run_manifest(settings: Settings, launch: Launch, hardware: Hardware, rows: Any, tokenizer: Any) -> dict[str, Any]:
+    """Everything that decides what a run learns from these training rows, and on what, as one JSON object."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -48,8 +46,8 @@ def manifest(settings: Settings, launch: Launch, hardware: Hardware, data: str, 
         "base_model": {"name": settings.model_name_or_path, "revision": commit_of(settings.model)},
         "datasets": provenance(settings.dataset_weights()),
         "hardware": f"CPU, {cpu_name()}" if on_cpu(settings, launch) or not hardware.count else hardware.name,
-        "data": data,
-        "tokens": tokens,
+        "data": data_fingerprint(rows, trained_columns(rows)),
+        "tokens": tokenizer_fingerprint(tokenizer),
         "launch": launch.name,
         "launcher": launch.kind,
         "zero_stage": launch.zero_stage,
@@ -60,8 +58,8 @@ def manifest(settings: Settings, launch: Launch, hardware: Hardware, data: str, 
     }
 
 
-def results(trainer: Any) -> dict[str, Any]:
-    """What eval_results.json says: loss and accuracy on dev of the base model (step 0) and of the model kept.
+def write_results(trainer: Any) -> None:
+    """Write eval_results.json: loss and accuracy on dev of the base model (step 0) and of the model kept.
 
     Called by every process: a kept model that is not that of the last step was loaded, and is evaluated once more.
     """
@@ -78,8 +76,10 @@ def results(trainer: Any) -> dict[str, Any]:
         return {key: value for key, value in metrics.items() if key == "eval_loss" or key.startswith("eval_mcq")}
 
     # Without eval_on_start nothing is known of the base model.
-    found = {"base": measured(base), "best": measured(kept)}
-    return {"best_checkpoint": Path(best).name if best else None, **{key: row for key, row in found.items() if row}}
+    metrics = {name: row for name, row in (("base", measured(base)), ("best", measured(kept))) if row}
+    if trainer.is_world_process_zero():
+        results = {"best_checkpoint": Path(best).name if best else None, **metrics}
+        write_json(Path(trainer.args.output_dir) / "eval_results.json", results)
 
 
 def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Path:
@@ -106,5 +106,6 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
         (temporary / RECIPE).write_text(settings.as_recipe(description["base_model"]["revision"]), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
+        print(f"Wrote {final}", flush=True)
     trainer.accelerator.wait_for_everyone()
     return final

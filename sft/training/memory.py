@@ -7,7 +7,7 @@ little more than FlashAttention). The rest is arithmetic, said below.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from sft.common.command import GIB
 from sft.common.models import meta_model
 from sft.training.config import Settings
 from sft.training.launch import Launch
+from sft.training.model import parameter_counts
 
 # DeepSpeed's defaults, in elements: what ZeRO-3 keeps gathered, and the bucket in which gradients are exchanged.
 ZERO3_LIVE, ZERO_BUCKET = 1_000_000_000, 500_000_000
@@ -64,12 +65,9 @@ def dtype_of(settings: Settings) -> Any:
 
 def lora_config(settings: Settings) -> Any:
     """The adapter that TRL makes of the settings."""
-    import dataclasses
-
     from trl import ModelConfig, get_peft_config
 
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    return get_peft_config(ModelConfig(**{key: value for key, value in settings.values.items() if key in names}))
+    return get_peft_config(settings.build(ModelConfig))
 
 
 def count_parameters(model: Any, settings: Settings) -> Parameters:
@@ -83,19 +81,18 @@ def count_parameters(model: Any, settings: Settings) -> Parameters:
         if settings.quantised and isinstance(module, torch.nn.Linear) and module is not head and "lora_" not in name
     ]
     return Parameters(
-        total=sum(parameter.numel() for parameter in model.parameters()),
-        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        **parameter_counts(model),
         quantised=sum(matrix.weight.numel() for matrix in matrices),
         quantised_rows=sum(matrix.out_features for matrix in matrices),
     )
 
 
 @contextmanager
-def _count_saved(model: Any) -> Iterator[dict[int, tuple[int, Any]]]:
+def _count_saved(parameters: Iterable[Any]) -> Iterator[dict[int, tuple[int, Any]]]:
     """Collect {storage: (bytes, storage)} of what autograd saves in the block, the weights themselves left out."""
     import torch
 
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in parameters}
     saved: dict[int, tuple[int, Any]] = {}
 
     def keep(tensor: Any) -> Any:
@@ -119,24 +116,20 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
         smaller.num_hidden_layers = layers
         if getattr(smaller, "layer_types", None):
             smaller.layer_types = smaller.layer_types[:layers]
-        model = trained_meta_model(smaller, settings)
+        model = trained_meta_model(smaller, settings).train()
+        if settings.use_peft:
+            model.enable_input_require_grads()
+        body = (model.get_base_model() if settings.use_peft else model).base_model
         with FakeTensorMode():
-            for module in model.modules():
-                for store in (module._parameters, module._buffers):
-                    for name, tensor in store.items():
-                        if tensor is None:
-                            continue
-                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                        if store is module._parameters:
-                            fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                        store[name] = fake
-            model.train()
-            if settings.use_peft:
-                model.enable_input_require_grads()
+            weights = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+                for name, tensor in (*body.named_parameters(), *body.named_buffers())
+            }
+            inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
-            with _count_saved(model) as saved, torch.autocast("cpu", dtype=half, enabled=half is not None):
-                body = model.get_base_model() if settings.use_peft else model
-                body.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+            autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
+            with _count_saved(weights.values()) as saved, autocast:
+                torch.func.functional_call(body, weights, kwargs=inputs)
                 sizes.append(sum(size for size, _ in saved.values()))
     return sizes[1] - sizes[0]
 
@@ -154,44 +147,52 @@ def trained_bytes(settings: Settings, launch: Launch) -> int:
     return dtype_of(settings).itemsize
 
 
+def frozen_bytes(settings: Settings, parameters: Parameters) -> float:
+    """Bytes of the frozen weights: in 8-bit 1 each and 4 a row, in NF4 half each and 4 per 64, else as their type."""
+    unquantised = parameters.total - parameters.trained - parameters.quantised
+    size = unquantised * dtype_of(settings).itemsize
+    if settings.load_in_8bit:
+        size += parameters.quantised + 4 * parameters.quantised_rows
+    elif settings.load_in_4bit:
+        scales = 1 / 64 + 4 / (64 * 256) if settings.use_bnb_nested_quant else 4 / 64
+        size += parameters.quantised * (0.5 + scales)
+    return size
+
+
+def gathered_bytes(config: Any, launch: Launch, parameters: Parameters) -> float:
+    """Bytes of what DeepSpeed and FSDP gather from the processes: gradient buckets, and weights that are in use."""
+    if launch.kind == "deepspeed":
+        bucket = 2 * min(ZERO_BUCKET, parameters.trained)
+        return bucket + (2 * min(ZERO3_LIVE, parameters.total) if launch.zero_stage == 3 else 0)
+    embeddings = config.vocab_size * config.hidden_size
+    layer = (parameters.total - 2 * embeddings) / config.num_hidden_layers
+    return 2 * (2 * layer + embeddings)
+
+
 def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parameters, tokens: int) -> dict[str, float]:
     """GiB on each GPU at the peak of a training step, by part; `tokens` is what one forward pass reads.
 
-    Weights: 1 byte a quantised parameter in 8-bit and 4 a row, half a byte and 4 per 64 in NF4, else their type.
     Optimizer: two states a trained parameter in its own type (AdamW), under DeepSpeed 12 bytes divided among the
     processes (float32 copy and states). Gradients: as the trained parameter, twice under DDP (its buckets).
     Activations: one layer's, counted, and with checkpointing the input of every layer, else all layers'.
     """
     config = config.get_text_config()
-    element = dtype_of(settings).itemsize
     shards = launch.processes if launch.shards_weights else 1
-    frozen = parameters.total - parameters.trained
     each = trained_bytes(settings, launch)
+    trained = parameters.trained * each / shards
 
-    plain = (frozen - parameters.quantised) * element
-    if settings.load_in_8bit:
-        plain += parameters.quantised + 4 * parameters.quantised_rows
-    elif settings.load_in_4bit:
-        scales = 1 / 64 + 4 / (64 * 256) if settings.use_bnb_nested_quant else 4 / 64
-        plain += parameters.quantised * (0.5 + scales)
-    trained = parameters.trained * each
-    if settings.use_peft:
-        weights, adapters = plain / shards, trained / shards
-    else:
-        weights, adapters = trained / shards, 0.0
-
+    weights = frozen_bytes(settings, parameters) / shards if settings.use_peft else trained
     if launch.kind == "deepspeed" and settings.precision != "no":
         optimizer = 12 * parameters.trained / launch.processes
     else:
         states = 2 / each if "8bit" in settings.optim else 0 if settings.optim in ("sgd", "adafactor") else 2
-        optimizer = states * trained / shards
+        optimizer = states * trained
     if launch.offload:
         optimizer = 0.0
         weights /= launch.processes  # and most of a ZeRO-3 shard waits in the machine's memory
-    gradients = trained / shards * (2 if launch.kind == "ddp" else 1)
 
     layer = layer_activations(config, settings, tokens)
-    width = 2 if settings.precision != "no" else element
+    width = 2 if settings.precision != "no" else dtype_of(settings).itemsize
     if settings.activation_checkpointing:
         activations = layer + config.num_hidden_layers * tokens * config.hidden_size * width
     else:
@@ -206,19 +207,12 @@ def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parame
 
     parts = {
         "weights": weights,
-        "adapters": adapters,
+        "adapters": trained if settings.use_peft else 0.0,
         "optimizer": optimizer,
-        "gradients": gradients,
+        "gradients": trained * (2 if launch.kind == "ddp" else 1),
         "activations": activations,
         "logits": logits,
     }
-    if launch.kind == "deepspeed":
-        buffers = 2 * min(ZERO_BUCKET, parameters.trained)
-        if launch.zero_stage == 3:
-            buffers += 2 * min(ZERO3_LIVE, parameters.total)
-        parts["gathered"] = buffers
-    elif launch.kind == "fsdp":
-        embeddings = config.vocab_size * config.hidden_size
-        layer_parameters = (parameters.total - 2 * embeddings) / config.num_hidden_layers
-        parts["gathered"] = 2 * (2 * layer_parameters + embeddings)
+    if launch.kind in ("deepspeed", "fsdp"):
+        parts["gathered"] = gathered_bytes(config, launch, parameters)
     return {name: size / GIB for name, size in parts.items()}

@@ -1,13 +1,21 @@
-"""The model as it is trained: its attention, the types and counts of its parameters, and two patches for a CPU."""
+"""The model as it is trained: loading, attention, types and counts of its parameters, and two patches for a CPU."""
 
+import sys
 from collections import Counter
 from typing import Any
 
+from sft.common.chat_template import trained_columns
 from sft.training.config import Settings
 
 
-def complete_arguments(training_args: Any, model_args: Any, settings: Settings) -> None:
-    """Set what SFTTrainer is to know beyond the recipe: how to load the model, and that no row is too long."""
+def load_trainer(settings: Settings, training_args: Any, rows: Any, dev: Any, tokenizer: Any) -> Any:
+    """SFTTrainer with the model loaded, its adapter added, and its parameters printed."""
+    from transformers import PrinterCallback, ProgressCallback
+    from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+    from sft.training.callbacks import LogLinesCallback
+
+    model_args = settings.build(ModelConfig)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -20,6 +28,27 @@ def complete_arguments(training_args: Any, model_args: Any, settings: Settings) 
     }
     if not training_args.packing:
         training_args.max_length = None  # no row exceeds it; TRL would look at every row again
+    score_labelled_positions_only()
+    trainer = SFTTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        # Formatting, tokenisation, the completion mask and packing all happen inside SFTTrainer.
+        train_dataset=rows.select_columns(trained_columns(rows)),
+        eval_dataset=dev.select_columns(trained_columns(dev)) if dev is not None else None,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if settings.fp16 or (settings.use_peft and not settings.bf16):
+        trained_in_float32(trainer.model)
+    if not sys.stderr.isatty():  # a bar is unreadable in a log file
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(LogLinesCallback())
+    if trainer.is_world_process_zero():
+        attention = training_args.model_init_kwargs["attn_implementation"]
+        print("\n".join([*describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
+    return trainer
 
 
 def without_deepspeeds_inference_kernels() -> None:
@@ -56,33 +85,32 @@ def score_labelled_positions_only() -> bool:
     return True
 
 
+def parameter_size(parameter: Any) -> int:
+    """Elements of a parameter. ZeRO-3 leaves it empty here, with its size; 4-bit ones are packed two in a byte."""
+    size = getattr(parameter, "ds_numel", parameter.numel())
+    return 2 * size * parameter.element_size() if type(parameter).__name__ == "Params4bit" else size
+
+
+def parameter_counts(model: Any) -> dict[str, int]:
+    """How many parameters a model has, ``total``, and how many of them are ``trained``."""
+    sizes = [(parameter_size(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return {"total": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}
+
+
 def describe_model(model: Any) -> list[str]:
     """Lines that say how many parameters there are by data type, and how many of them are trained.
 
     The types are the truth about a quantised run: what should be int8 and is not shows here.
     """
-    sizes: Counter[str] = Counter()
-    trainable: Counter[str] = Counter()
+    by_type: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for parameter in model.parameters():
-        # Under ZeRO-3 a parameter is empty here and knows its whole size; packed 4-bit weights count bytes.
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        (trainable if parameter.requires_grad else sizes)[str(parameter.dtype).removeprefix("torch.")] += size
-
-    def listed(counts: Counter[str]) -> str:
-        return ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in counts.most_common()) or "none"
-
-    share = trainable.total() / (trainable.total() + sizes.total())
-    return [f"Frozen parameters: {listed(sizes)}", f"Trained parameters: {listed(trainable)} ({share:.2%} of all)"]
-
-
-def parameter_counts(model: Any) -> dict[str, int]:
-    """How many parameters a model has, ``total``, and how many of them are ``trained``."""
-    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT's: knows packed 4-bit weights and ZeRO-3's parts
-        trained, total = model.get_nb_trainable_parameters()
-    else:
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-        trained, total = sum(size for size, grad in sizes if grad), sum(size for size, _ in sizes)
-    return {"total": total, "trained": trained}
+        by_type[parameter.requires_grad][str(parameter.dtype).removeprefix("torch.")] += parameter_size(parameter)
+    trained, frozen = (
+        ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in by_type[key].most_common()) or "none"
+        for key in (True, False)
+    )
+    share = by_type[True].total() / (by_type[True].total() + by_type[False].total())
+    return [f"Frozen parameters: {frozen}", f"Trained parameters: {trained} ({share:.2%} of all)"]
 
 
 def attention_implementation(use_cpu: bool, precision: str) -> str:

@@ -59,58 +59,74 @@ def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
     evaluating = settings.eval_strategy != "no"
     dev = load_split(settings.dataset_name, settings.dataset_test_split) if evaluating else None
     tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
-    state, found = PartialState(), [None]
-    if state.is_main_process:
-        found = [check_rows(train, tokenizer, settings.max_length, "train")]
+    lengths = [None]
+    if PartialState().is_main_process:
+        lengths = [check_rows(train, tokenizer, settings.max_length, "train")]
         if dev is not None:
             check_rows(dev, tokenizer, settings.max_length, "dev")
-    if state.num_processes > 1:
-        broadcast_object_list(found)
-    return train, dev, tokenizer, found[0]
+    return train, dev, tokenizer, broadcast_object_list(lengths)[0]
 
 
-def plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> tuple[list[str], float | None]:
-    """(lines that say what the run will be, estimated peak in GiB on each GPU) for training rows of these lengths.
+def print_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> float | None:
+    """Print, in the first process, what a run on rows of these lengths will be; returns its peak in GiB on each GPU.
 
-    The peak is None, and a line says why, for an architecture that cannot be counted: an estimate refuses no run.
+    The peak is None for an architecture that cannot be counted.
 
     Raises:
         UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
     """
-    from sft.common.models import load_config
+    from accelerate import PartialState
 
     # Packs are taken as full: bfd leaves few gaps.
     sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
     epoch, whole = steps(settings, launch.processes, sequences)
     packs = "packs" if settings.packing else "rows"
     batch = settings.per_device_train_batch_size * launch.processes * settings.gradient_accumulation_steps
-    weights = settings.quantised or settings.dtype
     precision = "float32" if settings.precision == "no" else settings.precision
     if settings.sources.get("bf16") == NO_BF16:
         precision += f", because {NO_BF16}"
+    memory_lines, peak = plan_memory(settings, launch, hardware, max(lengths))
     lines = [
         f"Launch: {launch.name}; {'CPU' if on_cpu(settings, launch) else hardware.name}",
-        f"Precision: {precision}; frozen weights {weights}",
+        f"Precision: {precision}; frozen weights {settings.quantised or settings.dtype}",
         f"Batch: {settings.per_device_train_batch_size} {packs} x {launch.processes} process(es) x "
         f"{settings.gradient_accumulation_steps} accumulated = {batch} {packs} a step",
         f"Data: {len(lengths):,} rows, {sum(lengths):,} tokens an epoch, longest row {max(lengths)} tokens"
         + (f", packs of {settings.max_length}" if settings.packing else ""),
         f"Steps: about {epoch:,} an epoch, {whole:,} in all",
+        *memory_lines,
     ]
+    if PartialState().is_main_process:
+        print("\n".join(lines), flush=True)
+    return peak
+
+
+def plan_memory(
+    settings: Settings, launch: Launch, hardware: Hardware, longest: int
+) -> tuple[list[str], float | None]:
+    """(lines about trained parameters and memory, peak in GiB on each GPU); `longest` is the longest row in tokens.
+
+    For an architecture that cannot be counted the peak is None and the line says why: an estimate refuses no run.
+
+    Raises:
+        UserError: as `print_plan`.
+    """
+    from sft.common.models import load_config
+
     config = load_config(settings.model)
-    tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else max(lengths))
+    tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else longest)
     try:
         parameters = count_parameters(trained_meta_model(config, settings), settings)
         parts = estimate(config, settings, launch, parameters, tokens)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return [*lines, f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
+        return [f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
     if not settings.is_trial:
         check_checkpoints_fit(settings, checkpoint_bytes(settings, parameters))
     peak = sum(parts.values())
     listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
     # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.
     where, rest = ("", "the libraries") if on_cpu(settings, launch) else (" on each GPU", "CUDA itself")
-    lines += [
+    lines = [
         f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
         f"Peak memory, estimated: {peak:.1f} GiB{where} ({listed}), and about 1 GiB for {rest}",
     ]

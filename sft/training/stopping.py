@@ -1,4 +1,4 @@
-"""Stop and continue: signals, the checkpoint that a signal saves, and the command that continues the run."""
+"""Stop and continue: signals, the checkpoint that a signal saves, and the words that continue the run."""
 
 import functools
 import os
@@ -24,9 +24,9 @@ SECOND_SIGNAL_SECONDS = 5.0
 def begin(
     trainer: Any, settings: Settings, description: dict, checkpoint: Path | None, notes: list[str]
 ) -> "GracefulStopCallback":
-    """Make a run ready to be stopped and continued: clean up, note what it is, and listen for signals.
+    """Make a run ready to be stopped and continued: clean up, write its manifest, and listen for signals.
 
-    `notes` are what `compare` had to say of `checkpoint`.
+    `notes` are what `compare` returned for `checkpoint`.
 
     Raises:
         UserError: the weights of `checkpoint` do not fit.
@@ -36,7 +36,7 @@ def begin(
         notes = [f"weights of {checkpoint}; optimizer, schedule and place in the data start anew"]
     elif checkpoint:
         notes = [f"continuing from {checkpoint}", *notes]
-        trainer.args.eval_on_start = False  # it was asked at the start of the run
+        trainer.args.eval_on_start = False  # the base model was evaluated at the start of the run
     if trainer.is_world_process_zero():
         out = Path(settings.output_dir)
         out.mkdir(parents=True, exist_ok=True)
@@ -55,28 +55,12 @@ def begin(
     return graceful_stop
 
 
-def command_line() -> str:
-    """The command that started this process, launcher and all, as a user would type it."""
-    ours = [Path(sys.argv[0]), *sys.argv[1:]]
-    launcher: list[str] = []
-    try:
-        parent = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
-        script = next(i for i, word in enumerate(parent) if word.endswith("run.py"))
-        ends = {"accelerate": "accelerate", "accelerate_cli": "accelerate", "torchrun": "torchrun"}
-        names = [ends.get(re.split(r"[/.]", word)[-1]) for word in parent[:script]]
-        first = next(i for i, name in enumerate(names) if name)
-        launcher = [names[first], *parent[first + 1 : script]]
-    except (OSError, StopIteration):
-        launcher = ["python"]
-    return shlex.join(map(str, [*launcher, *ours]))
-
-
 class AlreadyTrained(Exception):
     """The checkpoint is from the last step, so nothing is left to train."""
 
 
 class GracefulStopCallback(TrainerCallback):
-    """Seals every checkpoint; on SIGTERM or SIGUSR1 saves one after the step at hand and ends the training.
+    """Marks every checkpoint complete; on SIGTERM or SIGUSR1 saves one after the current step and ends the training.
 
     SLURM sends SIGUSR1 some minutes before the time limit if asked to (docs/slurm.sh). A second signal acts as usual.
     """
@@ -85,10 +69,9 @@ class GracefulStopCallback(TrainerCallback):
         self.trainer = trainer
         self.description = description
         self.continued = continued  # the checkpoint that the run goes on from
-        self.received: int | None = None
-        self.heard = 0.0
+        self.received = False
+        self.received_at = 0.0
         self.stopped = False
-        self.command = command_line()  # now: by the time of the signal the launcher may be gone
 
     def train(self) -> None:
         """Train, from the checkpoint if there is one, to the end or to a signal."""
@@ -110,12 +93,12 @@ class GracefulStopCallback(TrainerCallback):
             raise AlreadyTrained
 
         def listen(number: int, _: Any) -> None:
-            # torchrun passes on a SIGTERM that the scheduler has sent already: the same signal, told twice.
-            if self.received is not None and time.monotonic() - self.heard > SECOND_SIGNAL_SECONDS:
+            # torchrun passes on a SIGTERM that the scheduler has sent already: the same signal, twice.
+            if not self.received:
+                self.received, self.received_at = True, time.monotonic()
+            elif time.monotonic() - self.received_at > SECOND_SIGNAL_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
-            self.heard = time.monotonic() if self.received is None else self.heard
-            self.received = number
 
         if state.is_world_process_zero:
             print(f"To stop with a checkpoint: kill -USR1 {os.getpid()}", flush=True)
@@ -123,7 +106,6 @@ class GracefulStopCallback(TrainerCallback):
             signal.signal(number, listen)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Signals act as usual again."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
 
@@ -141,26 +123,25 @@ class GracefulStopCallback(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Seal the checkpoint when every process has written its part."""
+        """Mark the checkpoint complete when every process has written its part."""
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.description)
 
     def print_resume_command(self) -> None:
-        """Tell where the run stopped and how it goes on."""
+        """Say where the run stopped and how it goes on: by the same command, from the checkpoint just saved."""
         if self.trainer.is_world_process_zero():
-            # From wherever this run began, the next one goes on from the checkpoint just saved.
-            words = re.sub(r" --(resume_from_checkpoint|resume_weights_only)[= ]\S+", "", self.command)
-            words += " --resume_from_checkpoint auto"
+            words = re.sub(r" --(resume_from_checkpoint|resume_weights_only)[= ]\S+", "", shlex.join(sys.argv))
             print(f"Stopped by a signal after step {self.trainer.state.global_step}; the checkpoint is saved.")
-            print(f"Continue with: {words}", flush=True)
+            print("Continue with the same command and --resume_from_checkpoint auto:")
+            print(f"  ... {words} --resume_from_checkpoint auto", flush=True)
         self.trainer.end()
 
     def _agreed(self) -> bool:
         if self.trainer.accelerator.num_processes == 1:
-            return self.received is not None
+            return self.received
         import torch
 
-        flag = torch.tensor(int(self.received is not None), device=self.trainer.args.device)
+        flag = torch.tensor(int(self.received), device=self.trainer.args.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag.item())

@@ -4,17 +4,21 @@ Both train for real, in a temporary folder, with the recipe's own model, launche
 """
 
 import dataclasses
+import itertools
 import resource
+import tempfile
 import time
 from typing import Any
 
 from transformers import TrainerCallback
 
 from sft.common.command import GIB
-from sft.common.display import marked, shows_colour
+from sft.common.display import duration, marked, shows_colour
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
-from sft.training.plan import steps
+from sft.training.launch import Launch
+from sft.training.model import load_trainer, parameter_size
+from sft.training.plan import load_and_check_data, print_plan, steps
 
 # The first steps of a run warm up kernels and allocators.
 WARM_UP = 2
@@ -46,11 +50,9 @@ def longest_rows(train: Any, lengths: list[int], settings: Settings, processes: 
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     if not settings.packing:
         return train.select(order[:sequences])
-    wanted, taken = sequences * settings.max_length, 0
-    while taken < len(order) and wanted > 0:
-        wanted -= lengths[order[taken]]
-        taken += 1
-    return train.select(order[: taken + sequences])  # some more, for the gaps in packs
+    tokens = itertools.accumulate(lengths[index] for index in order)
+    filling = sum(1 for total in tokens if total < sequences * settings.max_length) + 1
+    return train.select(order[: filling + sequences])  # some more, for the gaps in packs
 
 
 class Clock(TrainerCallback):
@@ -60,7 +62,6 @@ class Clock(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Wait for the device, then look at the clock."""
         import torch
 
         if torch.cuda.is_available():
@@ -85,47 +86,48 @@ def flops_per_token(model: Any) -> float:
     are left out: a few percent for packs of 1,024 tokens of an 8B model. Method: Chowdhery et al. 2022 (PaLM),
     appendix B.
     """
-    head = {id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
-    skipped = {id(p) for module in model.modules() if id(module) in head for p in module.parameters()}
-    weights = trained = 0
-    for parameter in model.parameters():
-        if id(parameter) in skipped:
-            continue
-        # Under ZeRO-3 a parameter knows its whole size; 4-bit weights are packed two in a byte.
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        size *= 2 if type(parameter).__name__ == "Params4bit" else 1
-        weights += size
-        trained += size if parameter.requires_grad else 0
-    return 4 * weights + 2 * trained
+    ends = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()}
+    return sum(
+        parameter_size(parameter) * (6 if parameter.requires_grad else 4)
+        for parameter in model.parameters()
+        if id(parameter) not in ends
+    )
 
 
-def run(trainer: Any, settings: Settings, hardware: Hardware, estimated: float | None) -> None:
-    """Train the shortened run of `trainer` and print what it showed.
+def run(settings: Settings, launch: Launch, hardware: Hardware) -> None:
+    """Train some steps of the run that `settings` describe, in a temporary folder, and print what they showed.
 
-    `settings` are those of the whole run, `estimated` is its peak memory in GiB on each GPU.
+    Raises:
+        UserError: data or a model that the run cannot use.
     """
-    is_main = trainer.is_world_process_zero()
-    if settings.dry_run and is_main:
-        print("\n".join(preview(trainer, PREVIEWED)), flush=True)
-    clock = Clock()
-    trainer.add_callback(clock)
-    start = time.perf_counter()
-    result = trainer.train()
+    from trl import SFTConfig
+
+    with tempfile.TemporaryDirectory() as scratch:
+        shortened = trial_settings(settings, scratch)
+        training_args = shortened.build(SFTConfig)
+        rows, _, tokenizer, lengths = load_and_check_data(shortened)
+        estimated = print_plan(settings, launch, hardware, lengths)
+        if settings.dry_run:
+            rows = longest_rows(rows, lengths, settings, launch.processes)
+        trainer = load_trainer(shortened, training_args, rows, None, tokenizer)
+        is_main = trainer.is_world_process_zero()
+        if settings.dry_run and is_main:
+            print("\n".join(preview(trainer, PREVIEWED)), flush=True)
+        clock = Clock()
+        trainer.add_callback(clock)
+        start = time.perf_counter()
+        result = trainer.train()
     if not is_main:
         return
+    if settings.dry_run:
+        seconds = clock.ends[-1] - start
+        print(f"Dry run: one step on the longest rows in {seconds:.1f} s, loss {result.training_loss:.3f}")
+    else:
+        print("\n".join(report(trainer, clock, settings, hardware)))
     peak, of_what = peak_memory(trainer.args.device)
     against = "not estimated" if estimated is None else f"estimated {estimated:.1f} GiB without CUDA or the libraries"
-    memory = f"Peak memory: {peak:.1f} GiB {of_what}; {against}"
-    if settings.dry_run:
-        print(
-            f"Dry run: one step on the longest rows in {clock.ends[-1] - start:.1f} s, loss {result.training_loss:.3f}"
-        )
-        print(memory)
-        print("Nothing was kept. The run can start.")
-        return
-    print("\n".join(report(trainer, clock, settings, hardware)))
-    print(memory)
-    print("Nothing was kept.")
+    print(f"Peak memory: {peak:.1f} GiB {of_what}; {against}")
+    print("Nothing was kept." + (" The run can start." if settings.dry_run else ""))
 
 
 def preview(trainer: Any, count: int) -> list[str]:
@@ -146,7 +148,7 @@ def preview(trainer: Any, count: int) -> list[str]:
 
 
 def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -> list[str]:
-    """Lines about a probe: speed, utilisation of the device, time and cost of the whole run."""
+    """Lines about a probe: speed, utilisation of the device, time and cost of all steps of the run."""
     from trl.trainer.utils import get_peak_flops
 
     processes = trainer.accelerator.num_processes
@@ -154,19 +156,17 @@ def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -
     seconds = clock.ends[-1] - clock.ends[WARM_UP - 1]
     step = seconds / settings.probe_steps
     rate = (logged[-1] - logged[WARM_UP - 1]) / seconds
-    _, whole = steps(settings, processes, len(trainer.train_dataset))
-    hours = whole * step / 3600
-    length = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    price = settings.price_per_hour
-    used = "not told, because this device's peak is not known"
+    _, total = steps(settings, processes, len(trainer.train_dataset))
+    utilisation = "not known, because this device's peak is not known"
     kind = "float16" if settings.fp16 else "bfloat16"
     flops = get_peak_flops(hardware.gpu, kind) if trainer.args.device.type == "cuda" and hardware.gpu else None
     if flops:
         share = flops_per_token(trainer.model) * rate / (processes * flops)
-        used = f"{share:.1%} of {flops / 1e12:g} TFLOPS a GPU"
+        utilisation = f"{share:.1%} of {flops / 1e12:g} TFLOPS a GPU"
+    price = settings.price_per_hour
+    cost = "" if price is None else f", {price * total * step / 3600:.2f} at {price:g} an hour"
     return [
         f"Probe: {settings.probe_steps} steps after {WARM_UP} to warm up, {step:.2f} s a step, {rate:,.0f} tokens/s",
-        f"Model FLOPs utilisation: {used}",
-        f"Whole run: {whole:,} steps, {length} without evaluations"
-        + (f", {price * hours:.2f} at {price:g} an hour" if price is not None else ""),
+        f"Model FLOPs utilisation: {utilisation}",
+        f"Whole run: {total:,} steps, {duration(total * step)} without evaluations{cost}",
     ]

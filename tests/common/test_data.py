@@ -1,12 +1,13 @@
 """Mixtures of prepared data sets."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from sft.common.command import UserError
 from sft.common.data import load_mixture, load_split
-from sft.training.config import RunArguments
+from sft.training.config import Settings, resolve
 
 
 def test_a_weight_is_how_often_each_row_is_taken(prepared, prepare):
@@ -41,20 +42,18 @@ def test_a_weight_that_takes_nothing_is_refused(prepared):
 @pytest.mark.parametrize("mixture", ["A", "[1]", "{}", '{"A": 0}', '{"A": "much"}', '{"A": -1}', "3"])
 def test_what_is_no_mixture_is_refused(mixture):
     with pytest.raises(UserError, match="write data sets and positive weights"):
-        RunArguments(mixture).weights("A")
+        Settings(Path("r.yaml"), {"dataset_name": "A", "dataset_mixture": mixture}, {}).dataset_weights()
 
 
 def test_without_a_mixture_the_data_set_is_taken_once():
-    assert RunArguments().weights("A") == {"A": 1.0}
+    assert resolve(["recipes/pmcvqa.yaml", "--dataset_name", "A"]).dataset_weights() == {"A": 1.0}
 
 
 def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
-    from sft.training.config import resolve
-
     (tmp_path / "r.yaml").write_text(
         "output_dir: out\nuse_cpu: true\ndataset_name: A\ndataset_mixture: {A: 1, B: 0.5}\n"
     )
-    assert resolve([str(tmp_path / "r.yaml")]).build()[3].weights("A") == {"A": 1.0, "B": 0.5}
+    assert resolve([str(tmp_path / "r.yaml")]).dataset_weights() == {"A": 1.0, "B": 0.5}
 
 
 def test_the_fingerprint_of_the_data_knows_every_row_and_their_order_and_not_the_place(prepared, prepare):

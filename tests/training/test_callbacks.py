@@ -67,3 +67,24 @@ def test_a_plot_needs_nothing_but_what_was_logged(history, tmp_path):
 
     plot(history, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_what_is_logged_is_a_line_with_step_and_time_left_and_a_value_that_is_no_number_stays_as_it_is(capsys):
+    from types import SimpleNamespace
+
+    from sft.training.callbacks import LogLinesCallback
+
+    state = SimpleNamespace(global_step=0, max_steps=10, is_world_process_zero=True)
+    callback = LogLinesCallback()
+    callback.on_train_begin(None, state, None)
+    state.global_step = 5
+    callback.on_log(None, state, None, {"loss": 1.23456, "learning_rate": "2e-4", "note": None, "epoch": 0.5})
+    callback.on_log(None, state, None, {"epoch": 0.5})
+    assert capsys.readouterr().out == "step 5/10 (0 s, 0 s left): loss 1.235, learning_rate 2e-4, note None\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(48.2, "48 s"), (720, "12 min"), (11_100, "3 h 05 min")])
+def test_a_length_of_time_is_short(seconds, text):
+    from sft.common.display import duration
+
+    assert duration(seconds) == text

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from sft.common.command import UserError
 from sft.training.config import resolve
@@ -32,7 +33,8 @@ def test_values_arrive_with_the_type_of_their_field(recipe):
         "learning_rate: 2e-5\nbf16: NO\npacking: on\neval_strategy: no\nmax_length: null\n"
         "lora_target_modules: [q_proj, v_proj]\nmodel_init_kwargs: {use_cache: false}\nmax_steps: -1\n"
     )
-    script, training, model, _ = resolve([path]).build()
+    settings = resolve([path])
+    training, model = settings.build(SFTConfig), settings.build(ModelConfig)
     assert training.learning_rate == 2e-5
     assert training.bf16 is False
     assert training.packing is True
@@ -41,12 +43,13 @@ def test_values_arrive_with_the_type_of_their_field(recipe):
     assert training.max_steps == -1
     assert training.model_init_kwargs == {"use_cache": False}
     assert model.lora_target_modules == ["q_proj", "v_proj"]
-    assert script.dataset_name == "d"
+    assert settings.build(ScriptArguments).dataset_name == "d"
 
 
 def test_command_line_wins_over_recipe(recipe):
     path = recipe(learning_rate=1.0, lora_r=4, packing=True)
-    _, training, model, _ = resolve([path, "--learning_rate", "2e-4", "--lora_r=8", "--packing", "no"]).build()
+    settings = resolve([path, "--learning_rate", "2e-4", "--lora_r=8", "--packing", "no"])
+    training, model = settings.build(SFTConfig), settings.build(ModelConfig)
     assert (training.learning_rate, model.lora_r, training.packing) == (2e-4, 8, False)
 
 

@@ -44,11 +44,11 @@ def test_seven_projections_of_the_8b_model_are_half_a_percent_not_the_published_
 
 @pytest.mark.parametrize("options", [("--load_in_8bit", "yes"), ("--load_in_4bit", "yes"), ()], ids=["8", "4", "bf16"])
 def test_weights_take_what_bitsandbytes_makes_of_them(config, embedded_model, options):
-    from trl import get_quantization_config
+    from trl import ModelConfig, get_quantization_config
 
     chosen = settings(*options)
     model = AutoModelForCausalLM.from_pretrained(
-        embedded_model, dtype="bfloat16", quantization_config=get_quantization_config(chosen.build()[2])
+        embedded_model, dtype="bfloat16", quantization_config=get_quantization_config(chosen.build(ModelConfig))
     )
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     for module in model.modules():  # what bitsandbytes keeps beside the weights
@@ -77,7 +77,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_layer(config, lora):
             model.enable_input_require_grads()
         model.train()
         body = model.get_base_model() if lora else model
-        with _count_saved(model) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
+        with _count_saved(model.parameters()) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
             body.base_model(input_ids=torch.zeros(1, 96, dtype=torch.long), position_ids=packed, use_cache=False)
             found.append(sum(size for size, _ in saved.values()))
     assert layer_activations(config, chosen, 96) == found[1] - found[0]

@@ -124,10 +124,10 @@ def test_probe_tells_speed_memory_time_and_cost_of_the_whole_run(train, tmp_path
     seconds, tokens = float(found[1]), int(found[2].replace(",", ""))
     assert tokens * seconds == pytest.approx(4 * 256, rel=0.2)  # four packs, nearly full
     cost = float(
-        re.search(r"Whole run: 1,000 steps, .* (?:hours|minutes) without evaluations, ([\d.]+) at", done.stdout)[1]
+        re.search(r"Whole run: 1,000 steps, .* (?:h \d+ min|min|s) without evaluations, ([\d.]+) at", done.stdout)[1]
     )
     assert cost == pytest.approx(1000 * seconds, rel=0.05)  # a unit of money a second
-    assert "Model FLOPs utilisation: not told" in done.stdout
+    assert "Model FLOPs utilisation: not known" in done.stdout
     assert "Peak memory:" in done.stdout
     assert not (tmp_path / "out").exists()
 

@@ -127,9 +127,9 @@ def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(st
     assert step < 500
     assert complete_manifest(out / f"checkpoint-{step}")
     assert text.count("Stopped by a signal") == 1
-    (way_on,) = re.findall(r"Continue with: (.*)", text)
-    launched = "accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2"
-    assert way_on.startswith(f"{launched} sft/run.py recipes/pmcvqa_ddp.yaml --max_steps 4")
+    (way_on,) = re.findall(r"Continue with the same command and --resume_from_checkpoint auto:\n  (.*)", text)
+    assert way_on.startswith("... sft/run.py recipes/pmcvqa_ddp.yaml --max_steps 4")
+    assert way_on.count("--resume_from_checkpoint") == 1
     assert way_on.endswith("--eval_on_start no --resume_from_checkpoint auto")
     assert not (out / "final_model").exists()
 
@@ -145,7 +145,7 @@ def test_sigterm_to_a_single_process_saves_and_exits_0(started, toy_options, tmp
     text = log.read_text()
     step = int(re.search(r"Stopped by a signal after step (\d+)", text)[1])
     assert complete_manifest(out / f"checkpoint-{step}")
-    assert "Continue with: python sft/run.py recipes/pmcvqa.yaml" in text
+    assert "Continue with the same command and --resume_from_checkpoint auto:\n  ... sft/run.py recipes/pmcvqa" in text
 
 
 def test_auto_in_an_empty_folder_starts_anew(tmp_path):
