@@ -31,7 +31,7 @@ SHARED = ROOT.parent / "shared/data"
 
 # Files that launch two processes or look at what those left; elsewhere, two_processes in the name of a test says so.
 # They share the runs of recipes, and two launchers at a time could take the same port; test_launch.py finds it taken.
-LAUNCHING = ("test_recipes.py", "test_invariance.py", "test_launch.py", "test_selection.py", "test_survive.py")
+LAUNCHING = ("test_recipes.py", "test_invariance.py", "test_launch.py", "test_callbacks.py", "test_stopping.py")
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which `make test` uses

@@ -43,3 +43,10 @@ def test_only_commands_lie_beside_the_rooms():
         *(module for module in COMMANDS if module.startswith("sft.")),
         *(f"sft.{room}" for room in ("common", "training", "evaluation", "inference", "publishing")),
     }
+
+
+def test_the_files_that_launch_two_processes_exist():
+    """conftest.py names them, so that two launchers never run at a time; a file that is renamed would fall out."""
+    from conftest import LAUNCHING
+
+    assert {file.name for file in (ROOT / "tests").rglob("test_*.py")} >= set(LAUNCHING)
