@@ -41,9 +41,25 @@ def commit_of(model_path: str) -> str | None:
 
 
 def prompt_format(model_path: str) -> str | None:
-    """The answer format a model was trained with, or None where its files do not say."""
+    """The answer format a model was trained with, or None where its files do not say.
+
+    Raises:
+        UserError: the file that should say it does not.
+    """
     file = repo_file(model_path, PROMPT_FILE)
-    return read_json(file)["answer_format"] if file else None
+    return key_of(file, "answer_format") if file else None
+
+
+def key_of(file: Path, key: str) -> Any:
+    """A value of a JSON file that holds an object.
+
+    Raises:
+        UserError: there is no such key.
+    """
+    values = read_json(file)
+    if not isinstance(values, dict) or key not in values:
+        raise UserError(f"{file} has no {key}: is the folder a model's?")
+    return values[key]
 
 
 def check_model_folder(model_path: str) -> None:
@@ -121,8 +137,7 @@ def base_of(model_path: str) -> str:
     file = repo_file(model_path, ADAPTER_CONFIG)
     if file is None:
         return model_path
-    adapter = read_json(file)
-    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    base, revision = key_of(file, "base_model_name_or_path"), read_json(file).get("revision")
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 

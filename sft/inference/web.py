@@ -36,7 +36,7 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
         bars = {f"{letter}. {answer.choices[letter]}": chance for letter, chance in answer.probabilities.items()}
         text = answer.text or "*no answer*"
         if answer.outcome != "answered":
-            note = f"{answer.outcome}: no single option is stated" if choices else "token limit reached"
+            note = "no single option is stated" if answer.outcome == "unparsed" else "token limit reached"
             text += f"\n\n*({note})*"
         hidden = thinking != "show" or not answer.reasoning
         return (

@@ -26,6 +26,7 @@ MAY_CHANGE_ON_RESUME = {
     *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps", "push_to_hub"),
 }
 MAY_CHANGE_PREFIXES = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Settings whose change is meant, but bends the learning-rate schedule.
 LENGTH = {"num_train_epochs", "max_steps"}
 
@@ -102,13 +103,19 @@ def resume_point(settings: Settings) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a ``checkpoint-N`` folder was written."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
+    """The optimizer step after which a ``checkpoint-N`` folder was written.
+
+    Raises:
+        UserError: a folder of another name.
+    """
+    if not (name := CHECKPOINT.fullmatch(checkpoint.name)):
+        raise UserError(f"resume_from_checkpoint {checkpoint}: name a folder checkpoint-N, as the run wrote it")
+    return int(name[1])
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The ``checkpoint-N`` folders in `folder`, by step; copies under other names are not ours to touch."""
-    return sorted((path for path in folder.glob("checkpoint-*") if re.fullmatch(r".*-\d+", path.name)), key=step_of)
+    return sorted((path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)), key=step_of)
 
 
 def remove_incomplete(output_dir: Path) -> list[str]:

@@ -136,10 +136,8 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
 
 def trained_bytes(settings: Settings, launch: Launch) -> int:
     """Bytes of one trained parameter: TRL keeps adapters of quantised models in bf16, PEFT others in fp32."""
-    if settings.fp16 and settings.quantised:
-        return 4  # recast by sft/common/models.py: fp16 training scales gradients, which bf16 adapters cannot take
     if settings.quantised:
-        return 2
+        return 2 if settings.bf16 else 4  # cast by `trained_in_float32` in sft/training/model.py
     if launch.kind == "deepspeed" and (launch.zero_stage == 3 or not settings.use_peft):
         return dtype_of(settings).itemsize
     if launch.kind == "fsdp" or settings.use_peft:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import GIB, check_disk, first_line
+from sft.common.command import GIB, UserError, check_disk, first_line
 from sft.training.checks import NO_BF16, on_cpu
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
@@ -58,6 +58,12 @@ def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
     train = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed)
     evaluating = settings.eval_strategy != "no"
     dev = load_split(settings.dataset_name, settings.dataset_test_split) if evaluating else None
+    formats = [rows[0]["answer_format"] for rows in (train, dev) if rows is not None]
+    if len(set(formats)) > 1:
+        raise UserError(
+            f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {formats[1]}, the "
+            f"training rows have {formats[0]}: prepare them with the same --answer_format"
+        )
     tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
     lengths = [None]
     if PartialState().is_main_process:

@@ -143,7 +143,14 @@ def test_the_card_states_what_was_measured(facts):
             "answered 97.0%",
             "41,943,040 of 8,072,204,288 (0.52%)",
         ),
-        *("NVIDIA A100-SXM4-40GB", "8 h 36 min", "4731, of 8 packs each", "0.0002, cosine", "8-bit LoRA", "git 0123abc"),
+        *(
+            "NVIDIA A100-SXM4-40GB",
+            "8 h 36 min",
+            "4731, of 8 packs each",
+            "0.0002, cosine",
+            "8-bit LoRA",
+            "git 0123abc",
+        ),
         *(
             "kept: checkpoint-4500",
             "trl 1.16.0",
