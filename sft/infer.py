@@ -14,6 +14,7 @@ its ending names. Not medical advice.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from sft.inference.assistant import DEMO, Answer, Assistant, clean_question, pri
 from sft.inference.generation import Sampling
 from sft.inference.options import add_shared_options
 from sft.inference.question_files import check_output, read_questions, write_answers
-from sft.inference.web import check_gradio, serve
+from sft.inference.web import serve
 
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
 
@@ -69,11 +70,7 @@ def arguments() -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other or make no sense.
-
-    Raises:
-        UserError: the first of them.
-    """
+    """Raise `UserError` for the first option that contradicts another or makes no sense."""
     for option, mode in (("choices", "question"), ("json", "question"), ("output", "input")):
         if getattr(args, option) and getattr(args, mode) is None:
             raise UserError(f"--{option} goes with --{mode}")
@@ -89,8 +86,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--port {args.port}: give a number from 1 to {2**16 - 1}")
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give a positive number")
-    if args.web:
-        check_gradio()
+    if args.web and importlib.util.find_spec("gradio") is None:
+        raise UserError("--web needs Gradio: pip install -c constraints.txt -e '.[web]'")
 
 
 def main() -> None:

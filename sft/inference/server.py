@@ -27,16 +27,12 @@ class Server:
 
     base_url: str
     model: str
-    concurrency: int = 8
-    retries: int = 5
-    timeout: float = 600.0
+    concurrency: int
+    retries: int
+    timeout: float
 
     def __post_init__(self) -> None:
-        """Refuse at once what cannot work.
-
-        Raises:
-            UserError: the openai package is missing, or the server does not answer.
-        """
+        """Raise `UserError` if the openai package is missing, or the server does not answer."""
         try:
             import httpx
             import openai
