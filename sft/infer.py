@@ -100,7 +100,14 @@ def main() -> None:
     questions = read_questions(args.input) if args.input else DEMO
     if args.question is not None:
         questions = [clean_question(args.question, args.choices)]
-    assistant = load_assistant(args)
+
+    import torch
+
+    answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
+    context = context_length(args.model_path)
+    dtype = dtype_on("cuda" if torch.cuda.is_available() else "cpu", args.dtype)
+    model, tokenizer = load_model(args.model_path, dtype, args.chat_template, args.quantization)
+    assistant = Assistant(model, tokenizer, answer_format, context)
     if args.interactive:
         from sft.inference.terminal import converse
 
@@ -119,17 +126,6 @@ def main() -> None:
             show(answer, args.thinking)
     # JSON on stdout stays JSON.
     print(f"\n{NOTICE}", file=sys.stderr if args.json else sys.stdout)
-
-
-def load_assistant(args: argparse.Namespace) -> Assistant:
-    """The model, asked as it was trained unless --answer_format names another form."""
-    import torch
-
-    answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
-    context = context_length(args.model_path)
-    dtype = dtype_on("cuda" if torch.cuda.is_available() else "cpu", args.dtype)
-    model, tokenizer = load_model(args.model_path, dtype, args.chat_template, args.quantization)
-    return Assistant(model, tokenizer, answer_format, context)
 
 
 def show(answer: Answer, thinking: str) -> None:

@@ -5,6 +5,8 @@ one line an answer. Answers are written a batch at a time, and a batch of which 
 """
 
 import argparse
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, sha256, strip_local_paths, write_json
+from sft.common.data import data_fingerprint
 from sft.common.hub import pinned
 from sft.common.models import base_of, commit_of
 from sft.common.prompts import PROMPT_VERSION
@@ -101,11 +104,7 @@ def model_fingerprint(model_path: str) -> list[str]:
 
 
 def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
-    """Refuse to replace a finished evaluation by one that asks for less.
-
-    Raises:
-        UserError: what would be lost, or that the folder holds something else.
-    """
+    """Raise `UserError` if scores of a finished evaluation in `folder` would be lost, or it holds something else."""
     file = folder / RESULTS
     if overwrite or not file.exists():
         return
@@ -122,12 +121,7 @@ def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
 
 def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
     """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
-    import hashlib
-    import importlib.metadata
-
     from datasets import Dataset
-
-    from sft.common.data import data_fingerprint
 
     if args.backend == "local":
         model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")

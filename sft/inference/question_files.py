@@ -55,11 +55,7 @@ def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def read_questions(file: Path) -> list[tuple[str, list[str]]]:
-    """(question, options) of each row of a CSV or JSON lines file, as they are asked.
-
-    Raises:
-        UserError: no such file, another kind of file, a row that is not a question, or one that cannot be asked.
-    """
+    """(question, options) of each row of a CSV or JSON lines file; raises `UserError` for one that cannot be asked."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

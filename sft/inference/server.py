@@ -21,8 +21,7 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 class Server:
     """The model of this name on a server, whose API begins at `base_url`.
 
-    `retries` are those of one request, with growing pauses, when the server is busy or the network fails; `timeout` is
-    in seconds. The environment variable OPENAI_API_KEY is sent along; a server on one's own machine needs none.
+    `retries` are those of one request; `timeout` is in seconds. The environment variable OPENAI_API_KEY is sent along.
     """
 
     base_url: str
@@ -103,11 +102,7 @@ class Server:
     def ask_all(
         self, conversations: Sequence[list[dict]], sampling: Sequence[Sampling]
     ) -> Iterator[tuple[int, Generated]]:
-        """Yield (index, the model's turn) as they come, at most `concurrency` under way.
-
-        Raises:
-            UserError: as `ask`; nothing new is asked after the first failure.
-        """
+        """Yield (index, the model's turn) as they come, `concurrency` under way, up to the first `UserError`."""
         failed = threading.Event()
 
         def work(index: int) -> tuple[int, Generated] | None:
