@@ -56,11 +56,7 @@ from sft.inference.options import add_shared_options
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other or make no sense.
-
-    Raises:
-        UserError: the first of them.
-    """
+    """Raise `UserError` for the first option that contradicts another or makes no sense."""
     for option in ("num_samples", "batch_size", "concurrency", "request_timeout"):
         value = getattr(args, option)
         if value is not None and not value > 0:  # so that NaN is refused
@@ -136,11 +132,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_model(args: argparse.Namespace, answer_format: str) -> None:
-    """Refuse a local model that cannot answer questions of this format, without loading it.
-
-    Raises:
-        UserError: it was trained with another format, its chat template is missing, or an adapter's base is.
-    """
+    """Raise `UserError` if a local model was trained with another format, or its template or base model is missing."""
     trained = prompt_format(args.model_path)
     if trained not in (None, answer_format):
         raise UserError(
@@ -156,17 +148,16 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
     """Have the model answer what has no answer yet, each process its share; the main process reads them all.
 
     Raises:
-        UserError: a question that does not fit into the context, a server that fails, or answers of other processes
-            that this one cannot see.
+        UserError: a question does not fit into the context, a server fails, or other processes' answers are not here.
     """
     wanted = [(task.name, question["id"]) for task in tasks for question in task.questions]
-    missing = sum(key not in answers.found for key in wanted)
+    missing = sum(key not in answers.by_key for key in wanted)
     if not missing:
         if state.is_main_process:
             print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
         return
     answered = answered_locally if args.backend == "local" else answered_by_server
-    batches = answered(args, tasks, answers.found, state)
+    batches = answered(args, tasks, answers.by_key, state)
     state.wait_for_everyone()  # every process has read what was there
     if state.is_main_process:
         passes = f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} ({'; '.join(task.name for task in tasks)})"
@@ -175,16 +166,14 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
         answers.begin()
         (answers.folder.parent / RESULTS).unlink(missing_ok=True)  # until it is true again
     state.wait_for_everyone()
-    writer = answers.writer(state.process_index)
     share = -(-missing // state.num_processes)
     with tqdm(total=share, desc="Asking", unit=" answers", disable=not state.is_main_process) as progress:
-        for name, batch in batches:
-            writer.add(name, batch)
-            progress.update(len(batch))
+        for count in answers.write(state.process_index, batches):
+            progress.update(count)
     state.wait_for_everyone()
     if state.is_main_process:
         answers.read()
-        if any(key not in answers.found for key in wanted):
+        if any(key not in answers.by_key for key in wanted):
             raise UserError(
                 f"answers of other processes are missing in {answers.folder}: put --output_dir where all machines "
                 "see it"
@@ -221,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not state.is_main_process:
         return
 
-    scores, columns = results_of(questions, tasks, answers.found)
+    scores, columns = results_of(questions, tasks, answers.by_key)
     results = {
         "schema_version": SCHEMA_VERSION,
         "name": folder.name,

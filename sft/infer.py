@@ -14,6 +14,7 @@ its ending names. Not medical advice.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from sft.inference.assistant import DEMO, Answer, Assistant, clean_question, pri
 from sft.inference.generation import Sampling
 from sft.inference.options import add_shared_options
 from sft.inference.question_files import check_output, read_questions, write_answers
-from sft.inference.web import check_gradio, serve
+from sft.inference.web import serve
 
 NOTICE = "A language model wrote this without seeing any figure. It is not medical advice."
 
@@ -69,11 +70,7 @@ def arguments() -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other or make no sense.
-
-    Raises:
-        UserError: the first of them.
-    """
+    """Raise `UserError` for the first option that contradicts another or makes no sense."""
     for option, mode in (("choices", "question"), ("json", "question"), ("output", "input")):
         if getattr(args, option) and getattr(args, mode) is None:
             raise UserError(f"--{option} goes with --{mode}")
@@ -89,8 +86,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--port {args.port}: give a number from 1 to {2**16 - 1}")
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give a positive number")
-    if args.web:
-        check_gradio()
+    if args.web and importlib.util.find_spec("gradio") is None:
+        raise UserError("--web needs Gradio: pip install -c constraints.txt -e '.[web]'")
 
 
 def main() -> None:
@@ -103,7 +100,14 @@ def main() -> None:
     questions = read_questions(args.input) if args.input else DEMO
     if args.question is not None:
         questions = [clean_question(args.question, args.choices)]
-    assistant = load_assistant(args)
+
+    import torch
+
+    answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
+    context = context_length(args.model_path)
+    dtype = dtype_on("cuda" if torch.cuda.is_available() else "cpu", args.dtype)
+    model, tokenizer = load_model(args.model_path, dtype, args.chat_template, args.quantization)
+    assistant = Assistant(model, tokenizer, answer_format, context)
     if args.interactive:
         from sft.inference.terminal import converse
 
@@ -122,17 +126,6 @@ def main() -> None:
             show(answer, args.thinking)
     # JSON on stdout stays JSON.
     print(f"\n{NOTICE}", file=sys.stderr if args.json else sys.stdout)
-
-
-def load_assistant(args: argparse.Namespace) -> Assistant:
-    """The model, asked as it was trained unless --answer_format names another form."""
-    import torch
-
-    answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
-    context = context_length(args.model_path)
-    dtype = dtype_on("cuda" if torch.cuda.is_available() else "cpu", args.dtype)
-    model, tokenizer = load_model(args.model_path, dtype, args.chat_template, args.quantization)
-    return Assistant(model, tokenizer, answer_format, context)
 
 
 def show(answer: Answer, thinking: str) -> None:

@@ -5,13 +5,17 @@ one line an answer. Answers are written a batch at a time, and a batch of which 
 """
 
 import argparse
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, sha256, strip_local_paths, write_json
+from sft.common.data import data_fingerprint
 from sft.common.hub import pinned
 from sft.common.models import base_of, commit_of
 from sft.common.prompts import PROMPT_VERSION
@@ -29,33 +33,27 @@ class Answers:
     """The answers in `folder`, by task and question id.
 
     Raises:
-        UserError: the folder holds answers that another model, other data or other options gave.
+        UserError: the folder holds answers that another model, other data or other options gave, or something else.
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], overwrite: bool):
         self.folder, self.fingerprint = folder, fingerprint
-        self.found: dict[tuple[str, str], dict] = {}
-        # Whether `begin` empties the folder.
-        self.anew = overwrite
+        self.by_key: dict[tuple[str, str], dict] = {}
         file = folder / FINGERPRINT
-        if not file.is_file():
-            self.anew = True
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise UserError(f"{folder} holds something that is no evaluation's: choose another --name")
-            return
-        if overwrite:
+        self.anew = overwrite or not file.is_file()  # whether `begin` empties the folder
+        if not file.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} holds something that is no evaluation's: choose another --name")
+        if self.anew:
             return
         try:
             earlier = json.loads(file.read_text(encoding="utf-8"))
-            differs = " and ".join(
-                DIFFERS.get(key, key) for key in fingerprint if earlier.get(key) != fingerprint[key]
-            )
+            differs = [DIFFERS.get(key, key) for key in fingerprint if earlier.get(key) != fingerprint[key]]
         except (ValueError, AttributeError) as error:
             raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
         if differs:
             raise UserError(
-                f"{folder.parent} holds an evaluation with other {differs}: pass --overwrite to replace it, or "
-                "choose another --name"
+                f"{folder.parent} holds an evaluation with other {' and '.join(differs)}: pass --overwrite to replace "
+                "it, or choose another --name"
             )
         self.read()
 
@@ -67,7 +65,7 @@ class Answers:
                     for line in lines:
                         if line.endswith("\n"):
                             answer = json.loads(line)
-                            self.found[answer.pop("task"), answer.pop("id")] = answer
+                            self.by_key[answer.pop("task"), answer.pop("id")] = answer
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
 
@@ -81,24 +79,17 @@ class Answers:
                 raise UserError(f"--output_dir: cannot write {self.folder}: {error.strerror}") from error
             write_json(self.folder / FINGERPRINT, self.fingerprint)
 
-    def writer(self, process: int) -> "Writer":
-        """The file of a process, open to append answers."""
-        return Writer(self.folder / f"answers-{process}.jsonl")
-
-
-class Writer:
-    """Appends answers to a process's file, a batch at a time."""
-
-    def __init__(self, file: Path):
+    def write(self, process: int, batches: Iterable[tuple[str, dict[str, dict]]]) -> Iterator[int]:
+        """Append batches, (task, {id: answer}), to the file of a process; yields the size of each once it is there."""
+        file = self.folder / f"answers-{process}.jsonl"
         if file.is_file():  # the last line of a run that was killed may be half a line
             os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-        self.stream = file.open("a", encoding="utf-8")
-
-    def add(self, task: str, answers: dict[str, dict]) -> None:
-        """Write the answers of a batch, by question id."""
-        lines = [json.dumps({"task": task, "id": id, **answer}) for id, answer in answers.items()]
-        self.stream.write("".join(f"{line}\n" for line in lines))
-        self.stream.flush()
+        with file.open("a", encoding="utf-8") as stream:
+            for task, answers in batches:
+                lines = [json.dumps({"task": task, "id": id, **answer}) for id, answer in answers.items()]
+                stream.write("".join(f"{line}\n" for line in lines))
+                stream.flush()
+                yield len(answers)
 
 
 def model_fingerprint(model_path: str) -> list[str]:
@@ -113,11 +104,7 @@ def model_fingerprint(model_path: str) -> list[str]:
 
 
 def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
-    """Refuse to replace a finished evaluation by one that asks for less.
-
-    Raises:
-        UserError: what would be lost, or that the folder holds something else.
-    """
+    """Raise `UserError` if scores of a finished evaluation in `folder` would be lost, or it holds something else."""
     file = folder / RESULTS
     if overwrite or not file.exists():
         return
@@ -134,14 +121,8 @@ def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
 
 def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
     """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
-    import hashlib
-    import importlib.metadata
-
     from datasets import Dataset
 
-    from sft.common.data import data_fingerprint
-
-    columns = ["id", "question", "choices", "gold", "answer_format"]
     if args.backend == "local":
         model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
     else:  # the address may be private: its hash is enough
@@ -149,7 +130,9 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str)
         model, options = [f"{strip_local_paths(args.model_path)} at server {where}"], ("backend",)
     return {
         "model": model,
-        "questions": data_fingerprint(Dataset.from_list(questions), columns),
+        "questions": data_fingerprint(
+            Dataset.from_list(questions), ["id", "question", "choices", "gold", "answer_format"]
+        ),
         "prompt_version": PROMPT_VERSION,
         "chat_template": sha256(Path(args.chat_template)) if args.chat_template else None,
         "options": {key: getattr(args, key) for key in options},

@@ -22,11 +22,7 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read the folder of a finished evaluation.
-
-    Raises:
-        UserError: it is not a finished evaluation, or another version of this program wrote it.
-    """
+    """Read a finished evaluation; raises `UserError` if the folder is not one, or of another schema version."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -7,6 +7,7 @@ where a question was answered several times. docs/evaluation.md explains each nu
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from sft.common.prompts import LETTERS, longest_option
@@ -16,9 +17,9 @@ Z95 = 1.959964
 BINS = 10
 
 
-def wilson_interval(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     """95 % confidence interval of a proportion (Wilson 1927), which holds near 0 and 1 where the normal one fails."""
-    p = correct / n
+    p, z = correct / n, Z95
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
@@ -54,20 +55,6 @@ def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -
     return math.sqrt(sum(total**2 for total in of_article.values())) / len(values)
 
 
-def recalls(golds: Sequence[int], right: Sequence[float]) -> dict[str, float]:
-    """Of the questions whose right option stands at a letter, the share answered rightly; letters that occur."""
-    by_letter: dict[int, list[float]] = defaultdict(list)
-    for gold, value in zip(golds, right, strict=True):
-        by_letter[gold].append(value)
-    return {LETTERS[gold]: sum(values) / len(values) for gold, values in sorted(by_letter.items())}
-
-
-def standard_deviation(values: Sequence[float]) -> float:
-    """Population standard deviation. Of the recalls of the letters it is RStd (arXiv 2309.03882)."""
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-
-
 def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
     """Expected calibration error over equal-width bins (arXiv 1706.04599), and the bins of the reliability diagram."""
     bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
@@ -78,8 +65,8 @@ def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[st
             "from": number / BINS,
             "to": (number + 1) / BINS,
             "n": len(pairs),
-            "confidence": sum(confidence for confidence, _ in pairs) / len(pairs),
-            "accuracy": sum(value for _, value in pairs) / len(pairs),
+            "confidence": fmean(confidence for confidence, _ in pairs),
+            "accuracy": fmean(value for _, value in pairs),
         }
         for number, pairs in enumerate(bins)
         if pairs
@@ -90,25 +77,24 @@ def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[st
 
 def accuracy(right: Sequence[float]) -> dict[str, Any]:
     """``{"accuracy", "n", "ci95"}`` with Wilson's interval."""
-    return {
-        "accuracy": sum(right) / len(right),
-        "n": len(right),
-        "ci95": list(wilson_interval(sum(right), len(right))),
-    }
+    correct, n = sum(right), len(right)
+    return {"accuracy": correct / n, "n": n, "ci95": list(wilson_interval(correct, n))}
 
 
 def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
-    """The numbers that every score has: accuracy and its errors, and letter bias."""
-    golds = [question["gold"] for question in questions]
+    """The numbers that every score has: accuracy and its errors, and letter bias (RStd: arXiv 2309.03882)."""
     articles = [question.get("article") or "" for question in questions]
-    of_letter = recalls(golds, right)
+    by_letter: dict[str, list[float]] = defaultdict(list)
+    for question, value in zip(questions, right, strict=True):
+        by_letter[LETTERS[question["gold"]]].append(value)
+    recalls = {letter: fmean(values) for letter, values in sorted(by_letter.items())}
     return {
         **accuracy(right),
         "standard_error_clustered": clustered_standard_error(right, articles),
-        "articles": len({article for article in articles if article}),
-        "balanced_accuracy": sum(of_letter.values()) / len(of_letter),
-        "recall_by_letter": of_letter,
-        "rstd": standard_deviation(list(of_letter.values())),
+        "articles": len(set(articles) - {""}),
+        "balanced_accuracy": fmean(recalls.values()),
+        "recall_by_letter": recalls,
+        "rstd": pstdev(recalls.values()),
     }
 
 
@@ -134,7 +120,6 @@ def paired(
 
 def floors(questions: Sequence[dict]) -> dict[str, float]:
     """Accuracy without reading the question: always the commonest gold letter; always the longest option."""
-    n = len(questions)
     golds = [q["gold"] for q in questions]
-    longest = sum(longest_option(q["choices"]) == q["gold"] for q in questions)
-    return {"majority_letter": max(map(golds.count, set(golds))) / n, "longest_option": longest / n}
+    longest = fmean(longest_option(q["choices"]) == q["gold"] for q in questions)
+    return {"majority_letter": max(map(golds.count, set(golds))) / len(golds), "longest_option": longest}

@@ -20,7 +20,7 @@ COLOURS = {"option_likelihood": "#3273a8", "generation": "#c4682b"}
 GREY = "#888888"
 
 
-def plot(draw: Callable[[Any, Any], None], data: Any, height: float) -> Any:
+def plot(draw: Callable[[Any, Any], None], data: Any, height: float) -> str:
     """What `draw(axes, data)` draws as SVG markup; the same numbers give the same bytes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -72,9 +72,8 @@ def draw_calibration(axes: Any, bins: list[dict[str, Any]]) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfectly calibrated")
     for each in bins:
         low, high, height = each["from"], each["to"], each["accuracy"]
-        alpha = 0.25 + 0.75 * each["n"] / most
-        colour = COLOURS["option_likelihood"]
-        axes.bar(low, height, high - low, align="edge", color=colour, alpha=alpha, edgecolor="white")
+        style = {"color": COLOURS["option_likelihood"], "alpha": 0.25 + 0.75 * each["n"] / most, "edgecolor": "white"}
+        axes.bar(low, height, high - low, align="edge", **style)
         axes.annotate(each["n"], ((low + high) / 2, height + 0.02), ha="center")
     axes.set(xlim=(0, 1), ylim=(0, 1.08), ylabel="share answered rightly")
     axes.set_xlabel("probability of the chosen option (above each bar: questions)")
@@ -93,20 +92,14 @@ def draw_budgets(axes: Any, budgets: Sequence[dict[str, Any]]) -> None:
 
 def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> list[list[str]]:
     """The wrong answers of the highest probability: where labels and blind spots are found."""
-    wrong = []
-    for number, chosen in enumerate(columns["option_likelihood_answer"]):
-        if not columns["option_likelihood_right"][number]:
-            wrong.append((softmax(columns["log_likelihoods"][number])[chosen], questions[number], chosen))
+    answers = zip(questions, columns["option_likelihood_answer"], columns["log_likelihoods"], strict=True)
+    wrong = [(max(softmax(scores)), q, chosen) for q, chosen, scores in answers if chosen != q["gold"]]
     wrong.sort(key=lambda error: -error[0])  # errors of one probability stay in the order of the questions
-    return [
-        [
-            q["id"],
-            q["question"],
-            *(f"{LETTERS[option]}. {q['choices'][option]}" for option in (chosen, q["gold"])),
-            f"{probability:.3f}",
-        ]
-        for probability, q, chosen in wrong[:ERRORS]
-    ]
+    errors = []
+    for probability, q, chosen in wrong[:ERRORS]:
+        texts = [f"{LETTERS[option]}. {q['choices'][option]}" for option in (chosen, q["gold"])]
+        errors.append([q["id"], q["question"], *texts, f"{probability:.3f}"])
+    return errors
 
 
 def write_report(results: dict[str, Any], columns: dict[str, list], questions: Sequence[dict], file: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 from sft.common.command import atomic_write
@@ -21,6 +22,11 @@ Answers = Mapping[tuple[str, str], dict]
 OUTCOMES = ("answered", "unparsed", "truncated")
 
 
+def chosen_options(task: Any, answers: Answers) -> list[int]:
+    """The likeliest option of each question of a pass of option likelihood."""
+    return most_likely([answers[task.name, q["id"]]["log_likelihoods"] for q in task.questions])
+
+
 def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
     """The numbers of option likelihood, from its passes: the questions as they stand, then their permutations.
 
@@ -29,7 +35,7 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
     plain, *permuted = tasks
     questions = plain.questions
     scores = [answers[plain.name, q["id"]]["log_likelihoods"] for q in questions]
-    chosen = most_likely(scores)
+    chosen = chosen_options(plain, answers)
     right = [float(answer == q["gold"]) for answer, q in zip(chosen, questions, strict=True)]
     confidences = [max(softmax(values)) for values in scores]
     columns |= {"log_likelihoods": scores, "option_likelihood_answer": chosen, "option_likelihood_right": right}
@@ -38,30 +44,20 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         # Options by their place in the question as it stands, so that permutations can be compared.
         by_id = {q["id"]: [answer] for q, answer in zip(questions, chosen, strict=True)}
         for shift, task in enumerate(permuted, start=1):
-            letters = most_likely([answers[task.name, q["id"]]["log_likelihoods"] for q in task.questions])
-            for q, letter in zip(task.questions, letters, strict=True):
+            for q, letter in zip(task.questions, chosen_options(task, answers), strict=True):
                 by_id[q["id"]].append((letter + shift) % len(q["choices"]))
         chosen = [by_id[q["id"]] for q in questions]
-        shares = [sum(a == q["gold"] for a in row) / len(row) for q, row in zip(questions, chosen, strict=True)]
+        shares = [fmean(a == q["gold"] for a in row) for q, row in zip(questions, chosen, strict=True)]
         columns["permutation_answers"] = chosen
-        several = [row for row in chosen if len(row) > 1]
+        same = [len(set(row)) == 1 for row in chosen if len(row) > 1]
         numbers["permutations"] = {
             "orders": len(tasks),
-            "questions_in_several_orders": len(several),
+            "questions_in_several_orders": len(same),
             **metrics.accuracy(shares),
             "standard_error_clustered": metrics.clustered_standard_error(shares, columns["article"]),
-            "same_option_in_all_orders": sum(len(set(row)) == 1 for row in several) / len(several)
-            if several
-            else None,
+            "same_option_in_all_orders": fmean(same) if same else None,
         }
     return numbers
-
-
-def choices_only_floor(task: Any, answers: Answers, columns: dict[str, list]) -> float:
-    """The accuracy of the same model with the question removed."""
-    chosen = most_likely([answers[task.name, q["id"]]["log_likelihoods"] for q in task.questions])
-    columns["choices_only_answer"] = chosen
-    return sum(a == q["gold"] for a, q in zip(chosen, task.questions, strict=True)) / len(chosen)
 
 
 def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         for q, row in zip(questions, written, strict=True)
     ]
     rights = [[float(p.index == q["gold"]) for p in row] for q, row in zip(questions, parsed, strict=True)]
-    right = [sum(row) / len(row) for row in rights]
+    right = [fmean(row) for row in rights]
     columns |= {
         "generation_answers": [[p.index for p in row] for row in parsed],
         "generation_outcomes": [[p.outcome for p in row] for row in parsed],
@@ -97,13 +93,13 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         kept = [value for length, value in finished if length <= budget or budget == limit]
         return {"tokens": budget, "accuracy": sum(kept) / n, "truncated": 1 - len(kept) / n}
 
-    each = [sum(row[number] for row in rights) / len(questions) for number in range(len(tasks))]
+    each = [fmean(values) for values in zip(*rights, strict=True)]
     seeds = [{"seed": task.sampling.seed, "accuracy": value} for task, value in zip(tasks, each, strict=True)]
     return {
         **metrics.summary(questions, right),
         "sampling": {key: getattr(tasks[0].sampling, key) for key in ("max_new_tokens", "temperature", "top_p")},
         "seeds": seeds,
-        "standard_deviation_of_seeds": metrics.standard_deviation(each) if len(each) > 1 else None,
+        "standard_deviation_of_seeds": pstdev(each) if len(each) > 1 else None,
         "outcomes": {outcome: outcomes[outcome] / n for outcome in OUTCOMES},
         "accuracy_where_answered": sum(map(sum, rights)) / outcomes["answered"] if outcomes["answered"] else None,
         "tokens": {"mean": sum(tokens) / n, "longest": max(tokens)},
@@ -130,7 +126,8 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
         scores["option_likelihood"] = likelihood_score(likelihood, answers, columns)
     for task in tasks:
         if task.name == CHOICES_ONLY:
-            floors["choices_only"] = choices_only_floor(task, answers, columns)
+            columns["choices_only_answer"] = chosen = chosen_options(task, answers)
+            floors["choices_only"] = fmean(a == gold for a, gold in zip(chosen, columns["gold"], strict=True))
     if generation:
         scores["generation"] = generation_score(generation, answers, columns)
     return {"scores": scores, "floors": floors}, columns

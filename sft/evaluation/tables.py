@@ -32,9 +32,8 @@ class Row(NamedTuple):
 
 def scores_of(results: dict[str, Any]) -> list[Row]:
     """The scores of an evaluation."""
-    return [
-        Row(title, results["scores"][score], score) for score, title in SCORES.items() if score in results["scores"]
-    ]
+    scores = results["scores"]
+    return [Row(title, scores[score], score) for score, title in SCORES.items() if score in scores]
 
 
 def rows_of(results: dict[str, Any]) -> list[Row]:
@@ -82,21 +81,16 @@ def notes_of(results: dict[str, Any]) -> list[str]:
         title = title.capitalize()
         recalls = ", ".join(f"{letter} {recall:.2f}" for letter, recall in numbers["recall_by_letter"].items())
         notes.append(f"{title}: recall by letter {recalls}.")
-        if "permutations" in numbers:
-            share, permuted = (
-                numbers["permutations"][key] for key in ("same_option_in_all_orders", "questions_in_several_orders")
-            )
-            if permuted:
-                notes.append(
-                    f"{title}: the same option in all permutations for {share:.1%} of {permuted:,} questions."
-                )
+        permutations = numbers.get("permutations", {})
+        if permuted := permutations.get("questions_in_several_orders"):
+            share = permutations["same_option_in_all_orders"]
+            notes.append(f"{title}: the same option in all permutations for {share:.1%} of {permuted:,} questions.")
         if "outcomes" in numbers:
             sampling = ", ".join(f"{key} {value}" for key, value in numbers["sampling"].items())
             seeds = ", ".join(str(seed["seed"]) for seed in numbers["seeds"])
             shares = ", ".join(f"{outcome} {share:.1%}" for outcome, share in numbers["outcomes"].items())
-            notes.append(
-                f"{title} ({sampling}; seeds {seeds}): {shares}; {numbers['tokens']['mean']:.0f} tokens an answer."
-            )
+            tokens = numbers["tokens"]["mean"]
+            notes.append(f"{title} ({sampling}; seeds {seeds}): {shares}; {tokens:.0f} tokens an answer.")
             if len(numbers["seeds"]) > 1:
                 each = ", ".join(f"{seed['accuracy']:.3f}" for seed in numbers["seeds"])
                 spread = numbers["standard_deviation_of_seeds"]

@@ -108,11 +108,7 @@ def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: di
 
 
 def check_questions(questions: list[dict], args: argparse.Namespace) -> None:
-    """Refuse rows that cannot be scored.
-
-    Raises:
-        UserError: an id stands twice, the gold option does not exist, or options are to be permuted but not shown.
-    """
+    """Raise `UserError` if an id stands twice, a gold option does not exist, or hidden options are to be permuted."""
     ids = Counter(question["id"] for question in questions)
     id, times = ids.most_common(1)[0]
     if times > 1:

@@ -101,18 +101,10 @@ class Assistant:
     context: int | None
 
     def reply(self, messages: list[dict], sampling: Sampling, streamer: Any = None) -> Generated:
-        """Continue a conversation.
-
-        Raises:
-            UserError: it does not fit into the context with what may be written.
-        """
+        """Continue a conversation; raises `UserError` if that does not fit into the context."""
         (ids,) = token_ids(self.tokenizer, [messages], add_generation_prompt=True)
         check_context(self.context, len(ids), sampling.max_new_tokens, "the conversation")
         return generate(self.model, self.tokenizer, [ids], sampling, streamer)[0]
-
-    def messages(self, question: str, choices: Sequence[str]) -> list[dict]:
-        """The conversation that a question opens."""
-        return prompt_messages(question, choices, self.answer_format)
 
     def probabilities(self, questions: Sequence[tuple[str, list[str]]]) -> list[dict[str, float]]:
         """Probability of each option of each question, as sft/evaluate.py scores them; empty without options."""
@@ -122,11 +114,7 @@ class Assistant:
         return [dict(zip(LETTERS, softmax(next(scores)), strict=False)) if c else {} for _, c in questions]
 
     def ask(self, question: str, choices: Sequence[str], sampling: Sampling) -> Answer:
-        """Answer one question.
-
-        Raises:
-            UserError: an empty question, wrong options, or a prompt that does not fit into the context.
-        """
+        """Answer one question; raises `UserError` as `clean_question` and `ask_all`."""
         ((_, answer),) = self.ask_all([clean_question(question, choices)], sampling, 1)
         return answer
 
@@ -136,9 +124,10 @@ class Assistant:
         """Yield (index, answer) of many questions from `clean_question`, in batches whose seconds are shared evenly.
 
         Raises:
-            UserError: a question that does not fit into the context.
+            UserError: a question does not fit into the context.
         """
-        prompts = token_ids(self.tokenizer, [self.messages(*question) for question in questions], True)
+        conversations = [prompt_messages(*question, self.answer_format) for question in questions]
+        prompts = token_ids(self.tokenizer, conversations, add_generation_prompt=True)
         for index, prompt in enumerate(prompts):
             check_context(self.context, len(prompt), sampling.max_new_tokens, f"question {index + 1}")
         for number, batch in enumerate(longest_first([len(prompt) for prompt in prompts], batch_size)):
@@ -150,20 +139,18 @@ class Assistant:
             for i, turn, chances in zip(batch, turns, probabilities, strict=True):
                 question, choices = questions[i]
                 reasoning, text = split_thinking(turn.text)
-                parsed = parse_answer(turn.text, choices, turn.hit_limit)
-                yield (
-                    i,
-                    Answer(
-                        question=question,
-                        choices=dict(zip(LETTERS, choices, strict=False)),
-                        answer=None if parsed.index is None else LETTERS[parsed.index],
-                        answer_text=None if parsed.index is None else choices[parsed.index],
-                        outcome=parsed.outcome if choices or turn.hit_limit else "answered",
-                        text=text,
-                        reasoning=reasoning,
-                        probabilities={letter: round(chance, 6) for letter, chance in chances.items()},
-                        temperature=sampling.temperature,
-                        tokens=turn.tokens,
-                        seconds=round(seconds, 3),
-                    ),
+                index, outcome = parse_answer(turn.text, choices, turn.hit_limit)
+                answer = Answer(
+                    question=question,
+                    choices=dict(zip(LETTERS, choices, strict=False)),
+                    answer=None if index is None else LETTERS[index],
+                    answer_text=None if index is None else choices[index],
+                    outcome=outcome if choices or turn.hit_limit else "answered",
+                    text=text,
+                    reasoning=reasoning,
+                    probabilities={letter: round(chance, 6) for letter, chance in chances.items()},
+                    temperature=sampling.temperature,
+                    tokens=turn.tokens,
+                    seconds=round(seconds, 3),
                 )
+                yield i, answer

@@ -16,11 +16,7 @@ from sft.inference.likelihood import pad, pad_token
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is drawn from a model.
-
-    Raises:
-        UserError: no tokens, a temperature below 0, a top_p outside of 0 to 1, or a seed that no generator takes.
-    """
+    """How text is drawn from a model; raises `UserError` for a number that no generator takes."""
 
     max_new_tokens: int = 2048
     temperature: float = 0.6  # 0 takes the likeliest token every time
@@ -48,11 +44,7 @@ class Generated(NamedTuple):
 
 
 def check_context(context: int | None, prompt: int, new: int, where: str) -> None:
-    """Refuse what does not fit into the model's context, if it has a limit; all are counted in tokens.
-
-    Raises:
-        UserError: the prompt, or the prompt and what may be written, is longer than the context.
-    """
+    """Raise `UserError` if a prompt and what may follow, in tokens, do not fit into the context (None: no limit)."""
     if context is not None and prompt + new > context:
         advice = f"lower --max_new_tokens to {context - prompt}" if prompt < context else "shorten it"
         raise UserError(f"{where} has {prompt} tokens, {new} more may follow, and the model reads {context}: {advice}")

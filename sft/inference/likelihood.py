@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from sft.common.chat_template import common_prefix, split_completions
@@ -12,8 +11,7 @@ from sft.common.prompts import answer_text, completion_messages, prompt_messages
 def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
     """``{"shared": ids, "options": [ids, ...], "first_token_only"}`` of each row of a prepared data set.
 
-    What is asked, up to where the options differ, and what differs. Each option is the very completion that training
-    would have used for it, end-of-text token included.
+    What is asked, up to where the options differ, and what differs, end-of-text token included.
     """
     prompts, completions = [], []
     for q in questions:
@@ -23,7 +21,7 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
     rows = iter(split_completions(tokenizer, prompts, completions))
     tokens = []
     for q in questions:
-        own = list(islice(rows, len(q["choices"])))
+        own = [next(rows) for _ in q["choices"]]
         options = [row["completion_ids"] for row in own]
         # Each keeps its last token, so that options of the same text have one to be scored by.
         cut = len(common_prefix([option[:-1] for option in options]))
@@ -79,10 +77,8 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
             ).logits
             each = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
             scores = scores + (each * option_mask[:, 1:]).sum(-1)
-    result: list[list[float]] = [[] for _ in batch]
-    for index, score in zip(owners, scores.tolist(), strict=True):
-        result[index].append(score)
-    return result
+    each_score = iter(scores.tolist())
+    return [[next(each_score) for _ in question["options"]] for question in batch]
 
 
 def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -99,10 +95,7 @@ def pad_token(tokenizer: Any) -> int:
 def option_log_likelihoods(
     model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int
 ) -> Iterator[tuple[int, list[float]]]:
-    """Yield (index of the question, log-likelihood of each of its options in nats), longest questions first.
-
-    `questions` are rows of a prepared data set.
-    """
+    """Yield (index, log-likelihood of each option in nats) of rows of a prepared data set, the longest first."""
     tokens = option_tokens(tokenizer, questions)
     model.eval()
     for indices in longest_first([len(t["shared"]) for t in tokens], batch_size):

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from sft.common.command import UserError, atomic_write
 from sft.common.prompts import LETTERS
@@ -56,11 +55,7 @@ def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def read_questions(file: Path) -> list[tuple[str, list[str]]]:
-    """(question, options) of each row of a CSV or JSON lines file, as they are asked.
-
-    Raises:
-        UserError: no such file, another kind of file, a row that is not a question, or one that cannot be asked.
-    """
+    """(question, options) of each row of a CSV or JSON lines file; raises `UserError` for one that cannot be asked."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -75,11 +70,7 @@ def read_questions(file: Path) -> list[tuple[str, list[str]]]:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Make the folder of the output file, and refuse at once what could not be written after the work.
-
-    Raises:
-        UserError: a name that ends otherwise than .csv or .jsonl, or a file that exists or cannot be written there.
-    """
+    """Make the folder of the output file; raise `UserError` if the file is of another kind, exists or is refused."""
     if output.suffix.lower() not in WRITERS:
         raise UserError(f"--output {output}: name a .csv or a .jsonl file")
     if output.exists() and not (overwrite and output.is_file() and not output.is_symlink()):
@@ -98,27 +89,20 @@ def as_json_lines(answers: Sequence[Answer]) -> str:
     return "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
 
 
-def table_row(answer: Answer) -> dict[str, Any]:
-    """An answer's fields without nesting: columns A to D are its options, p_A to p_D their probabilities."""
-    row = {}
-    for key, value in asdict(answer).items():
-        if isinstance(value, dict):
-            row |= {("p_" if key == "probabilities" else "") + letter: value.get(letter) for letter in LETTERS}
-        # A spreadsheet would take what a model wrote for a formula: a list with dashes for a faulty one.
-        elif key in ("text", "reasoning") and value.startswith(("=", "+", "-", "@")):
-            row[key] = f"'{value}"
-        else:
-            row[key] = value
-    return row
-
-
 def as_csv(answers: Sequence[Answer]) -> str:
-    """Answers as a CSV table."""
-    rows = [table_row(answer) for answer in answers]
+    """Answers as a CSV table: columns A to D are the options, p_A to p_D their probabilities."""
+    chances = [f"p_{letter}" for letter in LETTERS]
+    columns = ["question", *LETTERS, "answer", "answer_text", "outcome", "text", "reasoning", *chances]
     table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0])
+    writer = csv.DictWriter(table, [*columns, "temperature", "tokens", "seconds"], extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(rows)
+    for answer in answers:
+        row = asdict(answer) | answer.choices | {f"p_{key}": value for key, value in answer.probabilities.items()}
+        for key in ("text", "reasoning"):
+            # A spreadsheet would take what a model wrote for a formula: a list with dashes for a faulty one.
+            if row[key].startswith(("=", "+", "-", "@")):
+                row[key] = f"'{row[key]}"
+        writer.writerow(row)
     return table.getvalue()
 
 
@@ -126,11 +110,7 @@ WRITERS = {".csv": as_csv, ".jsonl": as_json_lines}
 
 
 def write_answers(answers: Sequence[Answer], output: Path) -> None:
-    """Write answers into a file of the kind that its name ends with, under a temporary name until it is complete.
-
-    Raises:
-        UserError: the disk refuses.
-    """
+    """Write answers atomically into a file of the kind that its name ends with; a full disk raises `UserError`."""
     try:
         with atomic_write(output) as temporary:
             # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a

@@ -21,22 +21,17 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 class Server:
     """The model of this name on a server, whose API begins at `base_url`.
 
-    `retries` are those of one request, with growing pauses, when the server is busy or the network fails; `timeout` is
-    in seconds. The environment variable OPENAI_API_KEY is sent along; a server on one's own machine needs none.
+    `retries` are those of one request; `timeout` is in seconds. The environment variable OPENAI_API_KEY is sent along.
     """
 
     base_url: str
     model: str
-    concurrency: int = 8
-    retries: int = 5
-    timeout: float = 600.0
+    concurrency: int
+    retries: int
+    timeout: float
 
     def __post_init__(self) -> None:
-        """Refuse at once what cannot work.
-
-        Raises:
-            UserError: the openai package is missing, or the server does not answer.
-        """
+        """Raise `UserError` if the openai package is missing, or the server does not answer."""
         try:
             import httpx
             import openai
@@ -107,11 +102,7 @@ class Server:
     def ask_all(
         self, conversations: Sequence[list[dict]], sampling: Sequence[Sampling]
     ) -> Iterator[tuple[int, Generated]]:
-        """Yield (index, the model's turn) as they come, at most `concurrency` under way.
-
-        Raises:
-            UserError: as `ask`; nothing new is asked after the first failure.
-        """
+        """Yield (index, the model's turn) as they come, `concurrency` under way, up to the first `UserError`."""
         failed = threading.Event()
 
         def work(index: int) -> tuple[int, Generated] | None:

@@ -9,7 +9,7 @@ from transformers import TextStreamer
 from sft.common.chat_template import open_think_prefix
 from sft.common.command import UserError
 from sft.common.display import shows_colour
-from sft.common.prompts import LETTERS
+from sft.common.prompts import LETTERS, prompt_messages
 from sft.inference.assistant import Assistant, clean_question, print_probabilities, sampled
 from sft.inference.generation import Sampling, split_thinking
 
@@ -68,12 +68,7 @@ class Session:
     thinking: str
 
     def read(self, prompt: str) -> str:
-        """One line of input; commands are carried out first.
-
-        Raises:
-            Quit: /quit, end-of-file or Ctrl-C.
-            NewQuestion: /new.
-        """
+        """One line of input, after the commands before it; raises `Quit` (also at end-of-file) and `NewQuestion`."""
         while True:
             try:
                 line = input(prompt).strip()
@@ -121,7 +116,7 @@ class Session:
             choices.append(choice)
         question, choices = clean_question(question, choices)
         print_probabilities(choices, self.assistant.probabilities([(question, choices)])[0])
-        messages = self.follow(self.assistant.messages(question, choices))
+        messages = self.follow(prompt_messages(question, choices, self.assistant.answer_format))
         while messages and (line := self.read("follow-up> ")):
             messages = self.follow([*messages, {"role": "user", "content": line}])
 

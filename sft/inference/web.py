@@ -1,6 +1,5 @@
 """A page in the browser to ask a model: question, options, the answer with the options' probabilities as bars."""
 
-import importlib.util
 from typing import Any
 
 from sft.common.command import UserError
@@ -12,12 +11,6 @@ NOTICE = (
     "**Not medical advice.** A language model answers from text alone; it sees no figure, and it can be wrong with "
     "great confidence. For research and teaching."
 )
-
-
-def check_gradio() -> None:
-    """Raise `UserError` if Gradio is not installed."""
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("--web needs Gradio: pip install -c constraints.txt -e '.[web]'")
 
 
 def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> Any:
@@ -73,11 +66,7 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
 
 
 def serve(assistant: Any, sampling: Sampling, thinking: str, examples: list, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C.
-
-    Raises:
-        UserError: the port is taken.
-    """
+    """Serve the page until Ctrl-C; raises `UserError` if the port is taken."""
     blocks = page(assistant, sampling, thinking, examples)
     try:
         blocks.launch(server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True)

@@ -31,16 +31,42 @@ def adapter(tiny_deepseek, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluate(here, prepared, tmp_path_factory):
-    """Evaluate a model on N test questions in float32; returns the folder of the evaluation."""
+def command_line(tiny_deepseek, prepared):
+    """An evaluation of the tiny model on N test questions; options behind it may name others."""
+    return "sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", N
+
+
+@pytest.fixture(scope="module")
+def measure(here, command_line):
+    """Run that evaluation, which must succeed, with further options; returns its output."""
+
+    def run(*options):
+        done = here(*command_line, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def evaluation_refused(refused, command_line, tmp_path):
+    """The one line with which that evaluation, with further options, is refused before it writes anything."""
+
+    def run(*options):
+        line = refused(*command_line, "--output_dir", tmp_path / "eval", *options)
+        assert not (tmp_path / "eval").exists()
+        return line
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def evaluate(measure, tmp_path_factory):
+    """Evaluate a model in float32; returns the folder of the evaluation."""
     out = tmp_path_factory.mktemp("eval")
 
     def run(model, name, *options):
-        done = here(
-            *("sft/evaluate.py", "--model_path", model, "--dataset_path", prepared, "--num_samples", N),
-            *("--output_dir", out, "--name", name, "--dtype", "float32", *options),
-        )
-        assert done.returncode == 0, done.stderr
+        measure("--model_path", model, "--output_dir", out, "--name", name, "--dtype", "float32", *options)
         return out / name
 
     return run
@@ -54,6 +80,11 @@ def predictions(folder):
 
 def results_of(folder):
     return json.loads((folder / "results.json").read_text())
+
+
+def same_scores(this, other, tolerance=1e-4):
+    for row, expected in zip(predictions(this), predictions(other), strict=True):
+        assert row["log_likelihoods"] == pytest.approx(expected["log_likelihoods"], rel=0, abs=tolerance)
 
 
 WRITTEN = ("--method", "likelihood", "generation", "--max_new_tokens", 12, "--generation_seeds", 1, 2)
@@ -72,27 +103,27 @@ def adapter_results(evaluate, adapter, base_results):
 def test_likelihood_numbers_follow_from_the_predictions(base_results):
     results, rows = results_of(base_results), predictions(base_results)
     score = results["scores"]["option_likelihood"]
-    right = [row["option_likelihood_answer"] == row["gold"] for row in rows]
     assert results["n"] == len(rows) == N
-    assert score["accuracy"] == sum(right) / N
+    assert score["accuracy"] == sum(row["option_likelihood_right"] for row in rows) / N
     assert score["ci95"][0] <= score["accuracy"] <= score["ci95"][1]
-    for row, value in zip(rows, right, strict=True):
-        assert row["log_likelihoods"][row["option_likelihood_answer"]] == max(row["log_likelihoods"])
-        assert row["option_likelihood_right"] == value
+    for row in rows:
+        answer = row["option_likelihood_answer"]
+        assert row["log_likelihoods"][answer] == max(row["log_likelihoods"])
+        assert row["option_likelihood_right"] == (answer == row["gold"])
     floor = sum(row["choices_only_answer"] == row["gold"] for row in rows) / N
     assert results["floors"]["choices_only"] == floor
 
 
 def test_permutations_score_each_option_at_every_letter(base_results):
-    found = results_of(base_results)["scores"]["option_likelihood"]["permutations"]
+    score = results_of(base_results)["scores"]["option_likelihood"]["permutations"]
     rows = predictions(base_results)
     shares = [sum(a == row["gold"] for a in row["permutation_answers"]) / 4 for row in rows]
-    assert found["accuracy"] == pytest.approx(sum(shares) / N)
-    assert found["orders"] == 4
+    assert score["accuracy"] == pytest.approx(sum(shares) / N)
+    assert score["orders"] == 4
     several = [row["permutation_answers"] for row in rows if len(row["permutation_answers"]) > 1]
-    assert found["questions_in_several_orders"] == len(several)
+    assert score["questions_in_several_orders"] == len(several)
     same = sum(len(set(answers)) == 1 for answers in several) / len(several)
-    assert found["same_option_in_all_orders"] == same
+    assert score["same_option_in_all_orders"] == same
     # A random model goes by the letter, so its choice moves with the options.
     assert same < 0.5
 
@@ -135,13 +166,14 @@ def test_generation_numbers_follow_from_the_texts(base_results, prepared):
     assert [seed["seed"] for seed in score["seeds"]] == [1, 2]
     # Two passes are drawn differently.
     assert any(len(set(row["generation_texts"])) == 2 for row in rows)
-    *_, whole = score["by_token_budget"]
-    assert (whole["tokens"], whole["accuracy"]) == (12, pytest.approx(score["accuracy"]))
-    assert whole["truncated"] == pytest.approx(score["outcomes"]["truncated"])
+    assert score["by_token_budget"][-1] == {
+        "tokens": 12,
+        "accuracy": pytest.approx(score["accuracy"]),
+        "truncated": pytest.approx(score["outcomes"]["truncated"]),
+    }
 
 
-def test_a_smaller_budget_cuts_what_would_have_been_cut():
-    """From hand-made answers: what a budget would have done is told without writing again."""
+def test_a_smaller_budget_truncates_longer_answers():
     from types import SimpleNamespace
 
     from sft.evaluation.results import generation_score
@@ -153,27 +185,19 @@ def test_a_smaller_budget_cuts_what_would_have_been_cut():
     ]
     task = SimpleNamespace(name="g", questions=questions, sampling=Sampling(max_new_tokens=8))
     texts = [("Lung", 2, False), ("<think>Or?</think> Lung", 6, False), ("<think>Hm", 8, True)]
-    answers = {
-        ("g", str(i)): {"text": text, "tokens": tokens, "hit_limit": cut}
-        for i, (text, tokens, cut) in enumerate(texts)
-    }
-    found = generation_score([task], answers, {})
-    assert [(b["tokens"], round(3 * b["accuracy"]), round(3 * b["truncated"])) for b in found["by_token_budget"]] == [
-        (2, 1, 2),
-        (4, 1, 2),
-        (8, 2, 1),
-    ]
-    assert found["outcomes"] == {"answered": pytest.approx(2 / 3), "unparsed": 0, "truncated": pytest.approx(1 / 3)}
-    assert found["accuracy_where_answered"] == 1
+    fields = ("text", "tokens", "hit_limit")
+    answers = {("g", str(i)): dict(zip(fields, values, strict=True)) for i, values in enumerate(texts)}
+    score = generation_score([task], answers, {})
+    budgets = [(b["tokens"], round(3 * b["accuracy"]), round(3 * b["truncated"])) for b in score["by_token_budget"]]
+    assert budgets == [(2, 1, 2), (4, 1, 2), (8, 2, 1)]
+    assert score["outcomes"] == {"answered": pytest.approx(2 / 3), "unparsed": 0, "truncated": pytest.approx(1 / 3)}
+    assert score["accuracy_where_answered"] == 1
 
 
 def test_a_merged_model_scores_as_its_adapter_does(evaluate, adapter, adapter_results, base_results):
-    merged = predictions(evaluate(adapter.with_name("merged"), "merged"))
-    tuned, base = predictions(adapter_results), predictions(base_results)
-    for one, other in zip(merged, tuned, strict=True):
-        assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], abs=1e-4)
-    # The adapter is there at all.
-    assert any(abs(a["log_likelihoods"][0] - b["log_likelihoods"][0]) > 1e-2 for a, b in zip(tuned, base, strict=True))
+    same_scores(evaluate(adapter.with_name("merged"), "merged"), adapter_results)
+    pairs = zip(predictions(adapter_results), predictions(base_results), strict=True)
+    assert any(abs(a["log_likelihoods"][0] - b["log_likelihoods"][0]) > 1e-2 for a, b in pairs)  # it does something
 
 
 def test_an_adapter_on_the_hub_is_that_adapter(evaluate, adapter, adapter_results):
@@ -192,15 +216,14 @@ def test_an_adapter_on_the_hub_is_that_adapter(evaluate, adapter, adapter_result
     (repository / ".no_exist" / commit / "config.json").touch()
     there = evaluate("someone/tuned", "from-hub")
     assert f"someone/tuned@{commit}" in results_of(there)["fingerprint"]["model"]
-    for one, other in zip(predictions(there), predictions(adapter_results), strict=True):
-        assert one["log_likelihoods"] == other["log_likelihoods"]
+    same_scores(there, adapter_results, tolerance=0)
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
-def test_a_quantised_model_answers_nearly_as_the_whole_one(evaluate, tiny_deepseek, base_results, kind):
+def test_a_quantised_model_answers_nearly_as_in_float32(evaluate, tiny_deepseek, base_results, kind):
     rows = predictions(evaluate(tiny_deepseek, kind, "--quantization", kind, "--no-choices_only"))
-    whole = predictions(base_results)
-    gaps = [abs(a["log_likelihoods"][0] - b["log_likelihoods"][0]) for a, b in zip(rows, whole, strict=True)]
+    pairs = zip(rows, predictions(base_results), strict=True)
+    gaps = [abs(a["log_likelihoods"][0] - b["log_likelihoods"][0]) for a, b in pairs]
     assert 0 < max(gaps) < 0.5
 
 
@@ -213,28 +236,22 @@ def test_paired_comparison_counts_the_questions_that_changed(here, adapter_resul
     assert paired["difference"] == pytest.approx((won - lost) / N)
     assert 0 < paired["mcnemar_p"] <= 1
     # The same from the finished folders, and turned round.
-    done = here("sft/compare.py", adapter_results, base_results)
-    assert f" {won} won, {lost} lost" in done.stdout
+    assert f" {won} won, {lost} lost" in here("sft/compare.py", adapter_results, base_results).stdout
     assert f" {lost} won, {won} lost" in here("sft/compare.py", base_results, adapter_results).stdout
 
 
 def test_batch_size_does_not_change_the_answers(evaluate, adapter, adapter_results):
-    one_by_one = predictions(evaluate(adapter, "single", "--batch_size", 1, "--no-choices_only"))
-    for one, other in zip(one_by_one, predictions(adapter_results), strict=True):
-        assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], abs=1e-4)
+    same_scores(evaluate(adapter, "single", "--batch_size", 1, "--no-choices_only"), adapter_results)
 
 
 def bytes_of(folder):
     return {name: (folder / name).read_bytes() for name in ("results.json", "predictions.parquet", "report.html")}
 
 
-def test_a_stopped_evaluation_continues_and_gives_the_same_bytes(here, tiny_deepseek, prepared, tmp_path):
-    words = (
-        *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", 20),
-        *("--output_dir", tmp_path, "--name", "run", "--batch_size", 4, "--method", "likelihood", "generation"),
-        *("--max_new_tokens", 6),
-    )
-    assert here(*words).returncode == 0
+def test_a_stopped_evaluation_continues_and_gives_the_same_bytes(measure, tmp_path):
+    options = ("--output_dir", tmp_path, "--name", "run", "--num_samples", 20, "--batch_size", 4)
+    options = (*options, "--method", "likelihood", "generation", "--max_new_tokens", 6)
+    measure(*options)
     unbroken = bytes_of(tmp_path / "run")
     log = tmp_path / "run/answers/answers-0.jsonl"
     lines = log.read_text().splitlines(keepends=True)
@@ -242,85 +259,85 @@ def test_a_stopped_evaluation_continues_and_gives_the_same_bytes(here, tiny_deep
     # Killed in the middle of a line, in the middle of a batch, in the last of three passes.
     log.write_text("".join(lines[:49]) + lines[49][:30])
     (tmp_path / "run/results.json").unlink()
-    done = here(*words)
-    assert "20 questions, 3 passes (likelihood; choices only; generation" in done.stdout
-    assert "60 answers wanted, 49 found" in done.stdout
+    output = measure(*options)
+    assert "20 questions, 3 passes (likelihood; choices only; generation" in output
+    assert "60 answers wanted, 49 found" in output
     assert bytes_of(tmp_path / "run") == unbroken
-    assert "all 60 answers found" in here(*words).stdout
+    assert "all 60 answers found" in measure(*options)
     assert bytes_of(tmp_path / "run") == unbroken
 
 
 def test_answers_of_another_model_or_with_other_options_are_not_taken(
-    here, refused, tiny_deepseek, adapter, prepared, tmp_path
+    measure, refused, command_line, adapter, tmp_path
 ):
-    words = ("--dataset_path", prepared, "--num_samples", 4, "--output_dir", tmp_path, "--name", "run")
-    assert here("sft/evaluate.py", "--model_path", tiny_deepseek, *words).returncode == 0
+    options = ("--num_samples", 4, "--output_dir", tmp_path, "--name", "run")
+    measure(*options)
     before = bytes_of(tmp_path / "run")
-    assert "other weights" in refused("sft/evaluate.py", "--model_path", adapter, *words)
-    changed = ("sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--batch_size", 2)
-    assert "other options" in refused(*changed)
-    assert "other questions (another --split" in refused(
-        "sft/evaluate.py", "--model_path", tiny_deepseek, *words, "--seed", 1
-    )
+    for changed, message in (
+        (("--model_path", adapter), "other weights"),
+        (("--batch_size", 2), "other options"),
+        (("--seed", 1), "other questions (another --split"),
+    ):
+        assert message in refused(*command_line, *options, *changed)
     assert bytes_of(tmp_path / "run") == before
-    assert here(*changed, "--overwrite").returncode == 0
+    measure(*options, "--batch_size", 2, "--overwrite")
     assert bytes_of(tmp_path / "run") != before
 
 
-def test_nothing_that_was_found_is_lost_unasked(here, refused, tiny_deepseek, prepared, tmp_path):
-    words = ("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", 4)
-    words = (*words, "--output_dir", tmp_path, "--name", "run", "--max_new_tokens", 4)
-    assert here(*words, "--method", "likelihood").returncode == 0
-    assert "holds also choices only; likelihood" in refused(*words, "--method", "generation")
-    assert here(*words, "--method", "likelihood", "generation").returncode == 0
+def test_no_earlier_result_is_lost_unless_the_user_says_so(measure, refused, command_line, tmp_path):
+    options = ("--num_samples", 4, "--output_dir", tmp_path, "--name", "run", "--max_new_tokens", 4)
+    both = (*options, "--method", "likelihood", "generation")
+    measure(*options, "--method", "likelihood")
+    assert "holds also choices only; likelihood" in refused(*command_line, *options, "--method", "generation")
+    measure(*both)
     assert set(results_of(tmp_path / "run")["scores"]) == {"option_likelihood", "generation"}
     # A folder of somebody else is not touched.
     (tmp_path / "mine/answers").mkdir(parents=True)
     (tmp_path / "mine/answers/thesis.txt").write_text("...")
-    assert "no evaluation's" in refused(*words, "--name", "mine", "--overwrite")
+    assert "no evaluation's" in refused(*command_line, *options, "--name", "mine", "--overwrite")
     assert (tmp_path / "mine/answers/thesis.txt").exists()
-    # Damage is said, not guessed around.
+    # Damage is reported, not guessed around.
     (tmp_path / "run/answers/answers-0.jsonl").write_text("what?\n")
-    assert "is damaged: pass --overwrite" in refused(*words, "--method", "likelihood", "generation")
+    assert "is damaged: pass --overwrite" in refused(*command_line, *both)
 
 
-def test_rows_that_cannot_be_scored_are_refused(refused, tiny_deepseek, prepared, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[1].update(id=rows[0]["id"]), "stands 2 times"),
+        (lambda rows: rows[1].update(gold=7), "number 7 is said to be right"),
+    ],
+    ids=["id twice", "no such option"],
+)
+def test_rows_that_cannot_be_scored_are_refused(evaluation_refused, prepared, tmp_path, change, message):
     import shutil
 
     import pyarrow.parquet as pq
 
-    for name, change, words in (
-        ("twice", lambda rows: rows[1].update(id=rows[0]["id"]), "stands 2 times"),
-        ("gold", lambda rows: rows[1].update(gold=7), "number 7 is said to be right"),
-    ):
-        folder = shutil.copytree(prepared, tmp_path / name)
-        (file,) = (folder / "test").glob("*.parquet")
-        table = pq.read_table(file)
-        rows = table.to_pylist()
-        change(rows)
-        pq.write_table(table.from_pylist(rows, table.schema), file.with_name(f"{name}.parquet"))
-        file.unlink()
-        card = (folder / "README.md").read_text()
-        (folder / "README.md").write_text(card.replace(file.name, f"{name}.parquet"))
-        line = refused("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", folder)
-        assert words in line
+    folder = shutil.copytree(prepared, tmp_path / "changed")
+    (file,) = (folder / "test").glob("*.parquet")
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    change(rows)
+    file.unlink()  # another name, so that no cache knows the file
+    pq.write_table(table.from_pylist(rows, table.schema), file.with_name(f"{len(message)}.parquet"))
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace(file.name, f"{len(message)}.parquet"))
+    assert message in evaluation_refused("--dataset_path", folder, "--num_samples", 10_000)
 
 
-def test_two_processes_give_the_result_of_one(here, command, tiny_deepseek, prepared, tmp_path):
+def test_two_processes_give_the_result_of_one(measure, command, command_line, tmp_path):
     import torch
 
-    words = (
-        *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", 22),
-        *("--batch_size", 4, "--method", "likelihood", "generation", "--max_new_tokens", 6, "--name", "run"),
-    )
+    options = ("--num_samples", 22, "--batch_size", 4, "--method", "likelihood", "generation")
+    options = (*options, "--max_new_tokens", 6, "--name", "run")
     launch = ("accelerate", "launch", "--config_file", "accelerate_configs/ddp.yaml", "--num_processes", 2)
-    done = command(*launch, *words, "--output_dir", tmp_path / "two")
+    done = command(*launch, *command_line, *options, "--output_dir", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "two/run/answers").glob("answers-*.jsonl"))) == 2
     # Sums have the same order: the launcher gives each process one thread, as tests/conftest.py gives this one.
     assert torch.get_num_threads() == 1
-    done = here(*words, "--output_dir", tmp_path / "one")
-    assert done.returncode == 0, done.stderr
+    measure(*options, "--output_dir", tmp_path / "one")
     assert bytes_of(tmp_path / "one/run") == bytes_of(tmp_path / "two/run")
 
 
@@ -336,77 +353,57 @@ def test_the_report_is_one_file_that_shows_every_number(base_results, adapter_re
     assert not [word for word in page.split('"') if word.startswith("http") and "w3.org" not in word]
 
 
-def test_a_baseline_over_other_questions_is_refused_before_anything_is_asked(
-    refused, tiny_deepseek, prepared, base_results, tmp_path
-):
-    line = refused(
-        *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", N - 1),
-        *("--baseline", base_results, "--output_dir", tmp_path / "eval"),
-    )
+def test_a_baseline_over_other_questions_is_refused(evaluation_refused, refused, base_results, tmp_path):
+    line = evaluation_refused("--num_samples", N - 1, "--baseline", base_results)
     assert "do not answer the same questions" in line
-    assert not (tmp_path / "eval").exists()
     assert "not a finished evaluation" in refused("sft/compare.py", base_results, tmp_path)
 
 
-def test_a_general_medical_benchmark_evaluates_with_the_same_command(here, shared_rows, tiny_deepseek, tmp_path):
+def test_a_general_medical_benchmark_evaluates_with_the_same_command(here, measure, shared_rows, tmp_path):
     data = tmp_path / "MedMCQA"
     source = shared_rows.parent / "medmcqa/dev.jsonl"
     done = here("data_prep/prepare.py", "--dataset_path", source, "--output_dir", data)
     assert done.returncode == 0, done.stderr
-    words = ("--dataset_path", data, "--split", "dev", "--num_samples", 8, "--output_dir", tmp_path, "--name", "run")
-    done = here("sft/evaluate.py", "--model_path", tiny_deepseek, *words)
-    assert done.returncode == 0, done.stderr
+    options = ("--split", "dev", "--num_samples", 8, "--output_dir", tmp_path, "--name", "run")
+    measure("--dataset_path", data, *options)
     assert results_of(tmp_path / "run")["n"] == 8
 
 
-def test_a_model_is_asked_as_it_was_trained(refused, adapter, prepare, tmp_path):
-    line = refused(
-        *("sft/evaluate.py", "--model_path", adapter, "--dataset_path", prepare("--answer_format", "letter")),
-        *("--output_dir", tmp_path / "eval"),
-    )
+def test_a_model_is_asked_as_it_was_trained(evaluation_refused, adapter, prepare):
+    line = evaluation_refused("--model_path", adapter, "--dataset_path", prepare("--answer_format", "letter"))
     assert "prepare them with --answer_format letter_text" in line
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
-        (["--model_path", "nowhere/at/all"], "does not exist"),
-        (["--model_path", "recipes"], "is no model"),
-        (["--dataset_path", "./nowhere"], "does not exist"),
-        (["--split", "test_clean"], "it has train, dev, test"),
-        (["--baseline", "LICENSE"], "not a finished evaluation"),
-        (["--num_samples", "0"], "give a positive number"),
-        (["--method", "generation", "--permutations", "4"], "goes with --method likelihood"),
-        (["--generation_seeds", "-1"], "give a number from 0"),
-        (["--request_timeout", "nan"], "give a positive number"),
-        (["--name", "x" * 300], "give a plain, short name"),
-        (["--permutations", "5"], "give 1 (as the questions stand) to 4"),
-        (
-            ["--method", "generation", "--max_new_tokens", "2048"],
-            "and the model reads 2048: lower --max_new_tokens to",
-        ),
-        (["--temperature", "-1"], "give 0 (greedy)"),
-        (["--temperature", "0", "--generation_seeds", "1", "2"], "every seed the same text"),
-        (["--name", "../elsewhere"], "give a plain, short name"),
-        (["--base_url", "http://127.0.0.1:1/v1"], "goes with --backend openai"),
-        (["--chat_template", "nowhere.jinja"], "choose one of recipes/templates"),
+        ("--model_path nowhere/at/all", "does not exist"),
+        ("--model_path recipes", "is no model"),
+        ("--dataset_path ./nowhere", "does not exist"),
+        ("--split test_clean", "it has train, dev, test"),
+        ("--baseline LICENSE", "not a finished evaluation"),
+        ("--num_samples 0", "give a positive number"),
+        ("--method generation --permutations 4", "goes with --method likelihood"),
+        ("--generation_seeds -1", "give a number from 0"),
+        ("--request_timeout nan", "give a positive number"),
+        (f"--name {'x' * 300}", "give a plain, short name"),
+        ("--permutations 5", "give 1 (as the questions stand) to 4"),
+        ("--method generation --max_new_tokens 2048", "and the model reads 2048: lower --max_new_tokens to"),
+        ("--temperature -1", "give 0 (greedy)"),
+        ("--temperature 0 --generation_seeds 1 2", "every seed the same text"),
+        ("--name ../elsewhere", "give a plain, short name"),
+        ("--base_url http://127.0.0.1:1/v1", "goes with --backend openai"),
+        ("--chat_template nowhere.jinja", "choose one of recipes/templates"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(refused, tiny_deepseek, prepared, tmp_path, options, words):
-    line = refused(
-        *("sft/evaluate.py", "--model_path", tiny_deepseek, "--dataset_path", prepared),
-        *("--output_dir", tmp_path / "eval", *options),
-    )
-    assert words in line
-    assert not (tmp_path / "eval").exists()
+def test_bad_input_is_refused_in_one_line(evaluation_refused, options, message):
+    assert message in evaluation_refused(*options.split())
 
 
-def test_an_adapter_without_its_base_says_which_it_needs(refused, adapter, prepared, tmp_path):
+def test_an_adapter_without_its_base_says_which_it_needs(evaluation_refused, adapter, tmp_path):
     import shutil
 
     orphan = shutil.copytree(adapter, tmp_path / "orphan")
     config = json.loads((orphan / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "./moved/away"
-    (orphan / "adapter_config.json").write_text(json.dumps(config))
-    line = refused("sft/evaluate.py", "--model_path", orphan, "--dataset_path", prepared)
-    assert "is an adapter for ./moved/away" in line
+    (orphan / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "./moved/away"}))
+    assert "is an adapter for ./moved/away" in evaluation_refused("--model_path", orphan)

@@ -25,9 +25,20 @@ def assistant(tiny_deepseek):
 
 @pytest.fixture
 def infer(here, tiny_deepseek, assistant, monkeypatch):
-    """Run the command with the tiny model, which is loaded already."""
+    """Run the command, which must succeed, with the tiny model, which is loaded already."""
     monkeypatch.setattr("sft.common.models.load_model", lambda *_: (assistant.model, assistant.tokenizer))
-    return lambda *words: here("sft/infer.py", "--model_path", tiny_deepseek, *words)
+
+    def run(*words):
+        done = here("sft/infer.py", "--model_path", tiny_deepseek, *words)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def infer_refused(refused, tiny_deepseek):
+    return lambda *words: refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
 
 
 def test_one_question_with_options_gets_an_answer_and_probabilities(here, tiny_deepseek):
@@ -42,37 +53,32 @@ def test_one_question_with_options_gets_an_answer_and_probabilities(here, tiny_d
 
 def test_an_open_question_needs_no_options(infer):
     done = infer("--question", "What is an X-ray?", *SHORT)
-    assert done.returncode == 0, done.stderr
     assert re.search(r"^A: \S", done.stdout, re.MULTILINE)
     assert "%" not in done.stdout
 
 
 def test_without_a_question_the_five_built_in_ones_are_asked(infer):
     done = infer("--max_new_tokens", "2")
-    assert done.returncode == 0, done.stderr
     assert done.stdout.count("Q: ") == 5
     assert "sampled" not in done.stdout
 
 
 def test_the_answer_is_greedy_and_the_same_unless_a_temperature_samples(infer):
-    def asked(*words):
-        done = infer(*ASKED, *SHORT, "--json", *words)
-        answer = json.loads(done.stdout)
-        return answer["text"], answer["temperature"]
+    def answer(*words):
+        fields = json.loads(infer(*ASKED, *SHORT, "--json", *words).stdout)
+        return fields["text"], fields["temperature"]
 
-    greedy = asked()
-    assert greedy == asked("--seed", 1) == asked("--temperature", 0)
-    assert greedy[1] == 0
-    drawn = asked("--temperature", 1.5, "--seed", 1)
-    assert drawn == asked("--temperature", 1.5, "--seed", 1) != asked("--temperature", 1.5, "--seed", 2)
-    assert drawn[1] == 1.5
+    greedy, sampled = answer(), answer("--temperature", 1.5, "--seed", 1)
+    assert greedy == answer("--seed", 1) == answer("--temperature", 0)
+    assert sampled == answer("--temperature", 1.5, "--seed", 1) != answer("--temperature", 1.5, "--seed", 2)
+    assert (greedy[1], sampled[1]) == (0, 1.5)
 
 
-def test_what_was_sampled_is_said_beside_the_answer(infer):
-    for words in (("--question", "Why?"), ()):  # one question, and the demonstration
-        done = infer(*words, *SHORT, "--temperature", "0.7")
-        answers = re.findall(r"^A: (?:.|\n)*?sampled at temperature 0\.7\)$", done.stdout, re.MULTILINE)
-        assert len(answers) == (1 if words else 5), done.stdout
+@pytest.mark.parametrize("words", [("--question", "Why?"), ()])
+def test_a_sampled_answer_is_marked(infer, words):
+    done = infer(*words, *SHORT, "--temperature", "0.7")
+    answers = re.findall(r"^A: (?:.|\n)*?sampled at temperature 0\.7\)$", done.stdout, re.MULTILINE)
+    assert len(answers) == (1 if words else 5), done.stdout  # one question, or the demonstration
 
 
 def test_json_holds_the_answer_its_probabilities_and_what_it_cost(infer):
@@ -93,10 +99,10 @@ def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, a
     from sft.inference.likelihood import option_log_likelihoods, softmax
 
     words = (*ASKED, *SHORT, "--json", "--dtype", "float32")
-    found = json.loads(here("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout)["probabilities"]
+    answer = json.loads(here("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout)
     row = {"question": ASKED[1], "choices": CHOICES, "answer_format": "letter_text"}
     ((_, scores),) = option_log_likelihoods(assistant.model, assistant.tokenizer, [row], 1)
-    assert list(found.values()) == pytest.approx(softmax(scores), abs=1e-5)
+    assert list(answer["probabilities"].values()) == pytest.approx(softmax(scores), abs=1e-5)
 
 
 # --- Letters typed in front of options ---
@@ -125,42 +131,32 @@ def test_letters_go_where_every_option_carries_its_own(typed, asked):
 LETTERED = ("A. Congo red", "B) Prussian blue", "(C) Giemsa")
 
 
-def test_letters_go_however_a_question_is_asked(infer, monkeypatch, tiny_deepseek, tmp_path):
+def test_letters_go_in_every_way_to_ask(infer, monkeypatch, tmp_path):
     from sft.inference.question_files import read_questions
 
-    words = (*ASKED[:3], *LETTERED, *SHORT, "--json")
-    answer = json.loads(infer(*words).stdout)
+    answer = json.loads(infer(*ASKED[:3], *LETTERED, *SHORT, "--json").stdout)
     assert tuple(answer["choices"].values()) == CHOICES
     (tmp_path / "q.csv").write_text(f"question,A,B,C\nWhich?,{','.join(LETTERED)}\n")
     (tmp_path / "q.jsonl").write_text(json.dumps({"question": "Which?", "choices": LETTERED}))
     for file in ("q.csv", "q.jsonl"):
         assert read_questions(tmp_path / file) == [("Which?", [*CHOICES])]
-    said = talk(infer, monkeypatch, ["Which?", *LETTERED, "", "/quit"])
-    assert re.findall(r"   [A-D]\. (.*?)  ", said) == [*CHOICES]
+    output = talk(infer, monkeypatch, ["Which?", *LETTERED, "", "/quit"])
+    assert re.findall(r"   [A-D]\. (.*?)  ", output) == [*CHOICES]
 
 
-def test_options_that_are_the_same_but_for_their_letters_are_refused(refused, tiny_deepseek):
-    words = ("--question", "Q?", "--choices", "A. x", "B. x")
-    assert "stands twice" in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
-
-
-def asked_on_the_page(assistant, temperature, *words):
-    """(answer, notes) that the page shows, without a browser."""
+def test_the_page_takes_letters_away_and_marks_a_sampled_answer(assistant):
     from sft.inference.generation import Sampling
     from sft.inference.web import page
 
-    sampling = Sampling(max_new_tokens=8, temperature=temperature, thinking=False)
-    ask = next(event.fn for event in page(assistant, sampling, "hide", []).fns.values() if event.fn.__name__ == "ask")
-    said, bars, _, _, notes = ask(*words)
-    return said, bars, notes
+    def ask(temperature, *texts):
+        blocks = page(assistant, Sampling(8, temperature, thinking=False), "hide", [])
+        _, bars, _, _, notes = next(e.fn for e in blocks.fns.values() if e.fn.__name__ == "ask")(*texts)
+        return bars, notes
 
-
-def test_the_page_takes_letters_away_and_says_what_was_sampled(assistant):
-    _, bars, notes = asked_on_the_page(assistant, 0, "Which?", *LETTERED, None)
+    bars, notes = ask(0, "Which?", *LETTERED, None)
     assert list(bars["value"]) == ["A. Congo red", "B. Prussian blue", "C. Giemsa"]
     assert "sampled" not in notes
-    _, _, notes = asked_on_the_page(assistant, 0.7, "Which?", "", "", "", "")
-    assert notes.endswith("sampled at temperature 0.7")
+    assert ask(0.7, "Which?", "", "", "", "")[1].endswith("sampled at temperature 0.7")
 
 
 def test_thinking_can_be_left_out(assistant):
@@ -203,26 +199,25 @@ def test_batched_generation_is_generation_one_by_one(assistant):
 # --- Many questions ---
 
 
-@pytest.mark.parametrize("kind", ["csv", "pmc_vqa.csv", "jsonl"])
-def test_many_questions_from_a_file(infer, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("csv", "question,A,B,C,D\nWhich?,Congo red,Prussian blue,,\nWhy?,,,,\n"),
+        ("csv", "Figure_path,Question,Choice A,Choice B\nx,Which?, A:Congo red, B:Prussian blue\nx,Why?,,\n"),
+        (
+            "jsonl",
+            '{"question":"Which?","choices":["Congo red","Prussian blue"],"n":"\u2028"}\n\n{"question":"Why?"}\n',
+        ),
+        ("jsonl", '{"question":"Which?","choices":{"A":"Congo red","B":"Prussian blue"}}\n{"question":"Why?"}'),
+    ],
+)
+def test_many_questions_from_a_file(infer, tmp_path, kind, text):
     questions = tmp_path / f"questions.{kind}"
-    questions.write_text(
-        {
-            "csv": "question,A,B,C,D\nWhich stain shows iron?,Congo red,Prussian blue,,\nWhy?,,,,\n",
-            "pmc_vqa.csv": "Figure_path,Question,Choice A,Choice B\nx,Which stain shows iron?, A:Congo red, "
-            "B:Prussian blue\nx,Why?,,\n",
-            "jsonl": json.dumps({"question": "Which stain shows iron?", "choices": ["Congo red", "Prussian blue"]})
-            + "\n\n"
-            + json.dumps({"question": "Why?", "note": "one\u2028line"}, ensure_ascii=False)
-            + "\n",
-        }[kind]
-    )
+    questions.write_text(text)
     out = tmp_path / "answers.jsonl"
-    words = ("--input", questions, "--output", out, "--max_new_tokens", 4)
-    done = infer(*words)
-    assert done.returncode == 0, done.stderr
+    infer("--input", questions, "--output", out, "--max_new_tokens", 4)
     first, second = map(json.loads, out.read_text().splitlines())
-    assert first["question"] == "Which stain shows iron?"
+    assert first["question"] == "Which?"
     assert first["choices"] == {"A": "Congo red", "B": "Prussian blue"}
     assert sum(first["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert second["choices"] == second["probabilities"] == {}
@@ -234,8 +229,7 @@ def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
     )
     for ending in ("csv", "jsonl"):
         words = ("--input", tmp_path / "q.csv", "--output", tmp_path / f"a.{ending}", *SHORT, "--temperature", "0.6")
-        done = infer(*words)
-        assert done.returncode == 0, done.stderr
+        infer(*words)
     with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = "question A B C D answer answer_text outcome text reasoning p_A p_B p_C p_D temperature tokens seconds"
@@ -251,7 +245,7 @@ def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
         assert row["answer"] == (line["answer"] or "")
     # What was asked can be asked again.
     words = ("--input", tmp_path / "a.csv", "--output", tmp_path / "again.csv", *SHORT)
-    assert infer(*words).returncode == 0
+    infer(*words)
     assert {file.name for file in tmp_path.iterdir()} == {"q.csv", "a.csv", "a.jsonl", "again.csv"}
 
 
@@ -286,17 +280,15 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.txt", "Why?", "give a .csv or a .jsonl file"),
     ],
 )
-def test_a_file_with_a_bad_row_is_refused_before_the_model_loads(refused, tiny_deepseek, tmp_path, name, text, reason):
+def test_a_file_with_a_bad_row_is_refused_before_the_model_loads(infer_refused, tmp_path, name, text, reason):
     (tmp_path / name).write_text(text)
-    words = ("--input", tmp_path / name, "--output", tmp_path / "out.jsonl")
-    assert reason in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
+    assert reason in infer_refused("--input", tmp_path / name, "--output", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_evaluate_calls_the_evaluator_with_its_own_temperature(infer, tiny_deepseek, prepared, tmp_path):
     words = ("--evaluate", "--num_samples", 5, "--dataset_path", prepared, "--max_new_tokens", 4)
     done = infer(*words, "--output_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
     assert "option likelihood" in done.stdout
     results = json.loads((tmp_path / f"{tiny_deepseek.name}-sample/results.json").read_text())
     assert results["n"] == 5
@@ -305,38 +297,35 @@ def test_evaluate_calls_the_evaluator_with_its_own_temperature(infer, tiny_deeps
 
 @pytest.mark.parametrize("temperature", ["0", "0.3"])
 def test_evaluate_takes_a_temperature_that_is_given(infer, monkeypatch, temperature):
-    asked = []
-    monkeypatch.setattr("sft.evaluate.main", asked.extend)
-    done = infer("--evaluate", "--temperature", temperature)
-    assert done.returncode == 0, done.stderr
-    assert float(asked[asked.index("--temperature") + 1]) == float(temperature)
+    options = []
+    monkeypatch.setattr("sft.evaluate.main", options.extend)
+    infer("--evaluate", "--temperature", temperature)
+    assert float(options[options.index("--temperature") + 1]) == float(temperature)
 
 
 # --- In the terminal ---
 
 
 def talk(infer, monkeypatch, lines):
-    """What the command says when these lines are typed."""
+    """The output of the command when these lines are typed."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    done = infer("--interactive", "--max_new_tokens", 6)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return infer("--interactive", "--max_new_tokens", 6).stdout
 
 
 def test_an_interactive_session_goes_on_after_bad_input_and_leaves_at_end_of_file(infer, monkeypatch):
     lines = ["/help", "/nonsense", "Which?", "only one", "", "Which stain shows iron?", *CHOICES[:2], "", "Why?"]
-    said = talk(infer, monkeypatch, lines)
-    assert "/thinking MODE" in said
-    assert "/nonsense is no command" in said
-    assert "give two to four options, or none; found 1" in said
-    assert len(re.findall(r"%", said)) == 2
-    assert said.count(" tokens, ") == 2  # the question, and one more about it
-    assert "sampled" not in said
-    assert said.rstrip().endswith("Goodbye.")
+    output = talk(infer, monkeypatch, lines)
+    assert "/thinking MODE" in output
+    assert "/nonsense is no command" in output
+    assert "give two to four options, or none; found 1" in output
+    assert len(re.findall(r"%", output)) == 2
+    assert output.count(" tokens, ") == 2  # the question, and one more about it
+    assert "sampled" not in output
+    assert output.rstrip().endswith("Goodbye.")
 
 
 def converse_with(assistant, monkeypatch, capsys, lines, thinking="hide", temperature=0.0):
-    """What a session with a model that is loaded says when these lines are typed."""
+    """The output of a session with a loaded model when these lines are typed."""
     from sft.inference.generation import Sampling
     from sft.inference.terminal import converse
 
@@ -346,21 +335,16 @@ def converse_with(assistant, monkeypatch, capsys, lines, thinking="hide", temper
     return capsys.readouterr().out
 
 
-def test_a_follow_up_is_asked_with_what_was_said_before(assistant, monkeypatch, capsys):
-    from dataclasses import fields
+def test_a_follow_up_continues_the_conversation(assistant, monkeypatch, capsys):
+    conversations, reply = [], assistant.reply
 
-    from sft.inference.assistant import Assistant
+    def recorded(messages, *words):
+        conversations.append([turn["role"] for turn in messages])
+        return reply(messages, *words)
 
-    asked = []
-
-    class Listening(Assistant):
-        def reply(self, messages, *words):
-            asked.append([turn["role"] for turn in messages])
-            return super().reply(messages, *words)
-
-    listening = Listening(*(getattr(assistant, field.name) for field in fields(assistant)))
-    converse_with(listening, monkeypatch, capsys, ["Which?", "", "Why?", "", "What?", "", "/quit"])
-    assert asked == [["user"], ["user", "assistant", "user"], ["user"]]
+    monkeypatch.setattr(assistant, "reply", recorded)
+    converse_with(assistant, monkeypatch, capsys, ["Which?", "", "Why?", "", "What?", "", "/quit"])
+    assert conversations == [["user"], ["user", "assistant", "user"], ["user"]]
 
 
 def test_thinking_is_shown_or_hidden(assistant, monkeypatch, capsys):
@@ -374,9 +358,9 @@ def test_thinking_is_shown_or_hidden(assistant, monkeypatch, capsys):
     assert len(shown) > len(hidden)
 
 
-def test_a_session_says_what_was_sampled(assistant, monkeypatch, capsys):
-    said = converse_with(assistant, monkeypatch, capsys, ["Which?", "", "", "/quit"], temperature=0.7)
-    assert ", sampled at temperature 0.7" in said
+def test_a_session_marks_a_sampled_answer(assistant, monkeypatch, capsys):
+    output = converse_with(assistant, monkeypatch, capsys, ["Which?", "", "", "/quit"], temperature=0.7)
+    assert ", sampled at temperature 0.7" in output
 
 
 def test_ctrl_c_at_the_prompt_leaves_cleanly(infer, monkeypatch):
@@ -386,7 +370,6 @@ def test_ctrl_c_at_the_prompt_leaves_cleanly(infer, monkeypatch):
 
     monkeypatch.setattr(sys, "stdin", AtThePrompt())
     done = infer("--interactive")
-    assert done.returncode == 0
     assert done.stdout.split("question> ")[1].strip() == "Goodbye."
     assert "Traceback" not in done.stderr
 
@@ -402,6 +385,7 @@ def test_ctrl_c_at_the_prompt_leaves_cleanly(infer, monkeypatch):
         (["--question", "Q?", "--choices", *"abcde"], "two to four"),
         (["--question", "Q?", "--choices", "a", ""], "empty"),
         (["--question", "Q?", "--choices", "a", "a"], "twice"),
+        (["--question", "Q?", "--choices", "A. x", "B. x"], "stands twice"),
         (["--choices", "a", "b"], "goes with --question"),
         (["--json"], "goes with --question"),
         (["--input", "q.csv"], "name the file to write"),
@@ -412,43 +396,39 @@ def test_ctrl_c_at_the_prompt_leaves_cleanly(infer, monkeypatch):
         (["--seed", "-1", "--question", "Q?"], "give a number from 0"),
         (["--web", "--port", "99999"], "give a number from 1"),
         (["--evaluate", "--thinking", "off"], "asks as the model was trained"),
+        (["--model_path", "recipes"], "is no model"),
     ],
 )
-def test_bad_questions_are_refused_in_one_line(refused, tiny_deepseek, words, reason):
-    assert reason in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
+def test_bad_questions_are_refused_in_one_line(infer_refused, words, reason):
+    assert reason in infer_refused(*words)
 
 
-def test_a_folder_that_is_no_model_is_refused(refused):
-    assert "is no model" in refused("sft/infer.py", "--model_path", "recipes")
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(refused, tiny_deepseek, tmp_path):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(infer_refused, tmp_path):
     (tmp_path / "q.csv").write_text("question\nWhy?\n")
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "link.jsonl").symlink_to("/dev/null")
     for output in ("folder.csv", "q.csv/answers.jsonl", "link.jsonl"):
         words = ("--input", tmp_path / "q.csv", "--output", tmp_path / output, "--overwrite")
-        assert f"--output {tmp_path / output}" in refused("sft/infer.py", "--model_path", tiny_deepseek, *words)
+        assert f"--output {tmp_path / output}" in infer_refused(*words)
 
 
-def test_answers_that_are_there_stay_unless_they_are_to_be_replaced(refused, here, tiny_deepseek, tmp_path):
+def test_answers_that_are_there_stay_unless_they_are_to_be_replaced(infer_refused, infer, tmp_path):
     (tmp_path / "q.csv").write_text("question\nWhy?\n")
     (tmp_path / "a.csv").write_text("mine")
-    words = ("--model_path", tiny_deepseek, "--input", tmp_path / "q.csv", "--output", tmp_path / "a.csv", *SHORT)
-    assert "exists already: pass --overwrite" in refused("sft/infer.py", *words)
+    words = ("--input", tmp_path / "q.csv", "--output", tmp_path / "a.csv", *SHORT)
+    assert "exists already: pass --overwrite" in infer_refused(*words)
     assert (tmp_path / "a.csv").read_text() == "mine"
-    assert here("sft/infer.py", *words, "--overwrite").returncode == 0
+    infer(*words, "--overwrite")
     assert (tmp_path / "a.csv").read_text().startswith("question,A,B,C,D,")
 
 
 def test_equal_questions_are_not_drawn_alike(infer, tmp_path):
     (tmp_path / "q.csv").write_text("question\n" + "Why?\n" * 4)
     words = ("--input", tmp_path / "q.csv", "--output", tmp_path / "a.jsonl", "--batch_size", 2, "--thinking", "off")
-    done = infer(*words, "--temperature", 1, "--max_new_tokens", 6)
-    assert done.returncode == 0, done.stderr
+    infer(*words, "--temperature", 1, "--max_new_tokens", 6)
     assert len({json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()}) == 4
 
 
-def test_a_prompt_longer_than_the_context_is_refused(refused, tiny_deepseek):
-    line = refused("sft/infer.py", "--model_path", tiny_deepseek, "--question", "Why? " * 2000)
+def test_a_prompt_longer_than_the_context_is_refused(infer_refused):
+    line = infer_refused("--question", "Why? " * 2000)
     assert re.search(r"has \d+ tokens, 2048 more may follow, and the model reads 2048: shorten it", line)

@@ -13,10 +13,6 @@ QUESTIONS = [
 ]
 
 
-def rows(answer_format: str) -> list[dict]:
-    return [{**question, "answer_format": answer_format, "gold": 0} for question in QUESTIONS]
-
-
 @pytest.fixture(scope="module")
 def model(tiny_deepseek):
     import torch
@@ -35,27 +31,21 @@ def log_probability(model, ids: list[int], start: int) -> float:
     return sum(logs[i - 1, ids[i]].item() for i in range(start, len(ids)))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_text_scores_are_the_log_likelihoods_of_the_whole_completions(model, short_tokenizer, batch_size):
-    questions = rows("text")
+@pytest.mark.parametrize(
+    ("answer_format", "batch_size"), [("text", 1), ("text", 3), ("text", 16), ("letter", 3), ("letter_text", 3)]
+)
+def test_scores_are_the_log_likelihoods_of_the_texts_or_letters(model, short_tokenizer, answer_format, batch_size):
+    questions = [{**question, "answer_format": answer_format, "gold": 0} for question in QUESTIONS]
     scores = dict(option_log_likelihoods(model, short_tokenizer, questions, batch_size))
     assert sorted(scores) == list(range(len(questions)))
     for index, question in enumerate(questions):
         (tokens,) = option_tokens(short_tokenizer, [question])
-        expected = [log_probability(model, tokens["shared"] + o, len(tokens["shared"])) for o in tokens["options"]]
+        shared, options = tokens["shared"], tokens["options"]
+        if answer_format != "text":
+            options = [option[:1] for option in options]
+            assert list(map(short_tokenizer.decode, options)) == list("ABCD")[: len(options)]
+        expected = [log_probability(model, shared + option, len(shared)) for option in options]
         assert scores[index] == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("answer_format", ["letter", "letter_text"])
-def test_letter_scores_are_the_log_likelihoods_of_the_letters(model, short_tokenizer, answer_format):
-    questions = rows(answer_format)
-    scores = dict(option_log_likelihoods(model, short_tokenizer, questions, 3))
-    for index, question in enumerate(questions):
-        (tokens,) = option_tokens(short_tokenizer, [question])
-        shared = tokens["shared"]
-        expected = [log_probability(model, [*shared, o[0]], len(shared)) for o in tokens["options"]]
-        assert scores[index] == pytest.approx(expected, abs=1e-4)
-        assert [short_tokenizer.decode(o[0]) for o in tokens["options"]] == list("ABCD")[: len(expected)]
 
 
 def test_options_are_the_completions_of_training(short_tokenizer):

@@ -70,17 +70,15 @@ def test_a_served_model_answers_as_the_same_model_here(here, served, templated, 
     import pyarrow.parquet as pq
 
     common = ("--model_path", templated, "--dataset_path", prepared, "--output_dir", tmp_path, *GREEDY)
-    done = here("sft/evaluate.py", *common, "--backend", "openai", "--base_url", served, "--name", "served")
-    assert done.returncode == 0, done.stderr
-    done = here("sft/evaluate.py", *common, "--dtype", "float32", "--name", "here")
-    assert done.returncode == 0, done.stderr
+    for name, options in ("served", ("--backend", "openai", "--base_url", served)), ("here", ("--dtype", "float32")):
+        done = here("sft/evaluate.py", *common, *options, "--name", name)
+        assert done.returncode == 0, done.stderr
     there, local = (pq.read_table(tmp_path / name / "predictions.parquet").to_pylist() for name in ("served", "here"))
     for column in ("id", "prompt_id", "generation_texts", "generation_outcomes", "generation_answers"):
         assert [row[column] for row in there] == [row[column] for row in local]
     results = json.loads((tmp_path / "served/results.json").read_text())
     assert results["n"] == N
-    done = here("sft/compare.py", tmp_path / "served", tmp_path / "here")
-    assert "+0.000" in done.stdout
+    assert "+0.000" in here("sft/compare.py", tmp_path / "served", tmp_path / "here").stdout
 
 
 class Misbehaving(http.server.BaseHTTPRequestHandler):
@@ -153,25 +151,37 @@ def misbehaving():
         server.shutdown()
 
 
-def asking(prepared, out, url, *options):
-    return (
+@pytest.fixture
+def words(prepared, tmp_path):
+    """The command line of an evaluation of twelve questions, for the address of a server and further options."""
+    return lambda url, *options: (
         *("sft/evaluate.py", "--backend", "openai", "--base_url", url, "--model_path", "m", "--name", "run"),
-        *("--dataset_path", prepared, "--num_samples", 12, "--output_dir", out, *options),
+        *("--dataset_path", prepared, "--num_samples", 12, "--output_dir", tmp_path / "eval", *options),
     )
 
 
-def test_requests_are_bounded_and_a_busy_server_is_asked_again(here, misbehaving, prepared, tmp_path):
+@pytest.fixture
+def evaluate(here, words):
+    """Run it, which must succeed."""
+
+    def run(url, *options):
+        done = here(*words(url, *options))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_requests_are_bounded_and_a_busy_server_is_asked_again(evaluate, misbehaving):
     url, server = misbehaving("busy at first")
-    done = here(*asking(prepared, tmp_path, url, "--concurrency", 3))
-    assert done.returncode == 0, done.stderr
+    # Reasoning that the server has split off is no answer.
+    assert "answered 100.0%" in evaluate(url, "--concurrency", 3)
     assert server.asked == 13
     assert 2 <= server.most <= 3
-    # Reasoning that the server has split off is no answer.
-    assert "answered 100.0%" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("way", "options", "words"),
+    ("way", "options", "message"),
     [
         ("broken", ["--retries", 1], "failed: Error code: 500"),
         ("silent", ["--retries", 0, "--request_timeout", 0.3], "timed out"),
@@ -182,10 +192,10 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(here, misbehaving
         ("words", [], "does not tell usage.completion_tokens"),
     ],
 )
-def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, prepared, tmp_path, way, options, words):
+def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, words, way, options, message):
     url, _ = misbehaving(way)
-    line = refused(*asking(prepared, tmp_path, url, *options))
-    assert words in line
+    line = refused(*words(url, *options))
+    assert message in line
     assert url in line
 
 
@@ -193,28 +203,25 @@ def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, prepared
     ("way", "outcome"),
     [("null", "unparsed"), ("filtered", "truncated"), ("half a character", "answered")],
 )
-def test_odd_turns_are_counted_as_what_they_are(here, misbehaving, prepared, tmp_path, way, outcome):
-    url, _ = misbehaving(way)
-    done = here(*asking(prepared, tmp_path, url))
-    assert done.returncode == 0, done.stderr
-    assert f"{outcome} 100.0%" in done.stdout
+def test_odd_turns_are_counted_as_what_they_are(evaluate, misbehaving, way, outcome):
+    assert f"{outcome} 100.0%" in evaluate(misbehaving(way)[0])
 
 
-def test_overwrite_asks_again(here, misbehaving, prepared, tmp_path):
+def test_overwrite_asks_again(evaluate, misbehaving, tmp_path):
     url, server = misbehaving("")
-    assert here(*asking(prepared, tmp_path, url)).returncode == 0
-    assert here(*asking(prepared, tmp_path, url)).returncode == 0
-    assert server.asked == 12
-    assert here(*asking(prepared, tmp_path, url, "--overwrite")).returncode == 0
-    assert server.asked == 24
+    for options, requests in ([], 12), ([], 12), (["--overwrite"], 24):
+        evaluate(url, *options)
+        assert server.asked == requests
     # Where the server is stands nowhere in what may be published.
-    assert "127.0.0.1" not in (tmp_path / "run/results.json").read_text()
+    assert "127.0.0.1" not in (tmp_path / "eval/run/results.json").read_text()
 
 
-def test_ctrl_c_does_not_wait_for_a_server_that_hangs(misbehaving, prepared, tmp_path):
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(misbehaving, words):
     url, server = misbehaving("hangs")
-    words = [sys.executable, *map(str, asking(prepared, tmp_path, url))]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as evaluation:
+    command = [sys.executable, *map(str, words(url))]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as evaluation:
         while server.asked < 8:
             assert evaluation.poll() is None, evaluation.stderr.read()
             time.sleep(0.1)
@@ -225,31 +232,31 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(misbehaving, prepared, tmp
         assert evaluation.stderr.read().splitlines()[-1] == "interrupted"
 
 
-def test_a_server_that_is_not_there_is_refused_at_once(refused, prepared, tmp_path):
-    url = f"http://127.0.0.1:{free_port()}/v1"
+def test_a_server_that_is_not_there_is_refused_at_once(refused, words, tmp_path):
     start = time.perf_counter()
-    assert "Connection refused" in refused(*asking(prepared, tmp_path / "eval", url))
+    assert "Connection refused" in refused(*words(f"http://127.0.0.1:{free_port()}/v1"))
     assert time.perf_counter() - start < 5
     assert not (tmp_path / "eval").exists()
 
 
-def test_likelihood_is_not_asked_of_a_server(refused, prepared, tmp_path):
-    url = "http://127.0.0.1:1/v1"
-    assert "use --method generation" in refused(*asking(prepared, tmp_path, url, "--method", "likelihood"))
-    assert "OPENAI_API_KEY" in refused(*asking(prepared, tmp_path, "http://me:secret@127.0.0.1:1/v1"))
-    assert "goes with a model of your own" in refused(*asking(prepared, tmp_path, url, "--quantization", "8bit"))
-    assert "name the server with --base_url" in refused(
-        "sft/evaluate.py", "--backend", "openai", "--model_path", "m", "--dataset_path", prepared
-    )
+@pytest.mark.parametrize(
+    ("url", "options", "message"),
+    [
+        ("http://127.0.0.1:1/v1", ["--method", "likelihood"], "use --method generation"),
+        ("http://me:secret@127.0.0.1:1/v1", [], "OPENAI_API_KEY"),
+        ("http://127.0.0.1:1/v1", ["--quantization", "8bit"], "goes with a model of your own"),
+        ("", [], "name the server with --base_url"),
+    ],
+)
+def test_options_that_no_server_can_follow_are_refused(refused, words, url, options, message):
+    assert message in refused(*words(url, *options))
 
 
-def test_answers_before_a_failure_are_kept(here, refused, misbehaving, prepared, tmp_path):
+def test_answers_before_a_failure_are_kept(evaluate, refused, misbehaving, words):
     url, server = misbehaving("")
-    words = asking(prepared, tmp_path, url, "--concurrency", 1, "--retries", 0)
+    options = ("--concurrency", 1, "--retries", 0)
     server.way = property(lambda self: "broken" if type(self).asked > 5 else "")
-    refused(*words)
+    refused(*words(url, *options))
     server.way = ""
-    done = here(*words)
-    assert done.returncode == 0, done.stderr
-    assert "12 answers wanted, 5 found" in done.stdout
+    assert "12 answers wanted, 5 found" in evaluate(url, *options)
     assert server.asked == 6 + 7
