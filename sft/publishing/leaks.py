@@ -64,9 +64,8 @@ def values_of(file: Path, text: str) -> str:
         return re.sub(r"^\s*[\w-]+:", "", text, flags=re.MULTILINE)
 
     def leaves(value: Any) -> list[str]:
-        if isinstance(value, dict | list):
-            return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in leaves(item)]
-        return [value] if isinstance(value, str) else []
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [value] if isinstance(value, str) else [leaf for item in items for leaf in leaves(item)]
 
     try:
         return "\n".join(leaves(json.loads(text)))

@@ -76,7 +76,7 @@ def check_base(model_path: str, given: str | None) -> tuple[str, str]:
     base = given or (f"{name}@{revision}" if revision else name)
     name, _ = pinned(base)
     on_hub = is_id(name) and not Path(name).exists()
-    if given and not on_hub:
+    if not on_hub and given:
         raise UserError(f"--base_model {given}: give the model's id on the Hub, OWNER/NAME or OWNER/NAME@COMMIT")
     if not on_hub:
         raise UserError(

@@ -97,10 +97,8 @@ def as_arguments(recipe: dict[str, Any]) -> list[str]:
     """
     words = []
     for key, value in recipe.items():
-        if value == []:
-            continue  # argparse knows no empty list
         if isinstance(value, list):
-            words += [f"--{key}", *map(str, value)]
+            words += [f"--{key}", *map(str, value)] if value else []  # argparse knows no empty list
         elif isinstance(value, bool):
             words.append(f"--{key}={'yes' if value else 'no'}")
         elif isinstance(value, dict):
@@ -189,10 +187,12 @@ class Settings:
                 f" {self.global_batch_size}: leave gradient_accumulation_steps out, or set global_batch_size to "
                 f"{self.gradient_accumulation_steps * together}"
             )
-        values = {**self.values, "gradient_accumulation_steps": steps}
-        return dataclasses.replace(
-            self, values=values, sources={**self.sources, "gradient_accumulation_steps": "global_batch_size"}
-        )
+        return self.with_values({"gradient_accumulation_steps": steps}, "global_batch_size")
+
+    def with_values(self, changes: dict[str, Any], source: str) -> "Settings":
+        """These settings with some keys changed by `source`."""
+        sources = {**self.sources, **dict.fromkeys(changes, source)}
+        return dataclasses.replace(self, values={**self.values, **changes}, sources=sources)
 
     def describe(self) -> str:
         """All settings as YAML, those that someone set first, each with its source: a recipe of its own."""

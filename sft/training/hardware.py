@@ -5,7 +5,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.common.command import UserError
+from sft.common.command import GIB, UserError
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,8 @@ def this_machine() -> Hardware:
 
     if not torch.cuda.is_available():
         return Hardware()
-    properties = torch.cuda.get_device_properties(0)
-    return Hardware(
-        properties.name,
-        torch.cuda.device_count(),
-        properties.total_memory / 2**30,
-        torch.cuda.get_device_capability(0),
-    )
+    gpu = torch.cuda.get_device_properties(0)
+    return Hardware(gpu.name, torch.cuda.device_count(), gpu.total_memory / GIB, (gpu.major, gpu.minor))
 
 
 def cpu_name() -> str:
