@@ -135,31 +135,21 @@ def test_the_card_states_what_was_measured(facts):
         *("| 0.0113 | 0.402 | 0.081 | 0.042 |", "| average of 4 permutations | 0.410 | 0.389 to 0.432 |"),
         *("called `base`, question by question", "| baseline | difference | 95 % interval | McNemar p |"),
         "| option likelihood | 0.341 | +0.081 | +0.060 to +0.102 | 1.3e-09 | 310 won, 148 lost |",
-        *(
-            "recall by letter A 0.51, B 0.44",
-            "clustered by 1700 articles",
-            "the same option in all permutations for 38.0% of 1,900 questions",
-            "temperature 0.6, top_p 0.95; seeds 42",
-            "answered 97.0%",
-            "41,943,040 of 8,072,204,288 (0.52%)",
-        ),
-        *("NVIDIA A100-SXM4-40GB", "8 h 36 min", "4731, of 8 packs each", "0.0002, cosine", "8-bit LoRA", "git 0123abc"),
-        *(
-            "kept: checkpoint-4500",
-            "trl 1.16.0",
-            "178,948 rows read, 178,900 kept, 40 rejected",
-            "176,948, as published",
-        ),
+        *("recall by letter A 0.51, B 0.44", "clustered by 1700 articles", "temperature 0.6, top_p 0.95; seeds 42"),
+        *("the same option in all permutations for 38.0% of 1,900 questions", "answered 97.0%"),
+        *("41,943,040 of 8,072,204,288 (0.52%)", "NVIDIA A100-SXM4-40GB", "8 h 36 min", "4731, of 8 packs each"),
+        *("0.0002, cosine", "8-bit LoRA", "git 0123abc", "kept: checkpoint-4500", "trl 1.16.0"),
+        *("178,948 rows read, 178,900 kept, 40 rejected", "176,948, as published"),
         *("Not for clinical use", "It sees no image", "CC BY-SA", "cc-by-sa-4.0", "mit"),
         'AutoPeftModelForCausalLM.from_pretrained("jane/pmc-vqa-8b"',
     ):
         assert stated in card
     assert "Its test splits were not trained on; shared by train and test: 12 by article." in card
-    assert card.count("\n| ") < 70  # a long curve is told in a few of its rows
+    assert card.count("\n| ") < 70  # a long curve is shown by a few of its rows
     assert "| 4500 |" in card
 
 
-def test_a_score_that_does_not_beat_the_floors_is_said_not_to(facts):
+def test_a_score_that_does_not_beat_the_floors_is_marked_as_such(facts):
     card = model_card(facts)
     assert "**By generation it is not shown to be better than the floor majority letter**" in card
     assert "**By option likelihood" not in card
@@ -211,7 +201,7 @@ def test_data_that_only_looks_like_pmc_vqa_is_not_called_so(facts):
     assert "963, as published" not in card
 
 
-def test_what_nobody_told_is_said_to_be_unknown(facts):
+def test_unknown_facts_are_called_unknown(facts):
     manifest = {**facts.manifest, "git_revision": None, "datasets": [{"name": "someone/data", "weight": 0.5}]}
     card = model_card(
         changed(facts, evaluations=[], history=[], dev={}, licence=None, base_licence=None, manifest=manifest)
@@ -239,7 +229,7 @@ def test_the_card_says_when_dev_chose_nothing_and_when_an_adapter_was_measured(f
     assert "measured with the adapter, before merging" in model_card(changed(facts, evaluated_before_merging=True))
 
 
-def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_said_to_be_so(facts):
+def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_stated(facts):
     drawn = {**RESULTS, "n": 100, "questions_in_split": 2000}
     card = model_card(changed(facts, base_was_named=True, evaluations=[drawn]))
     assert "as its publisher calls the local copy that it was trained and evaluated with" in card

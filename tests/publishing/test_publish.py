@@ -6,6 +6,7 @@ The Hub is a server on loopback (tests/hub.py) that the real client talks to.
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -39,6 +40,23 @@ def publish(here_on_hub, hub, trained, tiny_deepseek, tmp_path):
     return run
 
 
+@pytest.fixture
+def model(trained, tmp_path):
+    """A copy of the trained model, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "final_model"))
+
+
+@pytest.fixture
+def not_published(refused, tmp_path):
+    """A dry run that must be refused; returns the line."""
+
+    def run(model, *options, repo=REPO) -> str:
+        common = ("--repo", repo, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
+        return refused("sft/publish.py", "--model_path", model, *common, *options)
+
+    return run
+
+
 def the_line(done) -> str:
     """The one line that refuses, of a command that was refused."""
     assert done.returncode == 2, done.stdout + done.stderr
@@ -47,18 +65,12 @@ def the_line(done) -> str:
     return line
 
 
-def test_a_model_is_published_privately_with_its_card_and_nothing_else(publish, hub, trained, evaluation, tmp_path):
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
+def test_a_model_is_published_privately_with_its_card_and_nothing_else(
+    publish, hub, trained, model, evaluation, tmp_path
+):
     # What a trainer and its user leave in such a folder.
-    for name in (
-        "training_args.bin",
-        "optimizer.pt",
-        "trainer_state.json",
-        ".env",
-        "notes.txt",
-        "events.out.tfevents",
-    ):
+    left = ("training_args.bin", "optimizer.pt", "trainer_state.json", ".env", "notes.txt", "events.out.tfevents")
+    for name in left:
         (model / name).write_text("secret")
     (model / "runs").mkdir()
     (model / "runs/log.json").write_text("{}")
@@ -96,7 +108,7 @@ def test_everybody_sees_it_only_when_it_is_verified(publish, hub):
     assert max(i for i, place in enumerate(places) if "/resolve/" in place and REPO in place) < opened
 
 
-def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody_to_keep_it(publish, hub, tmp_path):
+def test_a_dry_run_writes_what_would_be_uploaded_and_sends_nothing(publish, hub, tmp_path):
     done = publish("--dry_run", HF_TOKEN="")
     assert done.returncode == 0, done.stderr
     assert "Nothing was uploaded." in done.stdout
@@ -125,11 +137,7 @@ FAULTS = {
     "too many requests to commit": ([Fault("POST", "/commit/", 429)], "too many requests: wait", True),
     "connection drops while weights are sent": ([Fault("PUT", "/lfs/upload/", DROP, 2)], "", True),
     "server fails while weights are sent": ([Fault("PUT", "/lfs/upload/", 500)], "", True),
-    "server refuses the weights": (
-        [Fault("PUT", "/lfs/upload/", 403, ALWAYS)],
-        "your token may not write there",
-        False,
-    ),
+    "server refuses weights": ([Fault("PUT", "/lfs/upload/", 403, ALWAYS)], "your token may not write there", False),
     "connection drops before the commit": ([Fault("POST", "/commit/", DROP)], "it broke off", True),
     "connection drops after the commit": ([Fault("POST", "/commit/", DROP_AFTER)], "it broke off", True),
     "server is busy at the commit": ([Fault("POST", "/commit/", 503, 2)], "Next try in 2 s", True),
@@ -174,7 +182,7 @@ def test_weights_that_arrived_are_not_sent_again(publish, hub):
     assert sum(place.startswith("PUT /lfs/upload/") for place in hub.asked) == sent > 0
 
 
-def test_a_file_that_arrived_as_another_is_found_and_stays_private(publish, hub, trained):
+def test_a_file_that_arrived_as_another_is_reported_and_stays_private(publish, hub, trained):
     content = (trained / "adapter_model.safetensors").read_bytes()
     # The server believes that it has the file, and has other bytes of the same length.
     hub.blobs[hashlib.sha256(content).hexdigest()] = content[:-1] + bytes([content[-1] ^ 1])
@@ -197,7 +205,7 @@ def test_a_login_in_the_browser_may_publish(publish, hub):
     assert done.returncode == 0, done.stderr
 
 
-def test_what_passes_is_told_from_what_does_not():
+def test_errors_that_pass_are_retried_and_others_are_not():
     """hf_xet, which stores weights on the real Hub and cannot be used here, raises Python's own ConnectionError."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -216,28 +224,32 @@ def test_the_reason_that_the_hub_gives_is_passed_on(publish, hub):
     assert "(the Hub says: Private storage limit reached" in the_line(publish())
 
 
-def test_a_base_model_of_another_size_is_refused_in_words(publish, hub, tiny_deepseek, tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
+@pytest.fixture
+def other_base(hub, tiny_deepseek, tmp_path):
+    """Puts another base model, with other weights, on the server; returns its name there."""
 
-    other = tmp_path / "other"
-    shutil.copytree(tiny_deepseek, other)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek, hidden_size=128)).save_pretrained(other)
-    hub.add("models", "someone/other", other)
-    line = the_line(publish(base="someone/other"))
+    def add(**config) -> str:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(1)
+        other = Path(shutil.copytree(tiny_deepseek, tmp_path / "other"))
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek, **config))
+        model.to(torch.bfloat16).save_pretrained(other)
+        hub.add("models", "someone/other", other)
+        return "someone/other"
+
+    return add
+
+
+def test_a_base_model_of_another_size_is_refused_in_words(publish, other_base):
+    line = the_line(publish(base=other_base(hidden_size=128)))
     assert "is uploaded" in line
     assert "it cannot be loaded" in line
 
 
-def test_another_base_model_on_the_hub_is_found_by_its_answers(publish, hub, tiny_deepseek, tmp_path):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    other = tmp_path / "other"
-    shutil.copytree(tiny_deepseek, other)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek)).to(torch.bfloat16).save_pretrained(other)
-    hub.add("models", "someone/other", other)
-    line = the_line(publish("--public", base="someone/other"))
+def test_another_base_model_on_the_hub_is_recognised_by_its_answers(publish, hub, other_base):
+    line = the_line(publish("--public", base=other_base()))
     assert "first answers otherwise" in line
     assert hub.model(REPO).private
 
@@ -250,7 +262,7 @@ def test_the_base_model_is_pinned_where_its_commit_is_known(publish, hub):
     assert f"at revision `{publish.base_commit}`" in files["README.md"].decode()
 
 
-def test_what_others_published_is_replaced_only_if_told_so(publish, hub):
+def test_what_others_published_is_replaced_only_with_update(publish, hub):
     theirs = {"README.md": b"mine", "model.safetensors": b"theirs", "NOTES.md": b"to keep"}
     hub.repos["models", REPO] = Repo(private=True)
     hub.model(REPO).commit(theirs)
@@ -301,12 +313,12 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(publish, hu
     assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
 
 
-def test_what_is_no_finished_model_of_a_run_is_refused(refused, trained, recipe_run, tiny_deepseek, tmp_path):
-    common = ("--repo", REPO, "--dry_run", "--base_model", BASE)
-    checkpoint = recipe_run("pmcvqa")[0] / "checkpoint-4"
-    assert "lacks the facts" in refused("sft/publish.py", "--model_path", checkpoint, *common)
-    assert "lacks the facts" in refused("sft/publish.py", "--model_path", tiny_deepseek, *common)
-    assert "does not exist" in refused("sft/publish.py", "--model_path", tmp_path / "none", *common)
+def test_what_is_no_finished_model_of_a_run_is_refused(
+    refused, not_published, trained, recipe_run, tiny_deepseek, tmp_path
+):
+    assert "lacks the facts" in not_published(recipe_run("pmcvqa")[0] / "checkpoint-4")
+    assert "lacks the facts" in not_published(tiny_deepseek)
+    assert "does not exist" in not_published(tmp_path / "none")
     line = refused("sft/publish.py", "--model_path", trained, "--repo", REPO, "--dry_run")
     assert "name the same model on the Hub with --base_model" in line
 
@@ -320,29 +332,29 @@ def test_what_is_no_finished_model_of_a_run_is_refused(refused, trained, recipe_
         ("prompt_format.json", "", "prompt_format.json cannot be read"),
     ],
 )
-def test_a_file_that_was_damaged_by_hand_is_named(refused, trained, tmp_path, file, content, words):
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
+def test_a_file_that_was_damaged_by_hand_is_named(not_published, model, file, content, words):
     (model / file).write_text(content)
-    common = ("--repo", REPO, "--dry_run", "--base_model", BASE, "--output_dir", tmp_path / "staged")
-    assert words in refused("sft/publish.py", "--model_path", model, *common)
+    assert words in not_published(model)
 
 
-def test_an_evaluation_of_another_model_is_refused(refused, trained, evaluation, tmp_path):
+def test_an_evaluation_of_another_model_is_refused(not_published, trained, evaluation, tmp_path):
     folder = tmp_path / "tuned"
     shutil.copytree(evaluation, folder)
     results = json.loads((folder / "results.json").read_text())
-    results["fingerprint"]["model"] = [
-        entry.replace("adapter_model", "x") for entry in results["fingerprint"]["model"]
-    ]
+    fingerprint = results["fingerprint"]
+    fingerprint["model"] = [entry.replace("adapter_model", "x") for entry in fingerprint["model"]]
     (folder / "results.json").write_text(json.dumps(results))
-    words = ("--model_path", trained, "--repo", REPO, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path)
-    assert "its weights are others" in refused("sft/publish.py", *words, "--evaluation", folder)
+    assert "its weights are others" in not_published(trained, "--evaluation", folder)
 
 
-def planted_in_json(file, secret):
-    told = json.loads(file.read_text())
-    file.write_text(json.dumps([*told, {"note": secret}] if isinstance(told, list) else {**told, "note": secret}))
+def plant(file, secret):
+    """Write a secret as a value into a JSON file, or as a line into another."""
+    text = file.read_text()
+    if file.suffix != ".json":
+        file.write_text(f"{text}\nnote: {secret}\n")
+        return
+    value = json.loads(text)
+    file.write_text(json.dumps([*value, {"note": secret}] if isinstance(value, list) else {**value, "note": secret}))
 
 
 # Where it lies, what it is, and what the refusal says. None of these tokens was ever one.
@@ -367,18 +379,12 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_what_should_stay_here_stays_here(planted, refused, trained, tmp_path, monkeypatch):
+def test_what_should_stay_here_stays_here(planted, not_published, model, tmp_path, monkeypatch):
     file, secret, words = PLANTED[planted]
     monkeypatch.setenv("LAB_API_KEY", "tr0ub4dor&3")
     monkeypatch.setenv("USER", "jdoe")
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
-    if file.endswith(".json"):
-        planted_in_json(model / file, secret)
-    else:
-        (model / file).write_text((model / file).read_text() + f"\nnote: {secret}\n")
-    common = ("--repo", "lab/pmc-vqa", "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
-    line = refused("sft/publish.py", "--model_path", model, *common)
+    plant(model / file, secret)
+    line = not_published(model, repo="lab/pmc-vqa")
     assert words in line
     assert file in line
     if "path" not in planted and "name" not in planted:
@@ -386,17 +392,12 @@ def test_what_should_stay_here_stays_here(planted, refused, trained, tmp_path, m
     assert not (tmp_path / "staged/lab--pmc-vqa").exists()
 
 
-def test_a_secret_in_the_metadata_of_weights_is_found(refused, trained, tmp_path):
+def test_a_secret_in_the_metadata_of_weights_is_refused(not_published, model):
     from safetensors.torch import load_file, save_file
 
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
     weights = model / "adapter_model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt", "from": "/home/jane/run"})
-    common = ("--repo", REPO, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
-    assert "adapter_model.safetensors, line 1: the path /home/jane/run" in refused(
-        "sft/publish.py", "--model_path", model, *common
-    )
+    assert "adapter_model.safetensors, line 1: the path /home/jane/run" in not_published(model)
 
 
 def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monkeypatch):
@@ -414,16 +415,17 @@ def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monke
     assert find_leaks(tmp_path, published=("lab/model",)) == ["config.json: the user name max"]
 
 
-def test_paths_of_this_machine_are_taken_out_of_what_a_run_tells():
+def test_paths_of_this_machine_are_taken_out_of_a_manifest():
     from sft.common.command import strip_local_paths
 
-    told = {"a": "/data/jane/PMC-VQA/", "b": ["~/x/recipe.yaml", "recipes/x.yaml"], "c": '{"/m/A": 1.0}', "d": None}
-    assert strip_local_paths(told) == {
-        "a": "PMC-VQA",
-        "b": ["recipe.yaml", "recipes/x.yaml"],
-        "c": '{"A": 1.0}',
+    manifest = {
+        "a": "/data/jane/PMC-VQA/",
+        "b": ["~/x/recipe.yaml", "recipes/x.yaml"],
+        "c": '{"/m/A": 1.0}',
         "d": None,
     }
+    stripped = {"a": "PMC-VQA", "b": ["recipe.yaml", "recipes/x.yaml"], "c": '{"A": 1.0}', "d": None}
+    assert strip_local_paths(manifest) == stripped
     assert strip_local_paths("../elsewhere/PMC-VQA") == "PMC-VQA"
     assert strip_local_paths("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 

@@ -31,14 +31,14 @@ def test_accuracy_during_training_is_that_of_evaluate_on_the_same_questions(here
 
 def test_every_question_is_scored_once_however_they_are_spread(recipe_run):
     """Eight questions over two processes, under DDP, ZeRO-2 and ZeRO-3: the base model's answers are the same."""
-    found = []
+    accuracies = []
     for name in ("pmcvqa_zero2", "pmcvqa_zero3"):
         out, done = recipe_run(name)
         assert done.returncode == 0, done.stderr[-3000:]
         results = json.loads((out / "eval_results.json").read_text())["base"]
         assert results["eval_mcq_questions"] == 8
-        found.append(results["eval_mcq_accuracy"])
-    assert found[0] == found[1]
+        accuracies.append(results["eval_mcq_accuracy"])
+    assert accuracies[0] == accuracies[1]
 
 
 HISTORY = [
@@ -51,7 +51,7 @@ HISTORY = [
 ]
 
 
-def test_the_plot_is_whole_and_the_same_history_gives_the_same_bytes(tmp_path):
+def test_the_plot_is_complete_and_the_same_history_gives_the_same_bytes(tmp_path):
     from sft.training.callbacks import plot
 
     for name in ("one.png", "two.png"):
