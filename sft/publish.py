@@ -23,7 +23,6 @@ from sft.publishing.upload import check_repository, set_tag, verify
 
 
 def arguments() -> argparse.Namespace:
-    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="final_model of a run, or a merged one")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository on the Hub")

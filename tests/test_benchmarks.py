@@ -5,8 +5,16 @@ import json
 import shlex
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainingArguments
 
+from sft.training.checks import check_all
+from sft.training.config import resolve
+from sft.training.hardware import planned_hardware
+from sft.training.launch import read_launch_file
+from sft.training.memory import count_parameters, trained_meta_model
 from tests.benchmarks import measured, train
+from tests.benchmarks.memory import named_launch
 
 RECIPE = "recipes/pmcvqa_bf16_lora.yaml"
 # Small packs, so that the few rows make enough steps.
@@ -39,9 +47,6 @@ def test_every_contender_trains_on_the_same_rows_and_tokens_are_counted_without_
 
 
 def test_the_held_out_loss_is_that_of_the_completions_tokens(tiny_deepseek, monkeypatch, tmp_path):
-    import torch
-    from transformers import AutoModelForCausalLM, TrainingArguments
-
     rows = [[[5, 6, 7, 8, 9], 3], [[11, 12, 13], 1]]
     (tmp_path / "held_out.json").write_text(json.dumps(rows))
     monkeypatch.setenv("HELD_OUT", str(tmp_path / "held_out.json"))
@@ -91,11 +96,6 @@ def test_speed_leaves_the_warm_up_out_and_recomputed_activations_are_not_useful_
 
 
 def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute(tiny_deepseek, tmp_path, monkeypatch):
-    from transformers import AutoModelForCausalLM
-
-    from sft.training.config import resolve
-    from sft.training.memory import count_parameters, trained_meta_model
-
     settings = resolve([RECIPE])
     model = AutoModelForCausalLM.from_pretrained(tiny_deepseek)
     # Neither embeddings, which are looked up, nor the output layer, which sees the labelled tokens alone.
@@ -125,12 +125,6 @@ def test_what_cannot_be_measured_is_refused_before_the_first_run(refused, tiny_d
 
 @pytest.mark.parametrize("file", ["gpu.txt", "cpu.txt"])
 def test_every_contender_of_the_lists_would_start_where_the_list_says(file):
-    from sft.training.checks import check_all
-    from sft.training.config import resolve
-    from sft.training.hardware import planned_hardware
-    from sft.training.launch import read_launch_file
-    from tests.benchmarks.memory import named_launch
-
     path = train.HERE / file
     lines = train.Parser().convert_arg_line_to_args
     contenders = [one for line in path.read_text(encoding="utf-8").splitlines() for one in lines(line)]

@@ -55,7 +55,6 @@ class Facts:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the run."""
         return self.manifest["settings"]
 
     @property
@@ -137,7 +136,6 @@ def named_files(evaluation: dict[str, Any]) -> str:
 
 
 def bold_scores(table: list[list[str]]) -> list[list[str]]:
-    """The table with the names and accuracies of the scores in bold."""
     return [
         [f"**{label}**", f"**{accuracy}**", *cells] if label in SCORES.values() else [label, accuracy, *cells]
         for label, accuracy, *cells in table

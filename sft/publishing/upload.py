@@ -59,16 +59,10 @@ def set_tag(repo: str, tag: str, commit: str) -> None:
     from huggingface_hub import HfApi
 
     words = f"--repo {repo} is published, but not tagged {tag}"
-
-    def set_once() -> None:
-        tagged = tags_of(repo).get(tag)
-        if tagged not in (None, commit):
-            raise UserError(f"{words}: it names another commit: choose another")
-        if tagged is None:
-            HfApi().create_tag(repo, tag=tag, revision=commit)
-
     with hub_errors(words):
-        with_retries(set_once)
+        with_retries(lambda: HfApi().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+        if with_retries(lambda: tags_of(repo))[tag] != commit:
+            raise UserError(f"{words}: it names another commit: choose another")
 
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:

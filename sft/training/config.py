@@ -108,14 +108,6 @@ def as_arguments(recipe: dict[str, Any]) -> list[str]:
     return words
 
 
-def suggestion(key: str, known: set[str]) -> str:
-    """What to write instead of the unknown `key`."""
-    if key in OTHER_NAMES:
-        return f"use {OTHER_NAMES[key]}"
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]}?" if close else "see `trl sft --help` for all keys"
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Every key's value, coerced and checked by type and choices, and who set it. Attributes are the keys."""
@@ -259,8 +251,11 @@ def resolve(argv: Sequence[str]) -> Settings:
     known |= {f"no_{name}" for name in known}
     for where, keys in ((str(recipe_path), recipe), ("command line", sorted(given))):
         for key in keys:
-            if key not in known or key in OTHER_NAMES:
-                raise UserError(f"{where}: unknown key {key}: {suggestion(str(key), known)}")
+            if key in OTHER_NAMES:
+                raise UserError(f"{where}: unknown key {key}: use {OTHER_NAMES[key]}")
+            if key not in known:
+                close = [f"did you mean {name}?" for name in difflib.get_close_matches(str(key), known, n=1)]
+                raise UserError(f"{where}: unknown key {key}: {(close or ['see `trl sft --help` for all keys'])[0]}")
 
     class Parser(TrlParser):
         def error(self, message: str) -> None:

@@ -19,7 +19,6 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        """Number and name of the GPUs."""
         return f"{self.count} x {self.gpu}, {self.memory:.0f} GiB each" if self.gpu else "no GPU"
 
 

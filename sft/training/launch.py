@@ -35,7 +35,6 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The way of launching, as people call it."""
         way = {"none": "one process", "ddp": "DDP", "fsdp": f"FSDP{self.fsdp_version}"}.get(self.kind)
         way = way or f"DeepSpeed ZeRO-{self.zero_stage}{' with offload' if self.offload else ''}"
         return way if self.processes == 1 and self.kind == "none" else f"{way}, {self.processes} processes"

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sft.training import hardware
+from sft.training.checks import check_all
+from sft.training.config import resolve
+
 RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
 LAUNCH = "accelerate_configs/{}.yaml"
 
@@ -110,8 +114,6 @@ def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refu
 
 
 def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypatch, refused):
-    from sft.training import hardware
-
     monkeypatch.setattr(hardware, "this_machine", lambda: hardware.planned_hardware("A100-80GB", 8))
     for script in ("sft/preflight.py", "sft/run.py"):
         line = refused(script, "recipes/pmcvqa.yaml")
@@ -120,8 +122,6 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypat
 
 
 def test_more_processes_than_gpus_are_refused_with_the_number_to_pass(monkeypatch, refused):
-    from sft.training import hardware
-
     monkeypatch.setattr(hardware, "this_machine", lambda: hardware.planned_hardware("A100-80GB", 1))
     line = refused("sft/preflight.py", "recipes/pmcvqa_ddp.yaml", "--config_file", LAUNCH.format("ddp"))
     assert "starts 2 processes on a machine with 1 GPU(s): pass --num_processes 1" in line
@@ -145,7 +145,7 @@ def test_a_completion_that_would_be_cut_is_refused(refused, tiny_deepseek, prepa
     assert "their answers would be cut: set max_length to 108" in line
 
 
-def test_the_plan_tells_what_will_run(here, tiny_deepseek, prepared):
+def test_the_plan_states_what_will_run(here, tiny_deepseek, prepared):
     done = here(
         *("sft/preflight.py", "recipes/pmcvqa_zero2.yaml", "--config_file", LAUNCH.format("zero2")),
         *("--gpu", "A100-40GB", "--num_processes", "4"),
@@ -183,14 +183,10 @@ def test_more_memory_than_the_gpu_has_is_warned_of(here, embedded_model, prepare
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_shipped_recipe_passes_under_the_launch_and_hardware_that_it_names(path, launched_as):
-    from sft.training.checks import check_all
-    from sft.training.config import resolve
-    from sft.training.hardware import planned_hardware
-
     launch = launched_as(path)
     gpu = "T4" if "16gb" in path.name else "A100-80GB"
     settings = resolve([str(path)]).for_world_size(launch.processes)
-    check_all(settings, launch, planned_hardware(gpu, launch.processes))
+    check_all(settings, launch, hardware.planned_hardware(gpu, launch.processes))
     assert settings.report_to == "none"
     assert (path.parents[1] / settings.chat_template_path).is_file()
     assert settings.dataset_test_split == "dev"
