@@ -176,11 +176,7 @@ def overlap_sentence(data: dict[str, Any]) -> str:
 
 
 def model_card(facts: Facts) -> str:
-    """README.md of a published model.
-
-    Raises:
-        UserError: the facts lack something that every run since this program writes cards has left.
-    """
+    """README.md of a published model; raises `UserError` if the facts lack what a run of this version leaves."""
     from jinja2 import UndefinedError
 
     choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]

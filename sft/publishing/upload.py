@@ -51,11 +51,7 @@ def tags_of(repo: str) -> dict[str, str]:
 
 
 def set_tag(repo: str, tag: str, commit: str) -> None:
-    """Give a commit a tag, unless it has it.
-
-    Raises:
-        UserError: the Hub refuses, or the tag names another commit.
-    """
+    """Give a commit a tag; raises `UserError` if the Hub refuses, or the tag names another commit."""
     from huggingface_hub import HfApi
 
     words = f"--repo {repo} is published, but not tagged {tag}"

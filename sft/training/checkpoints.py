@@ -157,11 +157,7 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
-    """Put the weights of a checkpoint into a model that has not been prepared for training yet.
-
-    Raises:
-        UserError: no adapter there that fits.
-    """
+    """Put a checkpoint's adapter into a model not yet prepared for training; raises `UserError` if none fits."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -72,11 +72,7 @@ class RunArguments:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe.
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping.
-    """
+    """The keys and values of a recipe; raises `UserError` for no such file, no YAML, or no mapping."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -139,11 +135,7 @@ class Settings:
         return f"{self.model_name_or_path}@{self.model_revision}" if pinned else self.model_name_or_path
 
     def dataset_weights(self) -> dict[str, float]:
-        """{data set to train on: how often each of its rows is taken}.
-
-        Raises:
-            UserError: `dataset_mixture` is not a mapping from data sets to positive numbers.
-        """
+        """{data set: how often a row is taken}; raises `UserError` if `dataset_mixture` gives no positive weights."""
         if self.dataset_mixture is None:
             return {self.dataset_name: 1.0}
         try:
@@ -160,8 +152,7 @@ class Settings:
     def for_world_size(self, processes: int) -> "Settings":
         """These settings on so many processes: `global_batch_size`, if set, decides gradient_accumulation_steps.
 
-        Raises:
-            UserError: the batch cannot be divided so.
+        Raises `UserError` if the batch cannot be divided so.
         """
         if self.global_batch_size is None:
             return self
@@ -211,10 +202,9 @@ class Settings:
         return bool(self.dry_run or self.probe_steps)
 
     def build(self, cls: type) -> Any:
-        """One of TRL's argument classes with these values. SFTConfig joins the launcher's other processes.
+        """One of TRL's argument classes with these values; raises `UserError` if they do not go together.
 
-        Raises:
-            UserError: values that do not go together.
+        SFTConfig joins the launcher's other processes.
         """
         # A trainer that pushes uploads its whole output folder; here it is sft/publish.py, after the training.
         values = {**self.values, "push_to_hub": False}

@@ -67,11 +67,7 @@ def cpu_threads() -> int:
 
 
 def planned_hardware(gpu: str, count: int) -> Hardware:
-    """`count` GPUs of a model in `GPUS`, for planning a run on another machine.
-
-    Raises:
-        UserError: an unknown model.
-    """
+    """`count` GPUs of a model in `GPUS`, to plan a run on another machine; raises `UserError` for an unknown one."""
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu} is not known: choose one of {', '.join(GPUS)}")
     return Hardware(gpu, count, *GPUS[gpu])

@@ -21,12 +21,10 @@ def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]
 
 
 def check_checkpoints_fit(settings: Settings, trained: int) -> None:
-    """Refuse a run whose checkpoints would not fit. What an earlier part of the run has written counts as free.
+    """Raise `UserError` if the checkpoints that are kept, one that is being written, and the final model do not fit.
 
-    A checkpoint holds at most the `trained` parameters, AdamW's states and a float32 copy beside them.
-
-    Raises:
-        UserError: less space than the checkpoints that are kept, one more while it is written, and the final model.
+    A checkpoint holds at most the `trained` parameters, AdamW's states and a float32 copy beside them. What an earlier
+    part of the run has written counts as free.
     """
     needed = trained * ((4 if settings.use_peft else 2) + (0 if settings.save_only_model else 12))
     folder = Path(settings.output_dir).resolve()
@@ -67,10 +65,8 @@ def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
 def print_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> float | None:
     """Print, in the first process, what a run on rows of these lengths will be; returns its peak in GiB on each GPU.
 
-    The peak is None for an architecture that cannot be counted.
-
-    Raises:
-        UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
+    The peak is None for an architecture that cannot be counted. Raises `UserError` if the model's configuration cannot
+    be read, or the checkpoints do not fit on the disk.
     """
     from accelerate import PartialState
 
@@ -104,9 +100,7 @@ def plan_memory(
     """(lines about trained parameters and memory, peak in GiB on each GPU); `longest` is the longest row in tokens.
 
     For an architecture that cannot be counted the peak is None and the line says why: an estimate refuses no run.
-
-    Raises:
-        UserError: as `print_plan`.
+    Raises `UserError` as `print_plan`.
     """
     from sft.common.models import load_config
 
