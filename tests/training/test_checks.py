@@ -88,7 +88,7 @@ def test_refused_by_command(refused, recipe, launch, gpu, options, words):
 @pytest.mark.parametrize(
     ("recipe", "text", "words"),
     [
-        ("pmcvqa", "NO\nmixed_precision: fp16", "says mixed_precision fp16, the recipe bf16"),
+        ("pmcvqa", "'NO'\nmixed_precision: fp16", "says mixed_precision fp16, the recipe bf16"),
         ("pmcvqa", "FSDP\nfsdp_config: {fsdp_version: 1}", "8-bit weights cannot be divided"),
         ("pmcvqa_zero3", "DEEPSPEED\ndeepspeed_config: {zero_stage: 3}", "zero3_save_16bit_model: true"),
         (
