@@ -22,8 +22,7 @@ def evaluation(here, trained, few_dev, tmp_path_factory):
     """An evaluation of it."""
     folder = tmp_path_factory.mktemp("eval")
     options = ("--num_samples", 16, "--dtype", "float32", "--output_dir", folder, "--name", "tuned")
-    done = here("sft/evaluate.py", "--model_path", trained, "--dataset_path", few_dev, *options)
-    assert done.returncode == 0, done.stderr
+    succeed(here("sft/evaluate.py", "--model_path", trained, "--dataset_path", few_dev, *options))
     return folder / "tuned"
 
 
@@ -57,6 +56,12 @@ def not_published(refused, tmp_path):
     return run
 
 
+def succeed(done):
+    """A command that succeeded."""
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
 def the_line(done) -> str:
     """The one line that refuses, of a command that was refused."""
     assert done.returncode == 2, done.stdout + done.stderr
@@ -74,8 +79,7 @@ def test_a_model_is_published_privately_with_its_card_and_nothing_else(
         (model / name).write_text("secret")
     (model / "runs").mkdir()
     (model / "runs/log.json").write_text("{}")
-    done = publish("--evaluation", evaluation, "--tag", "v1", "--license", "cc-by-sa-4.0", model=model)
-    assert done.returncode == 0, done.stderr
+    done = succeed(publish("--evaluation", evaluation, "--tag", "v1", "--license", "cc-by-sa-4.0", model=model))
     repo = hub.model(REPO)
     assert repo.private
     assert set(repo.files) == {
@@ -100,8 +104,7 @@ def test_a_model_is_published_privately_with_its_card_and_nothing_else(
 
 
 def test_everybody_sees_it_only_when_it_is_verified(publish, hub):
-    done = publish("--public")
-    assert done.returncode == 0, done.stderr
+    succeed(publish("--public"))
     assert not hub.model(REPO).private
     places = [place.partition(" ")[2] for place in hub.asked]
     opened = places.index(f"/api/models/{REPO}/settings")
@@ -109,8 +112,7 @@ def test_everybody_sees_it_only_when_it_is_verified(publish, hub):
 
 
 def test_a_dry_run_writes_what_would_be_uploaded_and_sends_nothing(publish, hub, tmp_path):
-    done = publish("--dry_run", HF_TOKEN="")
-    assert done.returncode == 0, done.stderr
+    done = succeed(publish("--dry_run", HF_TOKEN=""))
     assert "Nothing was uploaded." in done.stdout
     assert ("models", REPO) not in hub.repos
     assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
@@ -123,8 +125,7 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_sends_nothing(publish, hub,
 def test_the_same_run_is_published_twice_to_the_same_commit(publish, hub):
     assert publish().returncode == 0
     first = hub.model(REPO).head
-    done = publish()
-    assert done.returncode == 0, done.stderr
+    succeed(publish())
     assert hub.model(REPO).head == first
 
 
@@ -201,8 +202,7 @@ def test_a_tag_stays_with_the_commit_that_it_names(publish, hub):
 
 
 def test_a_login_in_the_browser_may_publish(publish, hub):
-    done = publish(**BY_BROWSER)
-    assert done.returncode == 0, done.stderr
+    succeed(publish(**BY_BROWSER))
 
 
 def test_errors_that_pass_are_retried_and_others_are_not():
@@ -255,8 +255,7 @@ def test_another_base_model_on_the_hub_is_recognised_by_its_answers(publish, hub
 
 
 def test_the_base_model_is_pinned_where_its_commit_is_known(publish, hub):
-    done = publish(base=f"{BASE}@{publish.base_commit}")
-    assert done.returncode == 0, done.stderr
+    succeed(publish(base=f"{BASE}@{publish.base_commit}"))
     files = hub.model(REPO).files
     assert json.loads(files["adapter_config.json"])["revision"] == publish.base_commit
     assert f"at revision `{publish.base_commit}`" in files["README.md"].decode()
@@ -268,8 +267,7 @@ def test_what_others_published_is_replaced_only_with_update(publish, hub):
     hub.model(REPO).commit(theirs)
     assert "holds files that this run did not publish: pass --update" in the_line(publish())
     assert hub.model(REPO).files == theirs
-    done = publish("--update")
-    assert done.returncode == 0, done.stderr
+    succeed(publish("--update"))
     files = hub.model(REPO).files
     assert files["NOTES.md"] == b"to keep"
     assert "model.safetensors" not in files  # an adapter with another model's weights beside it would not load
@@ -277,8 +275,7 @@ def test_what_others_published_is_replaced_only_with_update(publish, hub):
 
 
 def test_a_merged_model_is_published_and_loads_without_peft(publish, hub):
-    done = publish("--merged")
-    assert done.returncode == 0, done.stderr
+    done = succeed(publish("--merged"))
     files = hub.model(REPO).files
     assert "model.safetensors" in files
     assert not [name for name in files if name.startswith("adapter")]
@@ -290,8 +287,7 @@ def test_a_merged_model_is_published_and_loads_without_peft(publish, hub):
     # The same run may do it again, and publish its adapter instead.
     assert publish("--merged").returncode == 0
     assert len(hub.model(REPO).commits) == 2
-    done = publish()
-    assert done.returncode == 0, done.stderr
+    succeed(publish())
     assert "model.safetensors" not in hub.model(REPO).files
 
 
@@ -445,8 +441,7 @@ def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(
     command, hub, toy_options, tiny_deepseek, tmp_path
 ):
     commit = hub.add("models", BASE, tiny_deepseek)
-    done = pushing(command, hub, toy_options, "pmcvqa_zero2", tmp_path / "out")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    done = succeed(pushing(command, hub, toy_options, "pmcvqa_zero2", tmp_path / "out"))
     repo = hub.model(REPO)
     assert len(repo.commits) == 2
     assert repo.private
