@@ -6,7 +6,7 @@
 In:  --model_path, the final_model of a run of sft/run.py, or what sft/merge.py made of it; --evaluation, folders that
      sft/evaluate.py wrote for this very model. The token is that of `hf auth login`, or HF_TOKEN; no option takes it.
 Out: OUTPUT_DIR/OWNER--NAME, exactly what is uploaded (--dry_run stops there: read its README.md), then one commit in
-     the repository, which is loaded afresh from the Hub, compared file by file, and asked the same questions.
+     the repository, which is loaded afresh from the Hub, compared file by file, and answers the same questions.
 
 A repository that this run did not make is left alone unless --update says otherwise. --public lets others see it, when
 all is well.

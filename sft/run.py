@@ -66,11 +66,7 @@ def main() -> None:
 
 
 def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None:
-    """Train, and return the final model's folder, or None for a run that was stopped.
-
-    Raises:
-        UserError: data, a checkpoint or a model that the run cannot use.
-    """
+    """The final model, or None for a stopped run; raises `UserError` for unusable data, checkpoint or base model."""
     from trl import SFTConfig
 
     from sft.training import checkpoints, manifest, model, plan, stopping

@@ -1,6 +1,6 @@
 """The model card: everything that is known of a published model, from the facts that its run and evaluations left.
 
-No sentence here claims what no file shows; what is not known is left out or said to be unknown.
+No sentence here claims what no file shows; what is not known is left out or called unknown.
 """
 
 import json
@@ -37,7 +37,7 @@ SHOWN_VERSIONS = ("trl", "transformers", "peft", "bitsandbytes", "accelerate", "
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card is written from. `base` and `repo` are ids on the Hub; licences are None where nobody told them."""
+    """What a card is written from. `base` and `repo` are ids on the Hub; licences are None if they are not known."""
 
     repo: str
     base: str

@@ -119,8 +119,7 @@ def remove_incomplete(output_dir: Path) -> list[str]:
 def compare(checkpoint: Path, now: dict) -> list[str]:
     """Lines about differences between a checkpoint's run and this one that do no harm.
 
-    Raises:
-        UserError: one that would make the continuation another run: the line lists all of them, and the ways out.
+    Raises `UserError` for those that would make the continuation another run: all of them, and the ways out.
     """
     before = read_json(checkpoint / MANIFEST)
     faults, notes = [], []

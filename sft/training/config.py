@@ -260,7 +260,7 @@ def resolve(argv: Sequence[str]) -> Settings:
     if left:
         raise UserError(f"command line: {left[0]!r} belongs to no option: write --key value")
     values = {key: value for key, value in vars(namespace).items() if key in defaults}
-    # As SFTConfig decides, told here because preflight wants to know.
+    # As SFTConfig decides; preflight needs them too.
     if values["bf16"] is None:
         values["bf16"] = not values["fp16"]
     if values["activation_checkpointing"] is None:

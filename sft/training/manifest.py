@@ -80,7 +80,7 @@ def write_results(trainer: Any) -> None:
 def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Path:
     """Save OUTPUT_DIR/final_model, ready to be published, under a temporary name, then rename.
 
-    It holds model, tokenizer and chat template, how it wants to be asked, and the facts of the run without the paths
+    It holds model, tokenizer and chat template, its prompt format, and the facts of the run without the paths
     of this machine. Called by every process: under ZeRO-3 each holds a part of the weights.
     """
     final = Path(trainer.args.output_dir) / "final_model"

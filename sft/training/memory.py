@@ -3,7 +3,7 @@
 In: a model's configuration, settings and launch. Out: GiB per GPU. Parameters are counted on the model itself, built
 without memory (PyTorch's meta device); activations are counted by running two layers on fake tensors, which have
 shapes but no data, and adding up what autograd keeps for the backward pass (of packed rows under sdpa, which keeps a
-little more than FlashAttention). The rest is arithmetic, said below.
+little more than FlashAttention). The rest is arithmetic.
 """
 
 import copy

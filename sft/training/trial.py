@@ -85,11 +85,7 @@ def flops_per_token(model: Any) -> float:
 
 
 def run(settings: Settings, launch: Launch, hardware: Hardware) -> None:
-    """Train some steps of the run that `settings` describe, in a temporary folder, and print what they showed.
-
-    Raises:
-        UserError: data or a model that the run cannot use.
-    """
+    """Train some steps in a temporary folder, and print what they show; raises `UserError` as the run itself does."""
     import torch
     from trl import SFTConfig
 

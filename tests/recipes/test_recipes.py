@@ -1,7 +1,7 @@
 """Every shipped recipe runs, launched as its first lines say, and the pmcvqa family differs only where it says so.
 
 The model is a tiny random Llama with DeepSeek's vocabulary. Quantisation, DDP and DeepSpeed are real on this CPU;
-what a CPU cannot show is said in the name of its test.
+the name of a test says what a CPU cannot show.
 """
 
 import json
