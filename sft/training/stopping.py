@@ -62,7 +62,8 @@ class AlreadyTrained(Exception):
 class GracefulStopCallback(TrainerCallback):
     """Marks every checkpoint complete; on SIGTERM or SIGUSR1 saves one after the current step and ends the training.
 
-    SLURM sends SIGUSR1 some minutes before the time limit if the job requests it (docs/slurm.sh). A second signal acts as usual.
+    SLURM sends SIGUSR1 some minutes before the time limit if the job requests it (docs/slurm.sh). A second signal acts
+    as usual.
     """
 
     def __init__(self, trainer: Any, description: dict, continued: str | None):
