@@ -6,7 +6,7 @@
 In:  --model_path, the final_model of a run of sft/run.py, or what sft/merge.py made of it; --evaluation, folders that
      sft/evaluate.py wrote for this very model. The token is that of `hf auth login`, or HF_TOKEN; no option takes it.
 Out: OUTPUT_DIR/OWNER--NAME, exactly what is uploaded (--dry_run stops there: read its README.md), then one commit in
-     the repository, which is loaded afresh from the Hub, compared file by file, and asked the same questions.
+     the repository, which is loaded afresh from the Hub, compared file by file, and answers the same questions.
 
 A repository that this run did not make is left alone unless --update says otherwise. --public lets others see it, when
 all is well.
@@ -23,7 +23,6 @@ from sft.publishing.upload import check_repository, set_tag, verify
 
 
 def arguments() -> argparse.Namespace:
-    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="final_model of a run, or a merged one")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository on the Hub")

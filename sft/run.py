@@ -33,9 +33,7 @@ def main() -> None:
         print(__doc__.strip())
         return
 
-    ############################################################
-    # Preflight: what can be refused is refused here, in words #
-    ############################################################
+    # Preflight: what can be refused is refused here, in words.
     settings = resolve(sys.argv[1:])
 
     # Imported here, so that --help and a misspelt recipe answer at once.
@@ -68,11 +66,7 @@ def main() -> None:
 
 
 def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None:
-    """Train, and return the final model's folder, or None for a run that was stopped.
-
-    Raises:
-        UserError: data, a checkpoint or a model that the run cannot use.
-    """
+    """The final model, or None for a stopped run; raises `UserError` for unusable data, checkpoint or base model."""
     from trl import SFTConfig
 
     from sft.training import checkpoints, manifest, model, plan, stopping
@@ -81,17 +75,13 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     checkpoint = checkpoints.resume_point(settings)
     training_args = settings.build(SFTConfig)
 
-    ################################
-    # Data: every row is looked at #
-    ################################
+    # Data: every row is looked at.
     rows, dev, tokenizer, lengths = plan.load_and_check_data(settings)
     plan.print_plan(settings, launch, hardware, lengths)
     description = manifest.run_manifest(settings, launch, hardware, rows, tokenizer)
     notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
 
-    ###################
-    # Model and train #
-    ###################
+    # Model and train.
     trainer = model.load_trainer(settings, training_args, rows, dev, tokenizer)
     description["parameters"] = model.parameter_counts(trainer.model)
     graceful_stop = stopping.begin(trainer, settings, description, checkpoint, notes)
@@ -103,9 +93,7 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
         graceful_stop.print_resume_command()
         return None
 
-    ######################
-    # Evaluate, and save #
-    ######################
+    # Evaluate, and save.
     # With load_best_model_at_end, transformers has loaded the checkpoint that is best by metric_for_best_model.
     manifest.write_results(trainer)
     final = manifest.save_final_model(trainer, settings, answer_format=rows[0]["answer_format"])

@@ -5,12 +5,21 @@ import json
 import shlex
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainingArguments
 
+from sft.training.checks import check_all
+from sft.training.config import resolve
+from sft.training.hardware import planned_hardware
+from sft.training.launch import read_launch_file
+from sft.training.memory import count_parameters, trained_meta_model
 from tests.benchmarks import measured, train
+from tests.benchmarks.memory import named_launch
 
 RECIPE = "recipes/pmcvqa_bf16_lora.yaml"
 # Small packs, so that the few rows make enough steps.
 PACKED = f"{RECIPE} --max_length 256 --per_device_train_batch_size 1 --global_batch_size 1"
+STAGES = {"launcher", "imports", "data", "model", "first step"}
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +47,6 @@ def test_every_contender_trains_on_the_same_rows_and_tokens_are_counted_without_
 
 
 def test_the_held_out_loss_is_that_of_the_completions_tokens(tiny_deepseek, monkeypatch, tmp_path):
-    import torch
-    from transformers import AutoModelForCausalLM, TrainingArguments
-
     rows = [[[5, 6, 7, 8, 9], 3], [[11, 12, 13], 1]]
     (tmp_path / "held_out.json").write_text(json.dumps(rows))
     monkeypatch.setenv("HELD_OUT", str(tmp_path / "held_out.json"))
@@ -67,34 +73,29 @@ def test_start_up_is_divided_and_adds_up(bench):
     _, runs = bench
     seconds = runs[PACKED]["seconds"]
     assert sum(seconds.values()) == pytest.approx(runs[PACKED]["together"], abs=0.5)
-    assert {"launcher", "imports", "data", "model", "preparation", "first step", "other"} <= seconds.keys()
+    assert seconds.keys() >= {*STAGES, "memory estimate", "preparation", "other"}
     assert all(value > 0 for value in seconds.values())
-    assert runs["plain"]["seconds"].keys() >= {"launcher", "imports", "data", "model", "first step"}
+    assert runs["plain"]["seconds"].keys() >= STAGES
 
 
 def test_speed_leaves_the_warm_up_out_and_recomputed_activations_are_not_useful_work():
     steps = [[0.0, 9, 90, 90, 9], [5.0, 9, 90, 90, 9], [6.0, 4, 100, 80, 8], [9.0, 4, 100, 80, 8]]
     run = {"steps": steps, "peak_gib": 1.0, "estimated_gib": None, "processes": 1, "devices": 1, "losses": [2.0]}
-    found = train.summary({**run, "checkpointing": True, "held_out": 1.5}, (400.0, 200.0), 1e5)
-    assert found["examples/s"] == pytest.approx(8 / 4)
-    assert found["tokens/s"] == pytest.approx(160 / 4)
-    assert found["padding"] == pytest.approx(0.2)
-    assert found["MFU"] == pytest.approx(400 * 40 / 1e5)
-    assert found["HFU"] == pytest.approx(600 * 40 / 1e5)
+    numbers = train.summary({**run, "checkpointing": True, "held_out": 1.5}, (400.0, 200.0), 1e5)
+    assert numbers["examples/s"] == pytest.approx(8 / 4)
+    assert numbers["tokens/s"] == pytest.approx(160 / 4)
+    assert numbers["padding"] == pytest.approx(0.2)
+    assert numbers["MFU"] == pytest.approx(400 * 40 / 1e5)
+    assert numbers["HFU"] == pytest.approx(600 * 40 / 1e5)
     # Two processes on two GPUs do twice the work at the same utilisation; on the cores of one CPU they share its peak.
     for devices, share in ((2, 1), (1, 2)):
         run |= {"processes": 2, "devices": devices, "checkpointing": False, "held_out": 1.5}
-        found = train.summary(run, (400.0, 200.0), 1e5)
-        assert found["examples/s"] == pytest.approx(2 * 8 / 4)
-        assert found["MFU"] == pytest.approx(share * 400 * 40 / 1e5)
+        numbers = train.summary(run, (400.0, 200.0), 1e5)
+        assert numbers["examples/s"] == pytest.approx(2 * 8 / 4)
+        assert numbers["MFU"] == pytest.approx(share * 400 * 40 / 1e5)
 
 
 def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute(tiny_deepseek, tmp_path, monkeypatch):
-    from transformers import AutoModelForCausalLM
-
-    from sft.training.config import resolve
-    from sft.training.memory import count_parameters, trained_meta_model
-
     settings = resolve([RECIPE])
     model = AutoModelForCausalLM.from_pretrained(tiny_deepseek)
     # Neither embeddings, which are looked up, nor the output layer, which sees the labelled tokens alone.
@@ -107,7 +108,7 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         (("--model", "nowhere"), "neither a model folder nor one of 135m"),
         (("recipes/pmcvqa.yml",), "'recipes/pmcvqa.yml': neither trl, plain, llamafactory nor a recipe"),
@@ -117,19 +118,13 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
         (("--config_file accelerate_configs/fsdp2.yaml recipes/pmcvqa_fsdp2.yaml",), "fsdp has no CPU"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_the_first_run(refused, tiny_deepseek, words, told):
+def test_what_cannot_be_measured_is_refused_before_the_first_run(refused, tiny_deepseek, words, reason):
     model = () if "--model" in words else ("--model", tiny_deepseek)
-    assert told in refused("tests/benchmarks/train.py", "--recipe", RECIPE, "--rows", "50", *model, *words)
+    assert reason in refused("tests/benchmarks/train.py", "--recipe", RECIPE, "--rows", "50", *model, *words)
 
 
 @pytest.mark.parametrize("file", ["gpu.txt", "cpu.txt"])
 def test_every_contender_of_the_lists_would_start_where_the_list_says(file):
-    from sft.training.checks import check_all
-    from sft.training.config import resolve
-    from sft.training.hardware import planned_hardware
-    from sft.training.launch import read_launch_file
-    from tests.benchmarks.memory import named_launch
-
     path = train.HERE / file
     lines = train.Parser().convert_arg_line_to_args
     contenders = [one for line in path.read_text(encoding="utf-8").splitlines() for one in lines(line)]

@@ -1,6 +1,6 @@
 """The model card: everything that is known of a published model, from the facts that its run and evaluations left.
 
-No sentence here claims what no file shows; what is not known is left out or said to be unknown.
+No sentence here claims what no file shows; what is not known is left out or called unknown.
 """
 
 import json
@@ -37,7 +37,7 @@ SHOWN_VERSIONS = ("trl", "transformers", "peft", "bitsandbytes", "accelerate", "
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card is written from. `base` and `repo` are ids on the Hub; licences are None where nobody told them."""
+    """What a card is written from. `base` and `repo` are ids on the Hub; licences are None if they are not known."""
 
     repo: str
     base: str
@@ -55,23 +55,7 @@ class Facts:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the run."""
         return self.manifest["settings"]
-
-    @property
-    def name(self) -> str:
-        """The name of the repository without its owner."""
-        return self.repo.split("/")[1]
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The last line of the history."""
-        return self.history[-1] if self.history else {}
-
-    @property
-    def seconds(self) -> float | None:
-        """How long training took, since the run was last started."""
-        return next((line["train_runtime"] for line in self.history if "train_runtime" in line), None)
 
     @property
     def training_rows(self) -> int:
@@ -99,7 +83,7 @@ class Facts:
     @property
     def is_pmc_vqa(self) -> bool:
         """Whether all of them do."""
-        return bool(self.sources) and self.published == {name for name, _ in self.sources}
+        return self.published == {name for name, _ in self.sources} != set()
 
 
 def is_published(name: str, source: dict[str, Any]) -> bool:
@@ -120,15 +104,15 @@ def metadata(facts: Facts) -> str:
             dataset_split=evaluation["split"],
             metric_type="accuracy",
             metric_name=f"accuracy, {SCORES[score]}",
-            metric_value=round(found["accuracy"], 4),
+            metric_value=round(measured["accuracy"], 4),
             metric_args={
-                "n": found["n"],
-                "ci95": [round(bound, 4) for bound in found["ci95"]],
+                "n": measured["n"],
+                "ci95": [round(bound, 4) for bound in measured["ci95"]],
                 "floors": {name: round(value, 4) for name, value in evaluation["floors"].items()},
             },
         )
         for evaluation in facts.evaluations
-        for score, found in evaluation["scores"].items()
+        for score, measured in evaluation["scores"].items()
     ]
     card = ModelCardData(
         language="en",
@@ -140,7 +124,7 @@ def metadata(facts: Facts) -> str:
         pipeline_tag="text-generation",
         datasets=[PMC_VQA] if facts.is_pmc_vqa else None,
         tags=["medical", "multiple-choice", "sft", "trl", *(["lora"] if facts.settings["use_peft"] else [])],
-        model_name=facts.name,
+        model_name=facts.repo.split("/")[1],
         eval_results=results or None,
     )
     return card.to_yaml()
@@ -148,12 +132,10 @@ def metadata(facts: Facts) -> str:
 
 def named_files(evaluation: dict[str, Any]) -> str:
     """The files that the evaluated questions are from, with how many of each."""
-    files = evaluation.get("files") or {}
-    return ", ".join(f"{name} ({count})" for name, count in files.items()) or "files not told"
+    return ", ".join(f"{name} ({n})" for name, n in (evaluation.get("files") or {}).items()) or "files not told"
 
 
 def bold_scores(table: list[list[str]]) -> list[list[str]]:
-    """The table with the names and accuracies of the scores in bold."""
     return [
         [f"**{label}**", f"**{accuracy}**", *cells] if label in SCORES.values() else [label, accuracy, *cells]
         for label, accuracy, *cells in table
@@ -189,21 +171,17 @@ def overlap_sentence(data: dict[str, Any]) -> str:
         for row in data.get("overlap", [])
         if "train" in row["splits"] and any(split.startswith("test") for split in row["splits"]) and row["shared"]
     ]
-    told = ", ".join(shared) if shared else "nothing by article, figure or text" if "overlap" in data else "not told"
-    return f"Its test splits were not trained on; shared by train and test: {told}."
+    nothing = "nothing by article, figure or text" if "overlap" in data else "not told"
+    return f"Its test splits were not trained on; shared by train and test: {', '.join(shared) or nothing}."
 
 
 def model_card(facts: Facts) -> str:
-    """README.md of a published model.
-
-    Raises:
-        UserError: the facts lack something that every run since this program writes cards has left.
-    """
+    """README.md of a published model; raises `UserError` if the facts lack what a run of this version leaves."""
     from jinja2 import UndefinedError
 
     choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
     try:
-        versions = {name: facts.manifest["versions"].get(name) for name in SHOWN_VERSIONS}
+        versions = facts.manifest["versions"]
         on_dev = dev_evaluations(facts.history)
         return render(
             Path(__file__).with_name("templates") / "model_card.md",
@@ -211,7 +189,9 @@ def model_card(facts: Facts) -> str:
             metadata=metadata(facts),
             question=json.dumps(user_message("Which stain shows iron in tissue?", choices, facts.answer_format)),
             evaluated={score for evaluation in facts.evaluations for score in evaluation["scores"]},
-            versions=", ".join(f"{name} {version}" for name, version in versions.items() if version),
+            last=facts.history[-1] if facts.history else {},
+            seconds=next((line["train_runtime"] for line in facts.history if "train_runtime" in line), None),
+            versions=", ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS if name in versions),
             dev_steps=list(on_dev),
             dev_shown=CURVE,
             dev_table=dev_table(facts, on_dev),

@@ -8,27 +8,25 @@ import re
 from pathlib import Path
 from typing import Any
 
-# What tokens of common services look like, each with a word that is in all of them: a quick look for it comes first.
+# What tokens of common services look like.
 TOKENS = {
-    "a Hugging Face token": ("hf_", r"\bhf_[A-Za-z0-9]{20,}"),
-    "an API key (sk-...)": ("sk-", r"\bsk-[A-Za-z0-9_-]{20,}"),
-    "a GitHub token": ("gh", r"\bgh[oprsu]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}"),
-    "a GitLab token": ("glpat-", r"\bglpat-[\w-]{20,}"),
-    "an AWS key": ("IA", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
-    "a Google key": ("AIza", r"\bAIza[\w-]{35}"),
-    "a Slack token": ("xox", r"\bxox[abeoprs]-[\w-]{10,}"),
-    "a JSON web token": ("eyJ", r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}"),
-    "a private key": ("PRIVATE KEY", r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password in an address": ("://", r"://[^/\s:@]+:[^/\s:@]+@|://[^/\s:@]{12,}@"),
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
+    "an API key (sk-...)": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "a GitHub token": r"\bgh[oprsu]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}",
+    "a GitLab token": r"\bglpat-[\w-]{20,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Google key": r"\bAIza[\w-]{35}",
+    "a Slack token": r"\bxox[abeoprs]-[\w-]{10,}",
+    "a JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"://[^/\s:@]+:[^/\s:@]+@|://[^/\s:@]{12,}@",
 }
 # Variables of the environment whose values are secrets.
 SECRET_NAMES = re.compile(
     r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASS|PWD|CREDENTIAL|(?:^|_)PAT)S?(?:_|$)", re.IGNORECASE
 )
 # An absolute path, of Linux, macOS or Windows, or one under a home folder; no path of an address, no closing tag.
-_PATH = re.compile(
-    r"(?:(?<![\w./<~])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
-)
+PATH = r"(?:(?<![\w./<~])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
 # Accounts that do not identify a person.
 GENERIC_ACCOUNTS = {
     *("root", "user", "users", "ubuntu", "admin", "debian", "jovyan", "docker", "runner", "nobody", "home", "vscode"),
@@ -64,9 +62,8 @@ def values_of(file: Path, text: str) -> str:
         return re.sub(r"^\s*[\w-]+:", "", text, flags=re.MULTILINE)
 
     def leaves(value: Any) -> list[str]:
-        if isinstance(value, dict | list):
-            return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in leaves(item)]
-        return [value] if isinstance(value, str) else []
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [value] if isinstance(value, str) else [leaf for item in items for leaf in leaves(item)]
 
     try:
         return "\n".join(leaves(json.loads(text)))
@@ -91,19 +88,19 @@ def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
 
     `published` are ids on the Hub, the first that of the repository: everybody may know the names in them.
     """
-    tokens = [(what, word, re.compile(pattern)) for what, (word, pattern) in TOKENS.items()]
+    patterns = dict(TOKENS)
     if secrets := known_secrets():
-        tokens.append(("a secret of this environment", "", re.compile("|".join(map(re.escape, secrets)))))
+        patterns["a secret of this environment"] = "|".join(map(re.escape, secrets))
     owner = published[0].split("/")[0].lower() if published else ""
     users = [name for name in user_names() if name.lower() != owner]
     leaks = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         text, name = _text_of(file), file.relative_to(folder)
         is_vocabulary = file.name in VOCABULARIES
-        paths = [("the path", "", _PATH)] if not is_vocabulary and file.suffix in (*TEXTS, ".safetensors") else []
-        for what, word, pattern in [*tokens, *paths]:
-            for match in pattern.finditer(text) if word in text else ():
-                detail = f" {match[0][:80]}" if pattern is _PATH else ""
+        paths = {"the path": PATH} if not is_vocabulary and file.suffix in (*TEXTS, ".safetensors") else {}
+        for what, pattern in {**patterns, **paths}.items():
+            for match in re.finditer(pattern, text):
+                detail = f" {match[0][:80]}" if what in paths else ""
                 leaks.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{detail}")
         if not is_vocabulary and file.suffix in (".json", ".yaml"):
             values = values_of(file, text)

@@ -26,11 +26,7 @@ SHARD = "2GB"
 
 
 def check_mergeable(model_path: str, base: str | None = None) -> str:
-    """The base model that an adapter can be merged onto: `base`, or the one that it names.
-
-    Raises:
-        UserError: no adapter, or a base model that is stored quantised.
-    """
+    """`base`, or the base model that the adapter names; raises `UserError` for no adapter, or a quantised base."""
     check_model_folder(model_path)
     named = base_of(model_path)
     if named == model_path:
@@ -47,11 +43,7 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
 
 
 def check_space(base: str, folder: Path, copies: int = 1) -> float:
-    """GiB of the merged model's bfloat16 weights, counted without loading them.
-
-    Raises:
-        UserError: so many copies do not fit on the disk where `folder` will be.
-    """
+    """GiB of the merged model's bfloat16 weights; raises `UserError` if so many copies do not fit on the disk."""
     size = sum(parameter.numel() * 2 for parameter in meta_model(load_config(base)).parameters())
     purpose = f"--output_dir {folder}: the merged model needs"
     check_disk(folder, copies * size, purpose, "make room, or choose another disk")
@@ -99,8 +91,7 @@ def compare(base: Any, adapter: Any, merged: Any) -> dict[str, Any]:
 def merge(model_path: str, base: str, folder: Path) -> None:
     """Write the merged model into the existing `folder`, with the facts of its run.
 
-    Raises:
-        UserError: the model cannot be loaded, or the merged one does not answer as the adapter does.
+    Raises `UserError` if the model cannot be loaded, or the merged one does not answer as the adapter does.
     """
     import torch
 

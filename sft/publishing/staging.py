@@ -42,11 +42,7 @@ ALLOWED = (*WEIGHTS, *TOKENIZER, PROMPT_FILE, MANIFEST, RECIPE, *FACTS, CARD, f"
 
 
 def check_facts(folder: Path) -> None:
-    """Refuse a folder whose model no card could be written of.
-
-    Raises:
-        UserError: no model, or one without the facts of its run.
-    """
+    """Raise `UserError` for a folder with no model, or with one that lacks the facts that its card would state."""
     check_model_folder(str(folder))
     if not folder.is_dir():
         raise UserError(f"--model_path {folder} is no folder: name the final_model of a run of sft/run.py")
@@ -76,7 +72,7 @@ def check_base(model_path: str, given: str | None) -> tuple[str, str]:
     base = given or (f"{name}@{revision}" if revision else name)
     name, _ = pinned(base)
     on_hub = is_id(name) and not Path(name).exists()
-    if given and not on_hub:
+    if not on_hub and given:
         raise UserError(f"--base_model {given}: give the model's id on the Hub, OWNER/NAME or OWNER/NAME@COMMIT")
     if not on_hub:
         raise UserError(
@@ -88,11 +84,7 @@ def check_base(model_path: str, given: str | None) -> tuple[str, str]:
 
 
 def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
-    """results.json of evaluations of this very model.
-
-    Raises:
-        UserError: one is no finished evaluation, or of another model; or two have the same name.
-    """
+    """results.json of evaluations; raises `UserError` for unfinished ones, another model's, or two of one name."""
     weights = {f"{file.name}:{sha256(file)}" for file in model.glob("*.safetensors")} if folders else set()
     by_name: dict[str, dict[str, Any]] = {}
     for folder in folders:
@@ -141,15 +133,18 @@ def stage(
     if merged_onto:
         merge(args.model_path, merged_onto, folder)
     else:
-        link_allowed(model, folder)
+        for file in model.iterdir():
+            if file.name != CARD and any(fnmatch(file.name, pattern) for pattern in ALLOWED):
+                try:
+                    os.link(file.resolve(), folder / file.name)
+                except OSError:  # another disk
+                    shutil.copyfile(file, folder / file.name)
     name_base(folder, base, base_here, in_recipe=bool(args.base_model))
     for results in evaluations:
         (folder / EVALUATION).mkdir(exist_ok=True)
         write_json(folder / EVALUATION / f"{results['name']}.json", results)
 
-    def fact(file: str, default: Any) -> Any:
-        return read_json(folder / file) if (folder / file).is_file() else default
-
+    dev, history = (folder / file for file in ("eval_results.json", "history.json"))
     name, revision = pinned(base)
     manifest = read_json(folder / MANIFEST)
     facts = Facts(
@@ -161,8 +156,8 @@ def stage(
         licence=args.license,
         base_licence=licence_of(base),
         manifest=manifest,
-        dev=fact("eval_results.json", {}),
-        history=fact("history.json", []),
+        dev=read_json(dev) if dev.is_file() else {},
+        history=read_json(history) if history.is_file() else [],
         evaluations=list(evaluations),
         evaluated_before_merging=merged_onto is not None,
         base_was_named=bool(args.base_model),
@@ -173,16 +168,6 @@ def stage(
     if leaks := find_leaks(folder, published=(args.repo, name, *public)):
         more = f" (and {len(leaks) - 3} more)" if len(leaks) > 3 else ""
         raise UserError(f"not published, because it would tell: {'; '.join(leaks[:3])}{more}: take it out of {model}")
-
-
-def link_allowed(model: Path, folder: Path) -> None:
-    """Put the files of `model` that may be uploaded into `folder`, without a second copy where the disk allows it."""
-    for file in model.iterdir():
-        if file.name != CARD and any(fnmatch(file.name, pattern) for pattern in ALLOWED):
-            try:
-                os.link(file.resolve(), folder / file.name)
-            except OSError:  # another disk
-                shutil.copyfile(file, folder / file.name)
 
 
 def name_base(folder: Path, base: str, base_here: str, in_recipe: bool) -> None:

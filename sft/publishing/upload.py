@@ -29,8 +29,10 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
     names = files_of(info)
     with hub_errors(f"--repo {repo}"):
         tags = with_retries(lambda: tags_of(repo), PAUSES_OF_QUERIES) if tag else {}
-        manifest = Path(hf_hub_download(repo, MANIFEST, revision=info.sha)) if MANIFEST in names else None
-    same_run = manifest is not None and run_of(manifest) == run_of(model / MANIFEST)
+        manifest = read_json(Path(hf_hub_download(repo, MANIFEST, revision=info.sha))) if MANIFEST in names else None
+    own = read_json(model / MANIFEST)
+    # The same run, whether its model was merged afterwards or not.
+    same_run = isinstance(manifest, dict) and manifest | {"merged": None} == own | {"merged": None}
     if tag in tags and not same_run:
         raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
     if names and not same_run and not update:
@@ -41,12 +43,6 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
     return info.sha
 
 
-def run_of(manifest: Path) -> dict[str, Any]:
-    """What a manifest says of its run, whether the model was merged afterwards or not."""
-    facts = read_json(manifest)
-    return {key: value for key, value in facts.items() if key != "merged"} if isinstance(facts, dict) else {}
-
-
 def tags_of(repo: str) -> dict[str, str]:
     """The commit of each tag of a repository."""
     from huggingface_hub import HfApi
@@ -55,24 +51,14 @@ def tags_of(repo: str) -> dict[str, str]:
 
 
 def set_tag(repo: str, tag: str, commit: str) -> None:
-    """Give a commit a tag, unless it has it.
-
-    Raises:
-        UserError: the Hub refuses, or the tag names another commit.
-    """
+    """Give a commit a tag; raises `UserError` if the Hub refuses, or the tag names another commit."""
     from huggingface_hub import HfApi
 
     words = f"--repo {repo} is published, but not tagged {tag}"
-
-    def set_once() -> None:
-        tagged = tags_of(repo).get(tag)
-        if tagged not in (None, commit):
-            raise UserError(f"{words}: it names another commit: choose another")
-        if tagged is None:
-            HfApi().create_tag(repo, tag=tag, revision=commit)
-
     with hub_errors(words):
-        with_retries(set_once)
+        with_retries(lambda: HfApi().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+        if with_retries(lambda: tags_of(repo))[tag] != commit:
+            raise UserError(f"{words}: it names another commit: choose another")
 
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:

@@ -36,23 +36,19 @@ class DevAccuracyCallback(TrainerCallback):
         """
         from accelerate.utils import gather_object
 
-        state = self.trainer.accelerator.state
-        each = -(-len(self.questions) // state.num_processes)
-        mine = [(state.process_index * each + i) % len(self.questions) for i in range(each)]
-        questions = [self.questions[index] for index in mine]
-        batch = self.trainer.args.per_device_eval_batch_size
-        scored = option_log_likelihoods(self.trainer.model, self.trainer.processing_class, questions, batch)
-        hidden = not self.trainer.is_world_process_zero() or self.trainer.args.disable_tqdm
-        with self.trainer.accelerator.autocast():
-            scores = [
-                (mine[place], values)
-                for place, values in tqdm(scored, total=each, desc="Dev questions", leave=False, disable=hidden)
-            ]
-        of_question = dict(gather_object(scores))
-        return [of_question[index] for index in range(len(self.questions))]
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        hidden = not trainer.is_world_process_zero() or trainer.args.disable_tqdm
+        numbered = list(enumerate(self.questions))
+        with accelerator.split_between_processes(numbered, apply_padding=True) as mine, accelerator.autocast():
+            numbers, questions = zip(*mine, strict=True)
+            batch = trainer.args.per_device_eval_batch_size
+            scored = option_log_likelihoods(trainer.model, trainer.processing_class, questions, batch)
+            bar = tqdm(scored, total=len(mine), desc="Dev questions", leave=False, disable=hidden)
+            scores = [(numbers[place], values) for place, values in bar]
+        by_number = dict(gather_object(scores))
+        return [by_number[number] for number, _ in numbered]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict | None = None, **_: Any) -> None:
-        """Add accuracy and interval to `metrics` and to the log, and print some answers."""
         answers = most_likely(self.scores())
         right = sum(answer == question["gold"] for answer, question in zip(answers, self.questions, strict=True))
         low, high = wilson_interval(right, len(answers))

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, write_json
+from sft.common.command import UserError, read_json, write_json
 from sft.common.models import MANIFEST
 from sft.training.config import AUTO, Settings
 
@@ -61,23 +61,20 @@ def resume_point(settings: Settings) -> Path | None:
     """
     out, resume = Path(settings.output_dir), settings.resume_from_checkpoint
     checkpoints = checkpoints_in(out)
-    if resume is None or settings.resume_weights_only:
-        if checkpoints or (out / "final_model").exists():
-            advice = "choose another --output_dir"
-            if not settings.resume_weights_only:
-                advice = f"continue it with --resume_from_checkpoint auto, or {advice}"
-            raise UserError(f"output_dir {out} holds an earlier run: {advice}")
-        if resume is None:
-            return None
+    finished = (out / "final_model").exists()
+    if (finished or checkpoints) and (resume is None or settings.resume_weights_only):
+        advice = "" if settings.resume_weights_only else "continue it with --resume_from_checkpoint auto, or "
+        raise UserError(f"output_dir {out} holds an earlier run: {advice}choose another --output_dir")
+    if resume is None:
+        return None
     checkpoint = Path(resume)
     if resume.lower() in AUTO:
-        checkpoint = next((folder for folder in reversed(checkpoints) if complete_manifest(folder)), None)
-        if checkpoint is None:
-            if (out / "final_model").exists() or (checkpoints and not (out / MANIFEST).is_file()):
-                raise UserError(
-                    f"output_dir {out} holds an earlier run and no complete checkpoint: choose another one"
-                )
+        complete = [folder for folder in checkpoints if complete_manifest(folder)]
+        if not complete and (finished or (checkpoints and not (out / MANIFEST).is_file())):
+            raise UserError(f"output_dir {out} holds an earlier run and no complete checkpoint: choose another one")
+        if not complete:
             return None
+        checkpoint = complete[-1]
     if not (checkpoint / "trainer_state.json").is_file():
         raise UserError(f"resume_from_checkpoint {resume} is no checkpoint: name a checkpoint-* folder, or auto")
     if settings.resume_weights_only:
@@ -92,9 +89,7 @@ def resume_point(settings: Settings) -> Path | None:
             f"{checkpoint} holds no optimizer state (save_only_model), so the run cannot go on as it was: begin a new "
             "one with --resume_weights_only yes --output_dir NEW"
         )
-    after = [folder for folder in checkpoints if step_of(folder) > step_of(checkpoint)]
-    later = [folder.name for folder in after if complete_manifest(folder)]
-    if later:
+    if later := [f.name for f in checkpoints if step_of(f) > step_of(checkpoint) and complete_manifest(f)]:
         raise UserError(
             f"output_dir {out} holds {', '.join(later)}, which a run from {checkpoint.name} would overwrite: pass "
             "auto to go on from the latest, or choose another --output_dir"
@@ -132,10 +127,9 @@ def remove_incomplete(output_dir: Path) -> list[str]:
 def compare(checkpoint: Path, now: dict) -> list[str]:
     """Lines about differences between a checkpoint's run and this one that do no harm.
 
-    Raises:
-        UserError: one that would make the continuation another run: the line lists all of them, and the ways out.
+    Raises `UserError` for those that would make the continuation another run: all of them, and the ways out.
     """
-    before = complete_manifest(checkpoint) or {}
+    before = read_json(checkpoint / MANIFEST)
     faults, notes = [], []
     for key, words in (
         ("world_size", "process(es)"),
@@ -170,11 +164,7 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
-    """Put the weights of a checkpoint into a model that has not been prepared for training yet.
-
-    Raises:
-        UserError: no adapter there that fits.
-    """
+    """Put a checkpoint's adapter into a model not yet prepared for training; raises `UserError` if none fits."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 

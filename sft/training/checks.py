@@ -3,7 +3,6 @@
 Every `check_` function raises `UserError` for the first fault: one line, what is wrong, where, and what to do instead.
 """
 
-import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -201,12 +200,7 @@ def for_this_cpu(settings: Settings, launch: Launch) -> Settings:
     """These settings in float32, where they ask for bfloat16 on a CPU that has no instructions for it."""
     if not on_cpu(settings, launch) or settings.precision != "bf16" or cpu_has_bf16():
         return settings
-    changed = {"bf16": False, "dtype": "float32"}
-    return dataclasses.replace(
-        settings,
-        values={**settings.values, **changed},
-        sources={**settings.sources, **dict.fromkeys(changed, NO_BF16)},
-    )
+    return settings.with_values({"bf16": False, "dtype": "float32"}, NO_BF16)
 
 
 def as_dict(value: Any) -> dict:

@@ -72,11 +72,7 @@ class RunArguments:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe.
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping.
-    """
+    """The keys and values of a recipe; raises `UserError` for no such file, no YAML, or no mapping."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -97,10 +93,8 @@ def as_arguments(recipe: dict[str, Any]) -> list[str]:
     """
     words = []
     for key, value in recipe.items():
-        if value == []:
-            continue  # argparse knows no empty list
         if isinstance(value, list):
-            words += [f"--{key}", *map(str, value)]
+            words += [f"--{key}", *map(str, value)] if value else []  # argparse knows no empty list
         elif isinstance(value, bool):
             words.append(f"--{key}={'yes' if value else 'no'}")
         elif isinstance(value, dict):
@@ -108,14 +102,6 @@ def as_arguments(recipe: dict[str, Any]) -> list[str]:
         else:
             words.append(f"--{key}={'none' if value is None else value}")
     return words
-
-
-def suggestion(key: str, known: set[str]) -> str:
-    """What to write instead of the unknown `key`."""
-    if key in OTHER_NAMES:
-        return f"use {OTHER_NAMES[key]}"
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]}?" if close else "see `trl sft --help` for all keys"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +135,7 @@ class Settings:
         return f"{self.model_name_or_path}@{self.model_revision}" if pinned else self.model_name_or_path
 
     def dataset_weights(self) -> dict[str, float]:
-        """{data set to train on: how often each of its rows is taken}.
-
-        Raises:
-            UserError: `dataset_mixture` is not a mapping from data sets to positive numbers.
-        """
+        """{data set: how often a row is taken}; raises `UserError` if `dataset_mixture` gives no positive weights."""
         if self.dataset_mixture is None:
             return {self.dataset_name: 1.0}
         try:
@@ -170,8 +152,7 @@ class Settings:
     def for_world_size(self, processes: int) -> "Settings":
         """These settings on so many processes: `global_batch_size`, if set, decides gradient_accumulation_steps.
 
-        Raises:
-            UserError: the batch cannot be divided so.
+        Raises `UserError` if the batch cannot be divided so.
         """
         if self.global_batch_size is None:
             return self
@@ -189,10 +170,12 @@ class Settings:
                 f" {self.global_batch_size}: leave gradient_accumulation_steps out, or set global_batch_size to "
                 f"{self.gradient_accumulation_steps * together}"
             )
-        values = {**self.values, "gradient_accumulation_steps": steps}
-        return dataclasses.replace(
-            self, values=values, sources={**self.sources, "gradient_accumulation_steps": "global_batch_size"}
-        )
+        return self.with_values({"gradient_accumulation_steps": steps}, "global_batch_size")
+
+    def with_values(self, changes: dict[str, Any], source: str) -> "Settings":
+        """These settings with some keys changed by `source`."""
+        sources = {**self.sources, **dict.fromkeys(changes, source)}
+        return dataclasses.replace(self, values={**self.values, **changes}, sources=sources)
 
     def describe(self) -> str:
         """All settings as YAML, those that someone set first, each with its source: a recipe of its own."""
@@ -219,10 +202,9 @@ class Settings:
         return bool(self.dry_run or self.probe_steps)
 
     def build(self, cls: type) -> Any:
-        """One of TRL's argument classes with these values. SFTConfig joins the launcher's other processes.
+        """One of TRL's argument classes with these values; raises `UserError` if they do not go together.
 
-        Raises:
-            UserError: values that do not go together.
+        SFTConfig joins the launcher's other processes.
         """
         # A trainer that pushes uploads its whole output folder; here it is sft/publish.py, after the training.
         values = {**self.values, "push_to_hub": False}
@@ -259,8 +241,11 @@ def resolve(argv: Sequence[str]) -> Settings:
     known |= {f"no_{name}" for name in known}
     for where, keys in ((str(recipe_path), recipe), ("command line", sorted(given))):
         for key in keys:
-            if key not in known or key in OTHER_NAMES:
-                raise UserError(f"{where}: unknown key {key}: {suggestion(str(key), known)}")
+            if key in OTHER_NAMES:
+                raise UserError(f"{where}: unknown key {key}: use {OTHER_NAMES[key]}")
+            if key not in known:
+                close = [f"did you mean {name}?" for name in difflib.get_close_matches(str(key), known, n=1)]
+                raise UserError(f"{where}: unknown key {key}: {(close or ['see `trl sft --help` for all keys'])[0]}")
 
     class Parser(TrlParser):
         def error(self, message: str) -> None:
@@ -275,7 +260,7 @@ def resolve(argv: Sequence[str]) -> Settings:
     if left:
         raise UserError(f"command line: {left[0]!r} belongs to no option: write --key value")
     values = {key: value for key, value in vars(namespace).items() if key in defaults}
-    # As SFTConfig decides, told here because preflight wants to know.
+    # As SFTConfig decides; preflight needs them too.
     if values["bf16"] is None:
         values["bf16"] = not values["fp16"]
     if values["activation_checkpointing"] is None:

@@ -5,7 +5,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.common.command import UserError
+from sft.common.command import GIB, UserError
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,6 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        """Number and name of the GPUs."""
         return f"{self.count} x {self.gpu}, {self.memory:.0f} GiB each" if self.gpu else "no GPU"
 
 
@@ -47,13 +46,8 @@ def this_machine() -> Hardware:
 
     if not torch.cuda.is_available():
         return Hardware()
-    properties = torch.cuda.get_device_properties(0)
-    return Hardware(
-        properties.name,
-        torch.cuda.device_count(),
-        properties.total_memory / 2**30,
-        torch.cuda.get_device_capability(0),
-    )
+    gpu = torch.cuda.get_device_properties(0)
+    return Hardware(gpu.name, torch.cuda.device_count(), gpu.total_memory / GIB, (gpu.major, gpu.minor))
 
 
 def cpu_name() -> str:
@@ -73,11 +67,7 @@ def cpu_threads() -> int:
 
 
 def planned_hardware(gpu: str, count: int) -> Hardware:
-    """`count` GPUs of a model in `GPUS`, for planning a run on another machine.
-
-    Raises:
-        UserError: an unknown model.
-    """
+    """`count` GPUs of a model in `GPUS`, to plan a run on another machine; raises `UserError` for an unknown one."""
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu} is not known: choose one of {', '.join(GPUS)}")
     return Hardware(gpu, count, *GPUS[gpu])

@@ -35,7 +35,6 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The way of launching, as people call it."""
         way = {"none": "one process", "ddp": "DDP", "fsdp": f"FSDP{self.fsdp_version}"}.get(self.kind)
         way = way or f"DeepSpeed ZeRO-{self.zero_stage}{' with offload' if self.offload else ''}"
         return way if self.processes == 1 and self.kind == "none" else f"{way}, {self.processes} processes"
@@ -47,11 +46,7 @@ class Launch:
 
 
 def read_launch_file(path: Path) -> Launch:
-    """The `Launch` that ``accelerate launch --config_file path`` makes.
-
-    Raises:
-        UserError: no such file, not a launch file, or a way of launching that this project does not know.
-    """
+    """The `Launch` that a launch file makes; raises `UserError` for no such file, or a kind that is not known here."""
     try:
         return current_launch(environment_of(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except OSError as error:
@@ -88,10 +83,9 @@ def environment_of(config: dict[str, Any]) -> dict[str, str]:
 
 
 def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """The `Launch` that started this process. To be asked before transformers adds to the environment.
+    """The `Launch` that started this process. To be called before transformers adds to the environment.
 
-    Raises:
-        UserError: a DeepSpeed configuration that cannot be read.
+    Raises `UserError` for a DeepSpeed configuration that cannot be read.
     """
     processes = int(environment.get("WORLD_SIZE", 1))
     settings = {

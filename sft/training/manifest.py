@@ -1,6 +1,7 @@
 """What a run records: everything that decides what it learns, its results, and the final model's folder."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import shutil
 import subprocess
@@ -34,12 +35,6 @@ def git_revision() -> str | None:
 
 def run_manifest(settings: Settings, launch: Launch, hardware: Hardware, rows: Any, tokenizer: Any) -> dict[str, Any]:
     """Everything that decides what a run learns from these training rows, and on what, as one JSON object."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "recipe": settings.recipe.name,
         "settings": settings.values,
@@ -54,7 +49,7 @@ def run_manifest(settings: Settings, launch: Launch, hardware: Hardware, rows: A
         "world_size": launch.processes,
         "git_revision": git_revision(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)},
     }
 
 
@@ -76,8 +71,8 @@ def write_results(trainer: Any) -> None:
         return {key: value for key, value in metrics.items() if key == "eval_loss" or key.startswith("eval_mcq")}
 
     # Without eval_on_start nothing is known of the base model.
-    metrics = {name: row for name, row in (("base", measured(base)), ("best", measured(kept))) if row}
     if trainer.is_world_process_zero():
+        metrics = {name: row for name, row in (("base", measured(base)), ("best", measured(kept))) if row}
         results = {"best_checkpoint": Path(best).name if best else None, **metrics}
         write_json(Path(trainer.args.output_dir) / "eval_results.json", results)
 
@@ -85,7 +80,7 @@ def write_results(trainer: Any) -> None:
 def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Path:
     """Save OUTPUT_DIR/final_model, ready to be published, under a temporary name, then rename.
 
-    It holds model, tokenizer and chat template, how it wants to be asked, and the facts of the run without the paths
+    It holds model, tokenizer and chat template, its prompt format, and the facts of the run without the paths
     of this machine. Called by every process: under ZeRO-3 each holds a part of the weights.
     """
     final = Path(trainer.args.output_dir) / "final_model"

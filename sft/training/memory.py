@@ -3,7 +3,7 @@
 In: a model's configuration, settings and launch. Out: GiB per GPU. Parameters are counted on the model itself, built
 without memory (PyTorch's meta device); activations are counted by running two layers on fake tensors, which have
 shapes but no data, and adding up what autograd keeps for the backward pass (of packed rows under sdpa, which keeps a
-little more than FlashAttention). The rest is arithmetic, said below.
+little more than FlashAttention). The rest is arithmetic.
 """
 
 import copy
@@ -35,7 +35,6 @@ class Parameters:
 
     @property
     def share(self) -> float:
-        """Trained parameters as a share of all."""
         return self.trained / self.total
 
 
@@ -88,17 +87,17 @@ def count_parameters(model: Any, settings: Settings) -> Parameters:
 
 
 @contextmanager
-def _count_saved(parameters: Iterable[Any]) -> Iterator[dict[int, tuple[int, Any]]]:
-    """Collect {storage: (bytes, storage)} of what autograd saves in the block, the weights themselves left out."""
+def saved_by_autograd(parameters: Iterable[Any]) -> Iterator[dict[int, Any]]:
+    """Collect {address: storage} of what autograd saves in the block, the weights themselves left out."""
     import torch
 
     weights = {parameter.untyped_storage()._cdata for parameter in parameters}
-    saved: dict[int, tuple[int, Any]] = {}
+    saved: dict[int, Any] = {}
 
     def keep(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = (storage.nbytes(), storage)
+            saved[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -128,9 +127,9 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
             inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
             autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
-            with _count_saved(weights.values()) as saved, autocast:
+            with saved_by_autograd(weights.values()) as saved, autocast:
                 torch.func.functional_call(body, weights, kwargs=inputs)
-                sizes.append(sum(size for size, _ in saved.values()))
+                sizes.append(sum(storage.nbytes() for storage in saved.values()))
     return sizes[1] - sizes[0]
 
 

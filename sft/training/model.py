@@ -109,7 +109,7 @@ def describe_model(model: Any) -> list[str]:
         ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in by_type[key].most_common()) or "none"
         for key in (True, False)
     )
-    share = by_type[True].total() / (by_type[True].total() + by_type[False].total())
+    share = by_type[True].total() / sum(counter.total() for counter in by_type.values())
     return [f"Frozen parameters: {frozen}", f"Trained parameters: {trained} ({share:.2%} of all)"]
 
 

@@ -9,7 +9,7 @@ from sft.training.checks import NO_BF16, on_cpu
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
-from sft.training.memory import Parameters, count_parameters, estimate, trained_meta_model
+from sft.training.memory import count_parameters, estimate, trained_meta_model
 
 
 def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]:
@@ -20,18 +20,13 @@ def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]
     return epoch, whole
 
 
-def checkpoint_bytes(settings: Settings, parameters: Parameters) -> int:
-    """Bytes on disk of one checkpoint, at most: trained weights, AdamW's states and a float32 copy beside them."""
-    weights = parameters.trained * (4 if settings.use_peft else 2)
-    return weights if settings.save_only_model else weights + parameters.trained * 12
+def check_checkpoints_fit(settings: Settings, trained: int) -> None:
+    """Raise `UserError` if the checkpoints that are kept, one that is being written, and the final model do not fit.
 
-
-def check_checkpoints_fit(settings: Settings, needed: int) -> None:
-    """Refuse a run whose checkpoints would not fit. What an earlier part of the run has written counts as free.
-
-    Raises:
-        UserError: less space than the checkpoints that are kept, one more while it is written, and the final model.
+    A checkpoint holds at most the `trained` parameters, AdamW's states and a float32 copy beside them. What an earlier
+    part of the run has written counts as free.
     """
+    needed = trained * ((4 if settings.use_peft else 2) + (0 if settings.save_only_model else 12))
     folder = Path(settings.output_dir).resolve()
     written = sum(file.stat().st_size for file in folder.glob("*/**/*") if file.is_file())
     kept = (settings.save_total_limit + 1 if settings.save_strategy != "no" else 0) + 1
@@ -76,10 +71,8 @@ def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
 def print_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> float | None:
     """Print, in the first process, what a run on rows of these lengths will be; returns its peak in GiB on each GPU.
 
-    The peak is None for an architecture that cannot be counted.
-
-    Raises:
-        UserError: the model's configuration cannot be read, or the checkpoints do not fit on the disk.
+    The peak is None for an architecture that cannot be counted. Raises `UserError` if the model's configuration cannot
+    be read, or the checkpoints do not fit on the disk.
     """
     from accelerate import PartialState
 
@@ -113,9 +106,7 @@ def plan_memory(
     """(lines about trained parameters and memory, peak in GiB on each GPU); `longest` is the longest row in tokens.
 
     For an architecture that cannot be counted the peak is None and the line says why: an estimate refuses no run.
-
-    Raises:
-        UserError: as `print_plan`.
+    Raises `UserError` as `print_plan`.
     """
     from sft.common.models import load_config
 
@@ -127,7 +118,7 @@ def plan_memory(
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return [f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
     if not settings.is_trial:
-        check_checkpoints_fit(settings, checkpoint_bytes(settings, parameters))
+        check_checkpoints_fit(settings, parameters.trained)
     peak = sum(parts.values())
     listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
     # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.

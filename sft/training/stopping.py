@@ -62,15 +62,15 @@ class AlreadyTrained(Exception):
 class GracefulStopCallback(TrainerCallback):
     """Marks every checkpoint complete; on SIGTERM or SIGUSR1 saves one after the current step and ends the training.
 
-    SLURM sends SIGUSR1 some minutes before the time limit if asked to (docs/slurm.sh). A second signal acts as usual.
+    SLURM sends SIGUSR1 some minutes before the time limit if the job requests it (docs/slurm.sh). A second signal acts
+    as usual.
     """
 
     def __init__(self, trainer: Any, description: dict, continued: str | None):
         self.trainer = trainer
         self.description = description
         self.continued = continued  # the checkpoint that the run goes on from
-        self.received = False
-        self.received_at = 0.0
+        self.received_at: float | None = None  # when the first signal came
         self.stopped = False
 
     def train(self) -> None:
@@ -94,8 +94,8 @@ class GracefulStopCallback(TrainerCallback):
 
         def listen(number: int, _: Any) -> None:
             # torchrun passes on a SIGTERM that the scheduler has sent already: the same signal, twice.
-            if not self.received:
-                self.received, self.received_at = True, time.monotonic()
+            if self.received_at is None:
+                self.received_at = time.monotonic()
             elif time.monotonic() - self.received_at > SECOND_SIGNAL_SECONDS:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
@@ -111,7 +111,14 @@ class GracefulStopCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Agree with the other processes, whose signal may come a step later, and stop together."""
-        if self._agreed():
+        import torch
+
+        received = self.received_at is not None
+        if self.trainer.accelerator.num_processes > 1:
+            flag = torch.tensor(int(received), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            received = bool(flag.item())
+        if received:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
             self.stopped = True
@@ -136,12 +143,3 @@ class GracefulStopCallback(TrainerCallback):
             print("Continue with the same command and --resume_from_checkpoint auto:")
             print(f"  ... {words} --resume_from_checkpoint auto", flush=True)
         self.trainer.end()
-
-    def _agreed(self) -> bool:
-        if self.trainer.accelerator.num_processes == 1:
-            return self.received
-        import torch
-
-        flag = torch.tensor(int(self.received), device=self.trainer.args.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())

@@ -3,7 +3,6 @@
 Both train for real, in a temporary folder, with the recipe's own model, launcher and data, and leave nothing behind.
 """
 
-import dataclasses
 import itertools
 import resource
 import tempfile
@@ -41,7 +40,7 @@ def trial_settings(settings: Settings, output_dir: str) -> Settings:
         "report_to": "none",
         "logging_steps": 1,
     }
-    return dataclasses.replace(settings, values={**settings.values, **changes})
+    return settings.with_values(changes, "trial")
 
 
 def longest_rows(train: Any, lengths: list[int], settings: Settings, processes: int) -> Any:
@@ -69,15 +68,6 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def peak_memory(device: Any) -> tuple[float, str]:
-    """(GiB at the peak so far, of what): the GPU's allocations, or on a CPU the whole process."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / GIB, "allocated on the first GPU"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "of the first process on the CPU"
-
-
 def flops_per_token(model: Any) -> float:
     """Floating-point operations of training on one token, recomputation not counted.
 
@@ -95,11 +85,8 @@ def flops_per_token(model: Any) -> float:
 
 
 def run(settings: Settings, launch: Launch, hardware: Hardware) -> None:
-    """Train some steps of the run that `settings` describe, in a temporary folder, and print what they showed.
-
-    Raises:
-        UserError: data or a model that the run cannot use.
-    """
+    """Train some steps in a temporary folder, and print what they show; raises `UserError` as the run itself does."""
+    import torch
     from trl import SFTConfig
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -124,7 +111,10 @@ def run(settings: Settings, launch: Launch, hardware: Hardware) -> None:
         print(f"Dry run: one step on the longest rows in {seconds:.1f} s, loss {result.training_loss:.3f}")
     else:
         print("\n".join(report(trainer, clock, settings, hardware)))
-    peak, of_what = peak_memory(trainer.args.device)
+    if trainer.args.device.type == "cuda":
+        peak, of_what = torch.cuda.max_memory_allocated() / GIB, "allocated on the first GPU"
+    else:  # ru_maxrss is in KiB
+        peak, of_what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "of the first process on the CPU"
     against = "not estimated" if estimated is None else f"estimated {estimated:.1f} GiB without CUDA or the libraries"
     print(f"Peak memory: {peak:.1f} GiB {of_what}; {against}")
     print("Nothing was kept." + (" The run can start." if settings.dry_run else ""))
@@ -132,7 +122,7 @@ def run(settings: Settings, launch: Launch, hardware: Hardware) -> None:
 
 def preview(trainer: Any, count: int) -> list[str]:
     """The first rows of SFTTrainer's own training set, taken out of their packs, the trained tokens marked."""
-    colour, lines, shown = shows_colour(), [], 0
+    colour, lines = shows_colour(), []
     for pack in trainer.train_dataset:
         start = 0
         for length in pack.get("seq_lengths") or [len(pack["input_ids"])]:
@@ -141,10 +131,7 @@ def preview(trainer: Any, count: int) -> list[str]:
             mask = [int(label != -100) for label in labels]
             lines.append(f"--- {length} tokens, {sum(mask)} trained")
             lines.append(marked(trainer.processing_class, ids, mask, colour))
-            shown += 1
-            if shown == count:
-                return lines
-    return lines
+    return lines[: 2 * count]
 
 
 def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -> list[str]:
@@ -158,9 +145,8 @@ def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -
     rate = (logged[-1] - logged[WARM_UP - 1]) / seconds
     _, total = steps(settings, processes, len(trainer.train_dataset))
     utilisation = "not known, because this device's peak is not known"
-    kind = "float16" if settings.fp16 else "bfloat16"
-    flops = get_peak_flops(hardware.gpu, kind) if trainer.args.device.type == "cuda" and hardware.gpu else None
-    if flops:
+    on_gpu = trainer.args.device.type == "cuda" and hardware.gpu
+    if flops := get_peak_flops(hardware.gpu, "float16" if settings.fp16 else "bfloat16") if on_gpu else None:
         share = flops_per_token(trainer.model) * rate / (processes * flops)
         utilisation = f"{share:.1%} of {flops / 1e12:g} TFLOPS a GPU"
     price = settings.price_per_hour

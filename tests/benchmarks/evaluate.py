@@ -97,14 +97,14 @@ def main() -> None:
             task = harness_task(data, args.split, answer_format, tokenizer.eos_token)
             speeds = {"lm-evaluation-harness": [], "sft/evaluate.py": []}
             for number in range(args.rounds):
-                found = lm_eval.simple_evaluate(harness, tasks=[task], apply_chat_template=True, log_samples=True)
+                evaluated = lm_eval.simple_evaluate(harness, tasks=[task], apply_chat_template=True, log_samples=True)
                 start = time.perf_counter()
                 scores = dict(option_log_likelihoods(model, tokenizer, questions, args.batch_size))
                 for name, spent in zip(speeds, (seconds[-1], time.perf_counter() - start), strict=True):
                     speeds[name].append(len(questions) / spent)
                 pair = ", ".join(f"{name} {values[-1]:.1f}" for name, values in speeds.items())
                 print(f"{answer_format}, round {number + 1}: {pair} questions/s", flush=True)
-            samples = sorted(found["samples"]["pmc_vqa"], key=lambda sample: sample["doc_id"])
+            samples = sorted(evaluated["samples"]["pmc_vqa"], key=lambda sample: sample["doc_id"])
             answers = {
                 "lm-evaluation-harness": most_likely([[r[0] for r in sample["filtered_resps"]] for sample in samples]),
                 "sft/evaluate.py": most_likely([scores[index] for index in range(len(questions))]),

@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from train import SMOLLM2, Bench, check_folder, summary, told
+from train import SMOLLM2, Bench, check_folder, one_line, summary
 
 from sft.common.command import UserError, atomic_write, run
 
@@ -38,31 +38,30 @@ AXES = {
 
 def measure(rows: int) -> dict[str, dict]:
     """{axis: {point: numbers of `train.summary`, and `start`: seconds to the end of the first step}}."""
-    found: dict[str, dict] = {}
+    measured: dict[str, dict] = {axis: {} for axis in AXES}
     for axis, points in AXES.items():
-        found[axis] = {}
         for point, contender in points.items():
             size = point if axis == "rows" else rows
             with tempfile.TemporaryDirectory() as name:
                 given = argparse.Namespace(model=str(SMOLLM2), recipe=Path(RECIPE), dataset_path=None, rows=size)
                 bench = Bench(given, Path(name))
                 result = bench.measure(contender)
-            print(f"{axis} {point}: {told(result, bench.flops, 1.0)}", flush=True)
+            print(f"{axis} {point}: {one_line(result, bench.flops, 1.0)}", flush=True)
             if "failed" not in result:
                 start = sum(result["seconds"].values())
-                found[axis][point] = {**summary(result, bench.flops, 1.0), "start": start}
-    return found
+                measured[axis][point] = {**summary(result, bench.flops, 1.0), "start": start}
+    return measured
 
 
-def draw(found: dict[str, dict], file: Path) -> None:
+def draw(measured: dict[str, dict], file: Path) -> None:
     """One column an axis: examples/s (for rows: seconds to the first step) above, peak memory below."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, len(found), figsize=(3.2 * len(found), 5.2), layout="constrained")
-    for column, (axis, points) in enumerate(found.items()):
+    figure, panels = plt.subplots(2, len(measured), figsize=(3.2 * len(measured), 5.2), layout="constrained")
+    for column, (axis, points) in enumerate(measured.items()):
         keys = ("start" if axis == "rows" else "examples/s", "GiB")
         for panel, key in zip(panels[:, column], keys, strict=True):
             values = [numbers[key] for numbers in points.values()]
@@ -85,10 +84,10 @@ def draw(found: dict[str, dict], file: Path) -> None:
     plt.close(figure)
 
 
-def table(found: dict[str, dict]) -> list[str]:
+def table(measured: dict[str, dict]) -> list[str]:
     """Markdown: the numbers of the plot."""
     lines = ["| | | to the first step, s | examples/s | peak GiB | held-out loss |", "|---|---|---|---|---|---|"]
-    for axis, points in found.items():
+    for axis, points in measured.items():
         for point, m in points.items():
             shown = f"{point:,}" if isinstance(point, int) else point
             cells = f"{m['start']:.1f} | {m['examples/s']:.2f} | {m['GiB']:.2f} | {m['held out']:.3f}"
@@ -154,9 +153,9 @@ def main() -> None:
     if args.many_gpus:
         print("\n".join(many_gpus(args.utilisation, args.tflops)))
         return
-    found = measure(args.rows)
-    draw(found, args.output_file)
-    print("\n".join(["", *table(found), "", f"Wrote {args.output_file}"]))
+    measured = measure(args.rows)
+    draw(measured, args.output_file)
+    print("\n".join(["", *table(measured), "", f"Wrote {args.output_file}"]))
 
 
 if __name__ == "__main__":

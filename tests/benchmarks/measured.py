@@ -31,7 +31,7 @@ BEGAN = time.time()
 # What is timed: {module: {function: stage}}. A stage stops the clock of the one around it, and an import that of any.
 TIMED = {
     "datasets.load": {"load_dataset": "data"},
-    "sft.preflight": {"load_and_check_data": "data", "plan": "memory estimate"},
+    "sft.training.plan": {"load_and_check_data": "data", "plan_memory": "memory estimate"},
     "transformers.modeling_utils": {"PreTrainedModel.from_pretrained": "model"},
     "peft.mapping_func": {"get_peft_model": "model"},
     "trl.trainer.sft_trainer": {"SFTTrainer._prepare_dataset": "preparation"},
@@ -146,13 +146,13 @@ def observer(stopwatch: Stopwatch, out: Path):
                 return
             steps, done = [], 0
             for end, upto in self.steps:
-                totals = [sum(int(one[i]) for one in self.counts[done:upto]) for i in range(4)]
+                totals = [sum(map(int, column)) for column in zip(*self.counts[done:upto], strict=True)]
                 steps.append([end - self.steps[0][0], *totals])
                 done = upto
             losses = [row["loss"] for row in state.log_history if "loss" in row]
-            found = {"seconds": self.first, "together": self.together, "steps": steps, "peak_gib": peak}
-            found |= {"processes": args.world_size, "checkpointing": self.checkpointing}
-            out.write_text(json.dumps({**found, "losses": losses, "held_out": held_out}), encoding="utf-8")
+            result = {"seconds": self.first, "together": self.together, "steps": steps, "peak_gib": peak}
+            result |= {"processes": args.world_size, "checkpointing": self.checkpointing}
+            out.write_text(json.dumps({**result, "losses": losses, "held_out": held_out}), encoding="utf-8")
 
     return Observer
 

@@ -91,14 +91,14 @@ def write_synthetic(folder: Path, rows: dict[str, int], seed: int = 0) -> None:
                 total += 1
                 # Two questions a figure, three figures an article, as in the real files.
                 figure = f"PMC{90_000_000 + total // 6}_F{total // 2 % 3 + 1}.jpg"
-                told = rng.choice(words)
-                question = f" {rng.choice(questions)[:-1]} {told}? "
+                last_word = rng.choice(words)
+                question = f" {rng.choice(questions)[:-1]} {last_word}? "
                 # A question's options are about as long as one another: mostly two or three words, sometimes twenty.
                 length = min(20, rng.lognormvariate(0.72, 0.7))
-                drawn = rng.sample([word for word in words if word != told], 4)
+                drawn = rng.sample([word for word in words if word != last_word], 4)
                 gold = rng.randrange(4)
                 # Something to learn: the right option ends as the question does. And no two are the same.
-                drawn[gold] = told
+                drawn[gold] = last_word
                 lengths = [max(0, round(length - 1 + rng.uniform(-1, 1))) for _ in LETTERS]
                 options = [" ".join([*rng.sample(words, n), last]) for n, last in zip(lengths, drawn, strict=True)]
                 cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=True)]
@@ -171,22 +171,13 @@ def main() -> None:
         template = ["--chat_template", args.chat_template] if args.chat_template else []
         ours = [sys.executable, "data_prep/prepare.py", "--dataset_path", str(work / "in"), "--output_dir"]
         plain = [sys.executable, "-c", PLAIN, str(work / "in"), args.tokenizer, args.chat_template]
-        runs = {
-            "text": (
-                [*ours, str(work / "text")],
-                [*plain, str(work / "plain-text"), "text"],
-            ),
-            "tokens": (
-                [*ours, str(work / "tokens"), "--pretokenize", args.tokenizer, *template],
-                [*plain, str(work / "plain-tokens"), "tokens"],
-            ),
-        }
+        runs = {"text": [], "tokens": ["--pretokenize", args.tokenizer, *template]}
         print(f"{'':<10}{'prepare.py':>24}{'plain script':>24}{'ratio':>8}")
-        for what, (our_words, plain_words) in runs.items():
-            memory, seconds = peak_and_seconds(our_words)
+        for what, options in runs.items():
+            memory, seconds = peak_and_seconds([*ours, str(work / what), *options])
             line = f"{what:<10}{seconds:>10.1f} s {memory:>7.2f} GiB"
             if not args.skip_plain:
-                plain_memory, plain_seconds = peak_and_seconds(plain_words)
+                plain_memory, plain_seconds = peak_and_seconds([*plain, str(work / f"plain-{what}"), what])
                 line += f"{plain_seconds:>12.1f} s {plain_memory:>7.2f} GiB{plain_seconds / seconds:>8.1f}"
             print(line, flush=True)
         if args.start:

@@ -88,7 +88,7 @@ class Bench:
 
     def command(self, contender: str, out: Path, result: Path) -> tuple[list[str], dict[str, str]]:
         """(words, environment) that train `contender` and leave `result`."""
-        measured = [str(HERE / "measured.py"), str(result)]
+        watched = [str(HERE / "measured.py"), str(result)]
         environment = {**os.environ, "HELD_OUT": str(self.held_out), "HF_HUB_OFFLINE": "1"}
         # A cache of its own: what one contender prepared would be there for the next.
         environment["HF_HOME"] = str(out.with_name(f"{out.name}-home"))
@@ -100,10 +100,10 @@ class Bench:
         if contender in ("trl", "plain"):
             launcher += launch_of(self.args.recipe)
             program = "trl.scripts.sft" if contender == "trl" else str(HERE / "plain_trainer.py")
-            return [*launcher, *measured, program, *self.words_of_trl(contender, out)], environment
+            return [*launcher, *watched, program, *self.words_of_trl(contender, out)], environment
         if contender == "llamafactory":
             config = self.write_llamafactory(out)
-            return [str(self.args.llamafactory), *measured, "llamafactory.launcher", str(config)], environment
+            return [str(self.args.llamafactory), *watched, "llamafactory.launcher", str(config)], environment
         words = shlex.split(contender)
         while words and "=" in words[0] and not words[0].startswith("-"):
             name, _, value = words.pop(0).partition("=")
@@ -120,7 +120,7 @@ class Bench:
             own = [*ON_CPU[kind], *own]
         paths = ["--model_name_or_path", str(self.model), "--dataset_name", str(self.data), "--output_dir", str(out)]
         template = ["--chat_template_path", str(self.model / "chat_template.jinja")]
-        return [*launcher, *measured, "sft/run.py", recipe, *TRAINING_ALONE, *paths, *template, *own], environment
+        return [*launcher, *watched, "sft/run.py", recipe, *TRAINING_ALONE, *paths, *template, *own], environment
 
     def words_of_trl(self, contender: str, out: Path) -> list[str]:
         """What `trl sft` and the plain trainer are told: the recipe's model and learning rate, else their defaults."""
@@ -187,12 +187,14 @@ class Bench:
             raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
             raised = [line for line in raised if not re.search("ChildFailedError|CalledProcessError", line)]
             return {"failed": (refused or raised[-1:] or lines[-1:] or [f"exit status {code}"])[0][:300]}
-        found = json.loads(result.read_text(encoding="utf-8"))
+        measured = json.loads(result.read_text(encoding="utf-8"))
         estimated = re.search(r"Peak memory, estimated: ([\d.]+) GiB", "\n".join(lines))
-        found["devices"] = found["processes"] if has_gpu() else 1
-        found["estimated_gib"] = float(estimated[1]) if estimated and has_gpu() else None
-        steps = len(found["steps"])
-        return found if steps > WARM_UP else {"failed": f"{steps} steps, none after {WARM_UP} to warm up: more --rows"}
+        measured["devices"] = measured["processes"] if has_gpu() else 1
+        measured["estimated_gib"] = float(estimated[1]) if estimated and has_gpu() else None
+        steps = len(measured["steps"])
+        return (
+            measured if steps > WARM_UP else {"failed": f"{steps} steps, none after {WARM_UP} to warm up: more --rows"}
+        )
 
 
 def check_folder(file: Path | None) -> None:
@@ -351,7 +353,7 @@ def summary(result: dict, flops: tuple[float, float], peak: float) -> dict[str, 
     }
 
 
-def told(result: dict, flops: tuple[float, float], peak: float) -> str:
+def one_line(result: dict, flops: tuple[float, float], peak: float) -> str:
     """One run in a line."""
     if "failed" in result:
         return f"failed: {result['failed']}"
@@ -362,19 +364,19 @@ def told(result: dict, flops: tuple[float, float], peak: float) -> str:
     )
 
 
-def table(found: dict[str, list[dict]], flops: tuple[float, float], peak: float) -> list[str]:
+def table(runs: dict[str, list[dict]], flops: tuple[float, float], peak: float) -> list[str]:
     """Markdown: medians over the rounds, and the ratio of the first contender's speed to each, round by round."""
     lines = [
         "| contender | examples/s | first / this | tokens/s | labelled tokens/s | padding | peak GiB | MFU | HFU "
         "| steps | tokens a row | first loss | held-out loss |",
         "|---" * 13 + "|",
     ]
-    summaries = {c: [None if "failed" in r else summary(r, flops, peak) for r in rs] for c, rs in found.items()}
+    summaries = {c: [None if "failed" in r else summary(r, flops, peak) for r in rs] for c, rs in runs.items()}
     first = next(iter(summaries.values()))
-    for contender in found:
+    for contender in runs:
         rounds = [one for one in summaries[contender] if one]
         if not rounds:
-            lines.append(f"| {contender} | failed: {found[contender][-1]['failed']} |" + " |" * 11)
+            lines.append(f"| {contender} | failed: {runs[contender][-1]['failed']} |" + " |" * 11)
             continue
         m = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         both = [(a, b) for a, b in zip(first, summaries[contender], strict=False) if a and b]
@@ -389,15 +391,15 @@ def table(found: dict[str, list[dict]], flops: tuple[float, float], peak: float)
     return lines
 
 
-def startup_table(found: dict[str, list[dict]]) -> list[str]:
+def startup_table(runs: dict[str, list[dict]]) -> list[str]:
     """Markdown: seconds from the command to the end of the first step, by stage, medians over the rounds."""
     stages = ("launcher", "imports", "data", "memory estimate", "model", "preparation", "other", "first step")
     lines = ["| contender | " + " | ".join(stages) + " | together |", "|---" * (len(stages) + 2) + "|"]
-    for contender, results in found.items():
-        runs = [result["seconds"] for result in results if "failed" not in result]
-        if runs:
-            cells = [statistics.median(run.get(stage, 0.0) for run in runs) for stage in stages]
-            together = statistics.median(sum(run.values()) for run in runs)
+    for contender, results in runs.items():
+        seconds = [result["seconds"] for result in results if "failed" not in result]
+        if seconds:
+            cells = [statistics.median(run.get(stage, 0.0) for run in seconds) for stage in stages]
+            together = statistics.median(sum(run.values()) for run in seconds)
             lines.append(f"| {contender} | " + " | ".join(f"{cell:.1f}" for cell in (*cells, together)) + " |")
     return lines
 
@@ -435,32 +437,28 @@ def main() -> None:
         for contender in contenders:
             bench.command(contender, bench.work / "out-0", bench.work / "none")  # refused now rather than hours later
         peak, where = peak_flops()
-        found: dict[str, list[dict]] = {contender: [] for contender in contenders}
+        runs: dict[str, list[dict]] = {contender: [] for contender in contenders}
         for number in range(args.rounds):
-            for contender in found:
+            for contender in runs:
                 result = bench.measure(contender)
-                found[contender].append(result)
-                print(f"round {number + 1}, {contender}: {told(result, bench.flops, peak)}", flush=True)
+                runs[contender].append(result)
+                print(f"round {number + 1}, {contender}: {one_line(result, bench.flops, peak)}", flush=True)
                 if args.output_file:
-                    write_json(args.output_file, {"flops": bench.flops, "peak": peak, "runs": found})
+                    write_json(args.output_file, {"flops": bench.flops, "peak": peak, "runs": runs})
     what = (Path(args.model).name, f"{args.rows} rows", f"{args.rounds} rounds", device(), time.strftime("%Y-%m-%d"))
     versions = [f"{name} {version(name)}" for name in ("torch", "trl", "transformers", "peft")]
     print("\n" + ", ".join([*what, *versions]))
     print(f"Peak: {peak / 1e12:.3g} TFLOPS ({where})\n")
-    print(
-        "\n".join(
-            [*table(found, bench.flops, peak), "", "Seconds to the end of the first step:", "", *startup_table(found)]
-        )
-    )
+    print(*table(runs, bench.flops, peak), "", "Seconds to the end of the first step:", "", sep="\n")
+    print(*startup_table(runs), sep="\n")
 
 
 def device() -> str:
     """What contenders train on, in words."""
     from sft.training.hardware import this_machine
 
-    hardware = this_machine()
-    if hardware.count:
-        return hardware.name
+    if has_gpu():
+        return this_machine().name
     return f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}{', bfloat16' if cpu_has_bf16() else ''}"
 
 

@@ -1,11 +1,16 @@
 """The model card: every number in it is one that a run or an evaluation left, and what is unknown is said to be."""
 
+import ast
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
+from sft.common.command import UserError
+from sft.common.prompts import ANSWER_FORMATS, OPEN, user_message
 from sft.publishing.card import Facts, model_card
 from sft.training.config import resolve
 
@@ -99,10 +104,7 @@ def facts() -> Facts:
     dev = {"eval_mcq_accuracy_low": 0.3, "eval_mcq_accuracy_high": 0.4, "eval_mcq_questions": 500}
     history = [
         {"step": 10, "loss": 1.2, "epoch": 0.1},
-        *(
-            {"step": step, "eval_loss": 1 / (step + 1), "eval_mcq_accuracy": 0.35, **dev}
-            for step in range(0, 5000, 500)
-        ),
+        *({"step": n, "eval_loss": 1 / (n + 1), "eval_mcq_accuracy": 0.35, **dev} for n in range(0, 5000, 500)),
         {"step": 4731, "epoch": 3.0, "train_runtime": 30_960.0},
     ]
     return Facts(
@@ -120,11 +122,6 @@ def facts() -> Facts:
     )
 
 
-def changed(facts: Facts, **changes) -> Facts:
-    """The same facts, some of them replaced."""
-    return Facts(**{**{name: copy.deepcopy(getattr(facts, name)) for name in Facts.__dataclass_fields__}, **changes})
-
-
 def test_the_card_states_what_was_measured(facts):
     card = model_card(facts)
     for stated in (
@@ -135,45 +132,28 @@ def test_the_card_states_what_was_measured(facts):
         *("| 0.0113 | 0.402 | 0.081 | 0.042 |", "| average of 4 permutations | 0.410 | 0.389 to 0.432 |"),
         *("called `base`, question by question", "| baseline | difference | 95 % interval | McNemar p |"),
         "| option likelihood | 0.341 | +0.081 | +0.060 to +0.102 | 1.3e-09 | 310 won, 148 lost |",
-        *(
-            "recall by letter A 0.51, B 0.44",
-            "clustered by 1700 articles",
-            "the same option in all permutations for 38.0% of 1,900 questions",
-            "temperature 0.6, top_p 0.95; seeds 42",
-            "answered 97.0%",
-            "41,943,040 of 8,072,204,288 (0.52%)",
-        ),
-        *(
-            "NVIDIA A100-SXM4-40GB",
-            "8 h 36 min",
-            "4731, of 8 packs each",
-            "0.0002, cosine",
-            "8-bit LoRA",
-            "git 0123abc",
-        ),
-        *(
-            "kept: checkpoint-4500",
-            "trl 1.16.0",
-            "178,948 rows read, 178,900 kept, 40 rejected",
-            "176,948, as published",
-        ),
+        *("recall by letter A 0.51, B 0.44", "clustered by 1700 articles", "temperature 0.6, top_p 0.95; seeds 42"),
+        *("the same option in all permutations for 38.0% of 1,900 questions", "answered 97.0%"),
+        *("41,943,040 of 8,072,204,288 (0.52%)", "NVIDIA A100-SXM4-40GB", "8 h 36 min", "4731, of 8 packs each"),
+        *("0.0002, cosine", "8-bit LoRA", "git 0123abc", "kept: checkpoint-4500", "trl 1.16.0"),
+        *("178,948 rows read, 178,900 kept, 40 rejected", "176,948, as published"),
         *("Not for clinical use", "It sees no image", "CC BY-SA", "cc-by-sa-4.0", "mit"),
         'AutoPeftModelForCausalLM.from_pretrained("jane/pmc-vqa-8b"',
     ):
         assert stated in card
     assert "Its test splits were not trained on; shared by train and test: 12 by article." in card
-    assert card.count("\n| ") < 70  # a long curve is told in a few of its rows
+    assert card.count("\n| ") < 70  # a long curve is shown by a few of its rows
     assert "| 4500 |" in card
 
 
-def test_a_score_that_does_not_beat_the_floors_is_said_not_to(facts):
+def test_a_score_that_does_not_beat_the_floors_is_marked_as_such(facts):
     card = model_card(facts)
     assert "**By generation it is not shown to be better than the floor majority letter**" in card
     assert "**By option likelihood" not in card
 
 
 def test_the_code_in_the_card_is_code(facts):
-    for card in (model_card(facts), model_card(changed(facts, is_adapter=False, answer_format="open"))):
+    for card in (model_card(facts), model_card(replace(facts, is_adapter=False, answer_format="open"))):
         blocks = [block.partition("```")[0] for block in card.split("```python\n")[1:]]
         assert len(blocks) == 2
         for block in blocks:
@@ -182,12 +162,8 @@ def test_the_code_in_the_card_is_code(facts):
 
 def test_the_example_asks_as_training_did(facts):
     """To the character: the prompt of the card is the one that sft/common/prompts.py writes."""
-    import ast
-
-    from sft.common.prompts import ANSWER_FORMATS, OPEN, user_message
-
     for answer_format in (*ANSWER_FORMATS, OPEN):
-        card = model_card(changed(facts, answer_format=answer_format))
+        card = model_card(replace(facts, answer_format=answer_format))
         (line,) = [line for line in card.splitlines() if line.startswith("question = ")]
         choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
         expected = user_message("Which stain shows iron in tissue?", choices, answer_format)
@@ -195,8 +171,6 @@ def test_the_example_asks_as_training_did(facts):
 
 
 def test_the_hub_reads_the_evaluation_from_the_metadata(facts, tmp_path):
-    from huggingface_hub import ModelCard
-
     file = tmp_path / "README.md"
     file.write_text(model_card(facts), encoding="utf-8")
     data = ModelCard.load(file).data
@@ -211,25 +185,21 @@ def test_the_hub_reads_the_evaluation_from_the_metadata(facts, tmp_path):
 def test_data_that_only_looks_like_pmc_vqa_is_not_called_so(facts):
     manifest = copy.deepcopy(facts.manifest)
     manifest["datasets"][0]["sources"]["train.csv"]["rows"] = 963
-    card = model_card(changed(facts, manifest=manifest))
+    card = model_card(replace(facts, manifest=manifest))
     header = yaml.safe_load(card.split("---\n")[1])
     assert "datasets" not in header
     assert "of medical multiple-choice questions of the files below" in card
     assert "963, as published" not in card
 
 
-def test_what_nobody_told_is_said_to_be_unknown(facts):
+def test_unknown_facts_are_called_unknown(facts):
     manifest = {**facts.manifest, "git_revision": None, "datasets": [{"name": "someone/data", "weight": 0.5}]}
     card = model_card(
-        changed(facts, evaluations=[], history=[], dev={}, licence=None, base_licence=None, manifest=manifest)
+        replace(facts, evaluations=[], history=[], dev={}, licence=None, base_licence=None, manifest=manifest)
     )
     for words in (
-        "was not evaluated on a test split",
-        "looked at no dev split",
-        "its files are not told",
-        "each row taken 0.5 times on average",
-        "see its page",
-        "none was named by whoever published it",
+        *("was not evaluated on a test split", "looked at no dev split", "its files are not told", "see its page"),
+        *("each row taken 0.5 times on average", "none was named by whoever published it"),
     ):
         assert words in card
     header = yaml.safe_load(card.split("---\n")[1])
@@ -239,27 +209,25 @@ def test_what_nobody_told_is_said_to_be_unknown(facts):
 
 def test_the_card_says_when_dev_chose_nothing_and_when_an_adapter_was_measured(facts):
     settings = {**facts.settings, "load_best_model_at_end": False}
-    card = model_card(changed(facts, manifest={**facts.manifest, "settings": settings}, is_adapter=False))
+    card = model_card(replace(facts, manifest={**facts.manifest, "settings": settings}, is_adapter=False))
     assert "Dev chose" not in card
     assert "| kept: the last step |" in card
     assert "before merging" not in card
-    assert "measured with the adapter, before merging" in model_card(changed(facts, evaluated_before_merging=True))
+    assert "measured with the adapter, before merging" in model_card(replace(facts, evaluated_before_merging=True))
 
 
-def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_said_to_be_so(facts):
+def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_stated(facts):
     drawn = {**RESULTS, "n": 100, "questions_in_split": 2000}
-    card = model_card(changed(facts, base_was_named=True, evaluations=[drawn]))
+    card = model_card(replace(facts, base_was_named=True, evaluations=[drawn]))
     assert "as its publisher calls the local copy that it was trained and evaluated with" in card
     assert "100 questions, drawn from the 2000 of the test_clean split" in card
     assert "its publisher calls" not in model_card(facts)
 
 
 def test_facts_of_an_older_run_are_refused_in_words(facts):
-    from sft.common.command import UserError
-
     manifest = {key: value for key, value in facts.manifest.items() if key != "parameters"}
     with pytest.raises(UserError, match="lacks 'parameters': train or evaluate with this version"):
-        model_card(changed(facts, manifest=manifest))
+        model_card(replace(facts, manifest=manifest))
 
 
 def test_the_recipe_that_travels_trains_the_same(facts, tmp_path):

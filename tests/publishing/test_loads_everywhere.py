@@ -41,8 +41,8 @@ def plainly(program, message, environment, model=REPO):
 
 def by_server(message, environment, log):
     """The answer of `transformers serve`, asked over HTTP."""
-    asked = {"model": REPO, "messages": [{"role": "user", "content": message}], "max_tokens": TOKENS}
-    body = json.dumps({**asked, "temperature": 0, "stream": False}).encode()
+    options = {"model": REPO, "max_tokens": TOKENS, "temperature": 0, "stream": False}
+    body = json.dumps({**options, "messages": [{"role": "user", "content": message}]}).encode()
     with serving(REPO, log, environment) as address:
         request = urllib.request.Request(f"{address}/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=1800) as answer:
@@ -69,9 +69,9 @@ def test_a_published_adapter_gives_one_answer_wherever_it_is_loaded(
     assert plainly(BY_TRANSFORMERS, message["content"], environment, BASE) != expected  # the adapter is what answers
     assert plainly(BY_TRANSFORMERS, message["content"], environment) == expected
     assert by_server(message["content"], environment, tmp_path / "serve.log") == expected
-    asked = ("--question", QUESTION, "--choices", *CHOICES, "--temperature", 0, "--max_new_tokens", TOKENS, "--json")
-    done = command("sft/infer.py", "--model_path", REPO, "--dtype", "float32", *asked, **environment)
+    words = ("--question", QUESTION, "--choices", *CHOICES, "--temperature", 0, "--max_new_tokens", TOKENS, "--json")
+    done = command("sft/infer.py", "--model_path", REPO, "--dtype", "float32", *words, **environment)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     # The prompt opened the think block, so the others do not return its first tag.
-    assert (told["reasoning"], told["text"]) == split_thinking(f"<think>\n{expected}")
+    assert (answer["reasoning"], answer["text"]) == split_thinking(f"<think>\n{expected}")

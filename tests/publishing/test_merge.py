@@ -1,6 +1,7 @@
 """Merging: the merged model answers as the adapter does, made in the memory of one copy; rounding is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -70,12 +71,10 @@ def test_a_merged_model_scores_options_as_the_adapter_does_and_keeps_its_templat
     done = here(MERGE, "--model_path", adapter, "--output_dir", out)
     assert done.returncode == 0, done.stderr
     assert "Logits on 5 prompts: merged and adapter differ by" in done.stdout
-    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
-        f.name for f in out.iterdir()
-    }
+    written = {file.name for file in out.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= written
     assert (out / "chat_template.jinja").read_text() == (adapter / "chat_template.jinja").read_text()
-    config = json.loads((out / "config.json").read_text())
-    assert config["dtype"] == "bfloat16"
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     from sft.inference.assistant import DEMO
 
     questions = [{"question": q, "choices": c, "answer_format": "text"} for q, c in DEMO]
@@ -119,12 +118,9 @@ def test_a_quantised_base_is_refused_and_the_way_out_named(here, refused, adapte
     quantised = tmp_path / "quantised"
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     AutoModelForCausalLM.from_pretrained(tiny_deepseek, quantization_config=config).save_pretrained(quantised)
-    model = tmp_path / "adapter"
-    model.mkdir()
-    for file in adapter.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    found = json.loads((model / "adapter_config.json").read_text())
-    (model / "adapter_config.json").write_text(json.dumps({**found, "base_model_name_or_path": str(quantised)}))
+    model = shutil.copytree(adapter, tmp_path / "adapter")
+    described = json.loads((model / "adapter_config.json").read_text())
+    (model / "adapter_config.json").write_text(json.dumps({**described, "base_model_name_or_path": str(quantised)}))
     out = tmp_path / "merged"
     line = refused(MERGE, "--model_path", model, "--output_dir", out)
     assert "is stored quantised (bitsandbytes): merging would round" in line
@@ -142,14 +138,12 @@ def test_the_facts_of_a_run_travel_and_name_what_it_was_merged_onto(trained, tmp
     merging.merge(str(trained), base, tmp_path)
     for name in ("recipe.yaml", "history.json", "eval_results.json", "prompt_format.json"):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
-    told = json.loads((tmp_path / "run_manifest.json").read_text())
-    assert told["merged"]["onto"] == {"name": "tiny-deepseek", "revision": None}
-    assert told["merged"]["prompts"] == 5
+    merged = json.loads((tmp_path / "run_manifest.json").read_text())["merged"]
+    assert merged["onto"] == {"name": "tiny-deepseek", "revision": None}
+    assert merged["prompts"] == 5
 
 
 def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_deepseek, tmp_path, monkeypatch):
-    import shutil
-
     out = tmp_path / "merged"
     assert "is no adapter" in refused(MERGE, "--model_path", tiny_deepseek, "--output_dir", out)
     assert "does not exist" in refused(MERGE, "--model_path", tmp_path / "none", "--output_dir", out)

@@ -6,6 +6,7 @@ The Hub is a server on loopback (tests/hub.py) that the real client talks to.
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -21,8 +22,7 @@ def evaluation(here, trained, few_dev, tmp_path_factory):
     """An evaluation of it."""
     folder = tmp_path_factory.mktemp("eval")
     options = ("--num_samples", 16, "--dtype", "float32", "--output_dir", folder, "--name", "tuned")
-    done = here("sft/evaluate.py", "--model_path", trained, "--dataset_path", few_dev, *options)
-    assert done.returncode == 0, done.stderr
+    succeed(here("sft/evaluate.py", "--model_path", trained, "--dataset_path", few_dev, *options))
     return folder / "tuned"
 
 
@@ -39,6 +39,29 @@ def publish(here_on_hub, hub, trained, tiny_deepseek, tmp_path):
     return run
 
 
+@pytest.fixture
+def model(trained, tmp_path):
+    """A copy of the trained model, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "final_model"))
+
+
+@pytest.fixture
+def not_published(refused, tmp_path):
+    """A dry run that must be refused; returns the line."""
+
+    def run(model, *options, repo=REPO) -> str:
+        common = ("--repo", repo, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
+        return refused("sft/publish.py", "--model_path", model, *common, *options)
+
+    return run
+
+
+def succeed(done):
+    """A command that succeeded."""
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
 def the_line(done) -> str:
     """The one line that refuses, of a command that was refused."""
     assert done.returncode == 2, done.stdout + done.stderr
@@ -47,23 +70,16 @@ def the_line(done) -> str:
     return line
 
 
-def test_a_model_is_published_privately_with_its_card_and_nothing_else(publish, hub, trained, evaluation, tmp_path):
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
+def test_a_model_is_published_privately_with_its_card_and_nothing_else(
+    publish, hub, trained, model, evaluation, tmp_path
+):
     # What a trainer and its user leave in such a folder.
-    for name in (
-        "training_args.bin",
-        "optimizer.pt",
-        "trainer_state.json",
-        ".env",
-        "notes.txt",
-        "events.out.tfevents",
-    ):
+    left = ("training_args.bin", "optimizer.pt", "trainer_state.json", ".env", "notes.txt", "events.out.tfevents")
+    for name in left:
         (model / name).write_text("secret")
     (model / "runs").mkdir()
     (model / "runs/log.json").write_text("{}")
-    done = publish("--evaluation", evaluation, "--tag", "v1", "--license", "cc-by-sa-4.0", model=model)
-    assert done.returncode == 0, done.stderr
+    done = succeed(publish("--evaluation", evaluation, "--tag", "v1", "--license", "cc-by-sa-4.0", model=model))
     repo = hub.model(REPO)
     assert repo.private
     assert set(repo.files) == {
@@ -88,17 +104,15 @@ def test_a_model_is_published_privately_with_its_card_and_nothing_else(publish, 
 
 
 def test_everybody_sees_it_only_when_it_is_verified(publish, hub):
-    done = publish("--public")
-    assert done.returncode == 0, done.stderr
+    succeed(publish("--public"))
     assert not hub.model(REPO).private
     places = [place.partition(" ")[2] for place in hub.asked]
     opened = places.index(f"/api/models/{REPO}/settings")
     assert max(i for i, place in enumerate(places) if "/resolve/" in place and REPO in place) < opened
 
 
-def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody_to_keep_it(publish, hub, tmp_path):
-    done = publish("--dry_run", HF_TOKEN="")
-    assert done.returncode == 0, done.stderr
+def test_a_dry_run_writes_what_would_be_uploaded_and_sends_nothing(publish, hub, tmp_path):
+    done = succeed(publish("--dry_run", HF_TOKEN=""))
     assert "Nothing was uploaded." in done.stdout
     assert ("models", REPO) not in hub.repos
     assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
@@ -111,8 +125,7 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody_to_keep_it(publ
 def test_the_same_run_is_published_twice_to_the_same_commit(publish, hub):
     assert publish().returncode == 0
     first = hub.model(REPO).head
-    done = publish()
-    assert done.returncode == 0, done.stderr
+    succeed(publish())
     assert hub.model(REPO).head == first
 
 
@@ -125,11 +138,7 @@ FAULTS = {
     "too many requests to commit": ([Fault("POST", "/commit/", 429)], "too many requests: wait", True),
     "connection drops while weights are sent": ([Fault("PUT", "/lfs/upload/", DROP, 2)], "", True),
     "server fails while weights are sent": ([Fault("PUT", "/lfs/upload/", 500)], "", True),
-    "server refuses the weights": (
-        [Fault("PUT", "/lfs/upload/", 403, ALWAYS)],
-        "your token may not write there",
-        False,
-    ),
+    "server refuses weights": ([Fault("PUT", "/lfs/upload/", 403, ALWAYS)], "your token may not write there", False),
     "connection drops before the commit": ([Fault("POST", "/commit/", DROP)], "it broke off", True),
     "connection drops after the commit": ([Fault("POST", "/commit/", DROP_AFTER)], "it broke off", True),
     "server is busy at the commit": ([Fault("POST", "/commit/", 503, 2)], "Next try in 2 s", True),
@@ -174,7 +183,7 @@ def test_weights_that_arrived_are_not_sent_again(publish, hub):
     assert sum(place.startswith("PUT /lfs/upload/") for place in hub.asked) == sent > 0
 
 
-def test_a_file_that_arrived_as_another_is_found_and_stays_private(publish, hub, trained):
+def test_a_file_that_arrived_as_another_is_reported_and_stays_private(publish, hub, trained):
     content = (trained / "adapter_model.safetensors").read_bytes()
     # The server believes that it has the file, and has other bytes of the same length.
     hub.blobs[hashlib.sha256(content).hexdigest()] = content[:-1] + bytes([content[-1] ^ 1])
@@ -193,11 +202,10 @@ def test_a_tag_stays_with_the_commit_that_it_names(publish, hub):
 
 
 def test_a_login_in_the_browser_may_publish(publish, hub):
-    done = publish(**BY_BROWSER)
-    assert done.returncode == 0, done.stderr
+    succeed(publish(**BY_BROWSER))
 
 
-def test_what_passes_is_told_from_what_does_not():
+def test_errors_that_pass_are_retried_and_others_are_not():
     """hf_xet, which stores weights on the real Hub and cannot be used here, raises Python's own ConnectionError."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -216,48 +224,50 @@ def test_the_reason_that_the_hub_gives_is_passed_on(publish, hub):
     assert "(the Hub says: Private storage limit reached" in the_line(publish())
 
 
-def test_a_base_model_of_another_size_is_refused_in_words(publish, hub, tiny_deepseek, tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
+@pytest.fixture
+def other_base(hub, tiny_deepseek, tmp_path):
+    """Puts another base model, with other weights, on the server; returns its name there."""
 
-    other = tmp_path / "other"
-    shutil.copytree(tiny_deepseek, other)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek, hidden_size=128)).save_pretrained(other)
-    hub.add("models", "someone/other", other)
-    line = the_line(publish(base="someone/other"))
+    def add(**config) -> str:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(1)
+        other = Path(shutil.copytree(tiny_deepseek, tmp_path / "other"))
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek, **config))
+        model.to(torch.bfloat16).save_pretrained(other)
+        hub.add("models", "someone/other", other)
+        return "someone/other"
+
+    return add
+
+
+def test_a_base_model_of_another_size_is_refused_in_words(publish, other_base):
+    line = the_line(publish(base=other_base(hidden_size=128)))
     assert "is uploaded" in line
     assert "it cannot be loaded" in line
 
 
-def test_another_base_model_on_the_hub_is_found_by_its_answers(publish, hub, tiny_deepseek, tmp_path):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    other = tmp_path / "other"
-    shutil.copytree(tiny_deepseek, other)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_deepseek)).to(torch.bfloat16).save_pretrained(other)
-    hub.add("models", "someone/other", other)
-    line = the_line(publish("--public", base="someone/other"))
+def test_another_base_model_on_the_hub_is_recognised_by_its_answers(publish, hub, other_base):
+    line = the_line(publish("--public", base=other_base()))
     assert "first answers otherwise" in line
     assert hub.model(REPO).private
 
 
 def test_the_base_model_is_pinned_where_its_commit_is_known(publish, hub):
-    done = publish(base=f"{BASE}@{publish.base_commit}")
-    assert done.returncode == 0, done.stderr
+    succeed(publish(base=f"{BASE}@{publish.base_commit}"))
     files = hub.model(REPO).files
     assert json.loads(files["adapter_config.json"])["revision"] == publish.base_commit
     assert f"at revision `{publish.base_commit}`" in files["README.md"].decode()
 
 
-def test_what_others_published_is_replaced_only_if_told_so(publish, hub):
+def test_what_others_published_is_replaced_only_with_update(publish, hub):
     theirs = {"README.md": b"mine", "model.safetensors": b"theirs", "NOTES.md": b"to keep"}
     hub.repos["models", REPO] = Repo(private=True)
     hub.model(REPO).commit(theirs)
     assert "holds files that this run did not publish: pass --update" in the_line(publish())
     assert hub.model(REPO).files == theirs
-    done = publish("--update")
-    assert done.returncode == 0, done.stderr
+    succeed(publish("--update"))
     files = hub.model(REPO).files
     assert files["NOTES.md"] == b"to keep"
     assert "model.safetensors" not in files  # an adapter with another model's weights beside it would not load
@@ -265,8 +275,7 @@ def test_what_others_published_is_replaced_only_if_told_so(publish, hub):
 
 
 def test_a_merged_model_is_published_and_loads_without_peft(publish, hub):
-    done = publish("--merged")
-    assert done.returncode == 0, done.stderr
+    done = succeed(publish("--merged"))
     files = hub.model(REPO).files
     assert "model.safetensors" in files
     assert not [name for name in files if name.startswith("adapter")]
@@ -278,8 +287,7 @@ def test_a_merged_model_is_published_and_loads_without_peft(publish, hub):
     # The same run may do it again, and publish its adapter instead.
     assert publish("--merged").returncode == 0
     assert len(hub.model(REPO).commits) == 2
-    done = publish()
-    assert done.returncode == 0, done.stderr
+    succeed(publish())
     assert "model.safetensors" not in hub.model(REPO).files
 
 
@@ -301,12 +309,12 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(publish, hu
     assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
 
 
-def test_what_is_no_finished_model_of_a_run_is_refused(refused, trained, recipe_run, tiny_deepseek, tmp_path):
-    common = ("--repo", REPO, "--dry_run", "--base_model", BASE)
-    checkpoint = recipe_run("pmcvqa")[0] / "checkpoint-4"
-    assert "lacks the facts" in refused("sft/publish.py", "--model_path", checkpoint, *common)
-    assert "lacks the facts" in refused("sft/publish.py", "--model_path", tiny_deepseek, *common)
-    assert "does not exist" in refused("sft/publish.py", "--model_path", tmp_path / "none", *common)
+def test_what_is_no_finished_model_of_a_run_is_refused(
+    refused, not_published, trained, recipe_run, tiny_deepseek, tmp_path
+):
+    assert "lacks the facts" in not_published(recipe_run("pmcvqa")[0] / "checkpoint-4")
+    assert "lacks the facts" in not_published(tiny_deepseek)
+    assert "does not exist" in not_published(tmp_path / "none")
     line = refused("sft/publish.py", "--model_path", trained, "--repo", REPO, "--dry_run")
     assert "name the same model on the Hub with --base_model" in line
 
@@ -320,29 +328,29 @@ def test_what_is_no_finished_model_of_a_run_is_refused(refused, trained, recipe_
         ("prompt_format.json", "", "prompt_format.json cannot be read"),
     ],
 )
-def test_a_file_that_was_damaged_by_hand_is_named(refused, trained, tmp_path, file, content, words):
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
+def test_a_file_that_was_damaged_by_hand_is_named(not_published, model, file, content, words):
     (model / file).write_text(content)
-    common = ("--repo", REPO, "--dry_run", "--base_model", BASE, "--output_dir", tmp_path / "staged")
-    assert words in refused("sft/publish.py", "--model_path", model, *common)
+    assert words in not_published(model)
 
 
-def test_an_evaluation_of_another_model_is_refused(refused, trained, evaluation, tmp_path):
+def test_an_evaluation_of_another_model_is_refused(not_published, trained, evaluation, tmp_path):
     folder = tmp_path / "tuned"
     shutil.copytree(evaluation, folder)
     results = json.loads((folder / "results.json").read_text())
-    results["fingerprint"]["model"] = [
-        entry.replace("adapter_model", "x") for entry in results["fingerprint"]["model"]
-    ]
+    fingerprint = results["fingerprint"]
+    fingerprint["model"] = [entry.replace("adapter_model", "x") for entry in fingerprint["model"]]
     (folder / "results.json").write_text(json.dumps(results))
-    words = ("--model_path", trained, "--repo", REPO, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path)
-    assert "its weights are others" in refused("sft/publish.py", *words, "--evaluation", folder)
+    assert "its weights are others" in not_published(trained, "--evaluation", folder)
 
 
-def planted_in_json(file, secret):
-    told = json.loads(file.read_text())
-    file.write_text(json.dumps([*told, {"note": secret}] if isinstance(told, list) else {**told, "note": secret}))
+def plant(file, secret):
+    """Write a secret as a value into a JSON file, or as a line into another."""
+    text = file.read_text()
+    if file.suffix != ".json":
+        file.write_text(f"{text}\nnote: {secret}\n")
+        return
+    value = json.loads(text)
+    file.write_text(json.dumps([*value, {"note": secret}] if isinstance(value, list) else {**value, "note": secret}))
 
 
 # Where it lies, what it is, and what the refusal says. None of these tokens was ever one.
@@ -367,18 +375,12 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_what_should_stay_here_stays_here(planted, refused, trained, tmp_path, monkeypatch):
+def test_what_should_stay_here_stays_here(planted, not_published, model, tmp_path, monkeypatch):
     file, secret, words = PLANTED[planted]
     monkeypatch.setenv("LAB_API_KEY", "tr0ub4dor&3")
     monkeypatch.setenv("USER", "jdoe")
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
-    if file.endswith(".json"):
-        planted_in_json(model / file, secret)
-    else:
-        (model / file).write_text((model / file).read_text() + f"\nnote: {secret}\n")
-    common = ("--repo", "lab/pmc-vqa", "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
-    line = refused("sft/publish.py", "--model_path", model, *common)
+    plant(model / file, secret)
+    line = not_published(model, repo="lab/pmc-vqa")
     assert words in line
     assert file in line
     if "path" not in planted and "name" not in planted:
@@ -386,17 +388,12 @@ def test_what_should_stay_here_stays_here(planted, refused, trained, tmp_path, m
     assert not (tmp_path / "staged/lab--pmc-vqa").exists()
 
 
-def test_a_secret_in_the_metadata_of_weights_is_found(refused, trained, tmp_path):
+def test_a_secret_in_the_metadata_of_weights_is_refused(not_published, model):
     from safetensors.torch import load_file, save_file
 
-    model = tmp_path / "final_model"
-    shutil.copytree(trained, model)
     weights = model / "adapter_model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt", "from": "/home/jane/run"})
-    common = ("--repo", REPO, "--base_model", BASE, "--dry_run", "--output_dir", tmp_path / "staged")
-    assert "adapter_model.safetensors, line 1: the path /home/jane/run" in refused(
-        "sft/publish.py", "--model_path", model, *common
-    )
+    assert "adapter_model.safetensors, line 1: the path /home/jane/run" in not_published(model)
 
 
 def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monkeypatch):
@@ -414,16 +411,17 @@ def test_words_that_only_look_like_paths_or_names_are_left_alone(tmp_path, monke
     assert find_leaks(tmp_path, published=("lab/model",)) == ["config.json: the user name max"]
 
 
-def test_paths_of_this_machine_are_taken_out_of_what_a_run_tells():
+def test_paths_of_this_machine_are_taken_out_of_a_manifest():
     from sft.common.command import strip_local_paths
 
-    told = {"a": "/data/jane/PMC-VQA/", "b": ["~/x/recipe.yaml", "recipes/x.yaml"], "c": '{"/m/A": 1.0}', "d": None}
-    assert strip_local_paths(told) == {
-        "a": "PMC-VQA",
-        "b": ["recipe.yaml", "recipes/x.yaml"],
-        "c": '{"A": 1.0}',
+    manifest = {
+        "a": "/data/jane/PMC-VQA/",
+        "b": ["~/x/recipe.yaml", "recipes/x.yaml"],
+        "c": '{"/m/A": 1.0}',
         "d": None,
     }
+    stripped = {"a": "PMC-VQA", "b": ["recipe.yaml", "recipes/x.yaml"], "c": '{"A": 1.0}', "d": None}
+    assert strip_local_paths(manifest) == stripped
     assert strip_local_paths("../elsewhere/PMC-VQA") == "PMC-VQA"
     assert strip_local_paths("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 
@@ -443,8 +441,7 @@ def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(
     command, hub, toy_options, tiny_deepseek, tmp_path
 ):
     commit = hub.add("models", BASE, tiny_deepseek)
-    done = pushing(command, hub, toy_options, "pmcvqa_zero2", tmp_path / "out")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    done = succeed(pushing(command, hub, toy_options, "pmcvqa_zero2", tmp_path / "out"))
     repo = hub.model(REPO)
     assert len(repo.commits) == 2
     assert repo.private

@@ -1,7 +1,7 @@
 """Every shipped recipe runs, launched as its first lines say, and the pmcvqa family differs only where it says so.
 
 The model is a tiny random Llama with DeepSeek's vocabulary. Quantisation, DDP and DeepSpeed are real on this CPU;
-what a CPU cannot show is said in the name of its test.
+the name of a test says what a CPU cannot show.
 """
 
 import json
@@ -11,11 +11,25 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sft.training.checks import check_all
+from sft.training.config import resolve
+from sft.training.hardware import planned_hardware
+from sft.training.launch import Launch
+from sft.training.memory import lora_config
+from sft.training.model import trained_in_float32
+from tests.benchmarks.memory import peak
+
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.yaml"))
 FAMILY = [name for name in RECIPES if name.startswith("pmcvqa")]
 # FSDP falls back to DDP on a CPU, so preflight is as far as it goes.
 RUNNABLE = [name for name in RECIPES if name != "pmcvqa_fsdp2"]
+
+
+@pytest.fixture(scope="session")
+def run_of(recipe_run, reasoned):
+    """`recipe_run` of a recipe, on the data that it needs."""
+    return lambda recipe: recipe_run(recipe, **({"data": reasoned} if "reasoning" in recipe else {}))
 
 
 @pytest.fixture(scope="session")
@@ -30,18 +44,22 @@ def reasoned(prepare, prepared, tmp_path_factory) -> Path:
     return prepare("--dev_size", 24, "--add_reasoning", file, "--require_reasoning")
 
 
+def read(recipe: str) -> dict:
+    """The keys and values of a shipped recipe."""
+    return yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())
+
+
 def says(recipe: str) -> str:
     """What the first lines of a recipe say, as one line."""
-    return " ".join(
-        line.lstrip("# ") for line in (ROOT / f"recipes/{recipe}.yaml").read_text().split("\n\n")[0].split("\n")
-    )
+    first_lines = (ROOT / f"recipes/{recipe}.yaml").read_text().split("\n\n")[0].split("\n")
+    return " ".join(line.lstrip("# ") for line in first_lines)
 
 
 @pytest.mark.parametrize("recipe", RUNNABLE)
-def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float32(recipe, recipe_run, reasoned):
-    out, done = recipe_run(recipe, **({"data": reasoned} if "reasoning" in recipe else {}))
+def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float32(recipe, run_of):
+    out, done = run_of(recipe)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    settings = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())
+    settings = read(recipe)
     # The launcher that the recipe names was not replaced by another one in silence.
     stage = re.search(r"zero(\d)", settings["output_dir"] + says(recipe))
     manifest = json.loads((out / "run_manifest.json").read_text())
@@ -64,13 +82,13 @@ def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float3
 
 
 @pytest.mark.parametrize("recipe", RUNNABLE)
-def test_the_model_of_a_recipe_can_be_published(recipe, recipe_run, reasoned, here, tmp_path):
-    out, _ = recipe_run(recipe, **({"data": reasoned} if "reasoning" in recipe else {}))
+def test_the_model_of_a_recipe_can_be_published(recipe, run_of, here, tmp_path):
+    out, _ = run_of(recipe)
     options = ("--repo", "someone/model", "--base_model", "someone/base", "--output_dir", tmp_path, "--dry_run")
     done = here("sft/publish.py", "--model_path", out / "final_model", *options)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "someone--model/README.md").read_text()
-    settings = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())
+    settings = read(recipe)
     quantised = "8-bit " if settings.get("load_in_8bit") else "4-bit (NF4) " if settings.get("load_in_4bit") else ""
     method = f"{quantised}LoRA" if settings["use_peft"] else "full fine-tune"
     assert f"| method | {method} |" in card
@@ -78,10 +96,6 @@ def test_the_model_of_a_recipe_can_be_published(recipe, recipe_run, reasoned, he
 
 
 def test_fsdp2_recipe_goes_as_far_as_preflight_because_sharding_needs_gpus(launched_as):
-    from sft.training.checks import check_all
-    from sft.training.config import resolve
-    from sft.training.hardware import planned_hardware
-
     launch = launched_as(ROOT / "recipes/pmcvqa_fsdp2.yaml")
     assert (launch.kind, launch.fsdp_version) == ("fsdp", 2)
     check_all(resolve(["recipes/pmcvqa_fsdp2.yaml"]).for_world_size(2), launch, planned_hardware("A100-40GB", 2))
@@ -92,13 +106,6 @@ def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float3
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
-
-    from sft.training.checks import check_all
-    from sft.training.config import resolve
-    from sft.training.hardware import planned_hardware
-    from sft.training.launch import Launch
-    from sft.training.memory import lora_config
-    from sft.training.model import trained_in_float32
 
     settings = resolve(["recipes/pmcvqa_16gb.yaml"]).for_world_size(1)
     check_all(settings, Launch(), planned_hardware("T4", 1))
@@ -122,7 +129,7 @@ LORA = {"use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules
 
 @pytest.mark.parametrize("recipe", FAMILY)
 def test_the_family_differs_in_its_gpu_setup_alone_unless_the_recipe_says_why(recipe):
-    main, other = (yaml.safe_load((ROOT / f"recipes/{name}.yaml").read_text()) for name in ("pmcvqa", recipe))
+    main, other = map(read, ("pmcvqa", recipe))
     different = {key for key in main.keys() | other.keys() if main.get(key) != other.get(key)} - SET_UP
     excused = says(recipe).partition("Differs from the family:")[2]
     if "no adapter" in excused:
@@ -141,8 +148,6 @@ def test_first_lines_name_model_hardware_memory_time_and_launch(recipe, launched
 
 @pytest.mark.parametrize("recipe", FAMILY)
 def test_the_memory_in_the_first_lines_is_the_estimate(recipe):
-    from tests.benchmarks.memory import peak
-
     _, _, parts = peak(ROOT / f"recipes/{recipe}.yaml")
     assert f"Memory:   {sum(parts.values()):.0f} GiB at the peak, estimated" in says(recipe)
 

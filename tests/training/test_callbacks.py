@@ -1,8 +1,12 @@
 """Dev accuracy during training is the accuracy that sft/evaluate.py measures, and the curve can be looked at."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+
+from sft.common.display import duration
+from sft.training.callbacks import LogLinesCallback, plot
 
 
 def test_accuracy_during_training_is_that_of_evaluate_on_the_same_questions(here, toy_options, tmp_path):
@@ -31,14 +35,14 @@ def test_accuracy_during_training_is_that_of_evaluate_on_the_same_questions(here
 
 def test_every_question_is_scored_once_however_they_are_spread(recipe_run):
     """Eight questions over two processes, under DDP, ZeRO-2 and ZeRO-3: the base model's answers are the same."""
-    found = []
+    accuracies = []
     for name in ("pmcvqa_zero2", "pmcvqa_zero3"):
         out, done = recipe_run(name)
         assert done.returncode == 0, done.stderr[-3000:]
         results = json.loads((out / "eval_results.json").read_text())["base"]
         assert results["eval_mcq_questions"] == 8
-        found.append(results["eval_mcq_accuracy"])
-    assert found[0] == found[1]
+        accuracies.append(results["eval_mcq_accuracy"])
+    assert accuracies[0] == accuracies[1]
 
 
 HISTORY = [
@@ -51,9 +55,7 @@ HISTORY = [
 ]
 
 
-def test_the_plot_is_whole_and_the_same_history_gives_the_same_bytes(tmp_path):
-    from sft.training.callbacks import plot
-
+def test_the_plot_is_complete_and_the_same_history_gives_the_same_bytes(tmp_path):
     for name in ("one.png", "two.png"):
         plot(HISTORY, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -63,17 +65,11 @@ def test_the_plot_is_whole_and_the_same_history_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0}], HISTORY], ids=["empty", "loss only", "all"])
 def test_a_plot_needs_nothing_but_what_was_logged(history, tmp_path):
-    from sft.training.callbacks import plot
-
     plot(history, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
-def test_what_is_logged_is_a_line_with_step_and_time_left_and_a_value_that_is_no_number_stays_as_it_is(capsys):
-    from types import SimpleNamespace
-
-    from sft.training.callbacks import LogLinesCallback
-
+def test_a_log_line_has_step_and_time_left_and_leaves_values_that_are_no_numbers_as_they_are(capsys):
     state = SimpleNamespace(global_step=0, max_steps=10, is_world_process_zero=True)
     callback = LogLinesCallback()
     callback.on_train_begin(None, state, None)
@@ -85,6 +81,4 @@ def test_what_is_logged_is_a_line_with_step_and_time_left_and_a_value_that_is_no
 
 @pytest.mark.parametrize(("seconds", "text"), [(48.2, "48 s"), (720, "12 min"), (11_100, "3 h 05 min")])
 def test_a_length_of_time_is_short(seconds, text):
-    from sft.common.display import duration
-
     assert duration(seconds) == text

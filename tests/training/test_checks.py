@@ -4,116 +4,75 @@ import json
 import math
 import re
 import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
+
+from sft.training import hardware
+from sft.training.checks import check_all
+from sft.training.config import resolve
 
 RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
 LAUNCH = "accelerate_configs/{}.yaml"
 
 
-@pytest.fixture(scope="module")
-def launch_file(tmp_path_factory):
-    """A launch file with a fault that the shipped ones do not have."""
-
-    def write(name: str, text: str) -> Path:
-        file = tmp_path_factory.mktemp("launch") / f"{name}.yaml"
-        file.write_text(text)
-        return file
-
-    return write
-
-
-# Every refusal, triggered once by the command: (recipe, launch file, GPU, options, what the line says).
-REFUSALS = {
-    "8-bit + ZeRO-3": ("pmcvqa", "zero3", "A100-80GB", "", "Use recipes/pmcvqa_zero3.yaml"),
-    "4-bit + ZeRO-3": ("pmcvqa_16gb", "zero3", "RTX 4090", "", "4-bit weights cannot be divided"),
-    "8-bit + FSDP2": ("pmcvqa", "fsdp2", "A100-80GB", "", "Use recipes/pmcvqa_zero3.yaml"),
-    "quantised full fine-tune": ("pmcvqa", None, "A100-80GB", "--use_peft no", "recipes/pmcvqa_full_zero3.yaml"),
-    "8-bit and 4-bit": ("pmcvqa", None, "A100-80GB", "--load_in_4bit yes", "choose one"),
-    "bf16 without the hardware": ("pmcvqa", None, "T4", "", "T4 computes no bf16 (compute capability 7.5"),
-    "fp16 and bf16": ("pmcvqa", None, "T4", "--fp16 yes", "choose one"),
-    "fp16 with bf16 weights": ("pmcvqa", None, "T4", "--fp16 yes --bf16 no", "set dtype float16"),
-    "bf16 with fp16 weights": ("pmcvqa", None, "A100-80GB", "--dtype float16", "set dtype bfloat16"),
-    "fp16 quantised under DeepSpeed": ("pmcvqa_16gb", "zero2", "T4", "", "adapters in float32"),
-    "fp16 weights trained whole": (
-        "pmcvqa_16gb",
-        None,
-        "A100-80GB",
-        "--load_in_4bit no --use_peft no",
-        "set dtype float32",
-    ),
-    "bf16 weights trained whole": ("pmcvqa_full_zero3", "ddp", "A100-80GB", "", "set dtype float32, or use"),
-    "fp16 on a CPU": ("pmcvqa_16gb", None, None, "--use_cpu yes", "fp16 needs a GPU"),
-    "no GPU": ("pmcvqa", None, None, "", "add --use_cpu yes"),
-    "ZeRO on the CPU without gloo": (
-        "pmcvqa_zero2",
-        "zero2",
-        None,
-        "--bf16 no --dtype float32",
-        "pass --ddp_backend gloo",
-    ),
-    "use_cpu + DeepSpeed": ("pmcvqa_zero2", "zero2", None, "--use_cpu yes", "into plain DDP in silence"),
-    "use_cpu + FSDP": ("pmcvqa_fsdp2", "fsdp2", None, "--use_cpu yes", "into plain DDP in silence"),
-    "FSDP without GPUs": ("pmcvqa_fsdp2", "fsdp2", None, "--bf16 no --dtype float32", "add --use_cpu yes"),
-    "LoRA under ZeRO-3, not reentrant": (
-        "pmcvqa_zero2",
-        "zero3",
-        "A100-80GB",
-        "--activation_checkpointing yes",
-        "{use_reentrant: true}",
-    ),
-    "test split": ("pmcvqa", None, "A100-80GB", "--dataset_test_split test_clean", "use dev"),
-    "save and eval steps": ("pmcvqa", None, "A100-80GB", "--eval_steps 300", "not a multiple of eval_steps 300"),
-    "save and eval strategy": ("pmcvqa", None, "A100-80GB", "--save_strategy epoch", "set both to steps"),
-    "trained on test": (
-        *("pmcvqa", None, "A100-80GB", "--dataset_train_split test_clean"),
-        "would train on the test questions",
-    ),
-    "a revision in the name": (
-        *("pmcvqa", None, "A100-80GB", "--model_name_or_path someone/model@abc"),
-        "write the revision as model_revision: abc",
-    ),
-    "a token in the recipe": (
-        *("pmcvqa", None, "A100-80GB", '--model_init_kwargs {"token":"hf_x"}'),
-        "a token in a recipe is a token lost",
-    ),
-    "nowhere to publish": ("pmcvqa", None, "A100-80GB", "--push_to_hub yes", "set hub_model_id: OWNER/NAME"),
-    "a place to publish, and no push": ("pmcvqa", None, "A100-80GB", "--hub_model_id a/b", "push_to_hub is off"),
-    "published without a base": (
-        *("pmcvqa", None, "A100-80GB", "--push_to_hub yes --hub_model_id a/b --model_name_or_path recipes"),
+# Every refusal, triggered once by the command: what the line says of options of the main recipe on an A100 ...
+OPTIONS = {
+    "quantised full fine-tune": ("--use_peft no", "recipes/pmcvqa_full_zero3.yaml"),
+    "8-bit and 4-bit": ("--load_in_4bit yes", "choose one"),
+    "bf16 with fp16 weights": ("--dtype float16", "set dtype bfloat16"),
+    "test split": ("--dataset_test_split test_clean", "use dev"),
+    "save and eval steps": ("--eval_steps 300", "not a multiple of eval_steps 300"),
+    "save and eval strategy": ("--save_strategy epoch", "set both to steps"),
+    "trained on test": ("--dataset_train_split test_clean", "would train on the test questions"),
+    "a revision in the name": ("--model_name_or_path someone/model@abc", "write the revision as model_revision: abc"),
+    "a token in the recipe": ('--model_init_kwargs {"token":"hf_x"}', "a token in a recipe is a token lost"),
+    "nowhere to publish": ("--push_to_hub yes", "set hub_model_id: OWNER/NAME"),
+    "a place to publish, and no push": ("--hub_model_id a/b", "push_to_hub is off"),
+    "no base to publish": (
+        "--push_to_hub yes --hub_model_id a/b --model_name_or_path recipes",
         "is a folder, which nobody else can load",
     ),
-    "too few checkpoints": ("pmcvqa", None, "A100-80GB", "--save_total_limit 1", "set it to 2 or more"),
-    "selection without questions": ("pmcvqa", None, "A100-80GB", "--mcq_eval_samples 0", "set mcq_eval_samples"),
-    "questions without evaluation": (
-        "pmcvqa",
-        None,
-        "A100-80GB",
-        "--eval_strategy no --load_best_model_at_end no",
-        "eval_strategy is no",
-    ),
-    "the worst checkpoint": ("pmcvqa", None, "A100-80GB", "--greater_is_better no", "keeps the worst checkpoint"),
-    "LoRA on lm_head": ("pmcvqa", None, "A100-80GB", "--lora_target_modules q_proj lm_head", "leave it out"),
-    "a dtype left to the model": ("pmcvqa", None, "A100-80GB", "--dtype auto", "write bfloat16, float16 or float32"),
-    "sixteen GPUs for eight packs": ("pmcvqa_ddp", "multi_node", "A100-80GB", "", "pass --global_batch_size 16"),
-    "leaking packs": ("pmcvqa", None, "A100-80GB", "--packing_strategy wrapped", "use bfd"),
-    "no model": ("pmcvqa", None, "A100-80GB", "--model_name_or_path=", "model_name_or_path is not set"),
-    "tracker not installed": ("pmcvqa", None, "A100-80GB", "--report_to mlflow", "pip install mlflow"),
-    "weights of no checkpoint": ("pmcvqa", None, "A100-80GB", "--resume_weights_only yes", "needs the checkpoint"),
+    "too few checkpoints": ("--save_total_limit 1", "set it to 2 or more"),
+    "selection without questions": ("--mcq_eval_samples 0", "set mcq_eval_samples"),
+    "questions without evaluation": ("--eval_strategy no --load_best_model_at_end no", "eval_strategy is no"),
+    "the worst checkpoint": ("--greater_is_better no", "keeps the worst checkpoint"),
+    "LoRA on lm_head": ("--lora_target_modules q_proj lm_head", "leave it out"),
+    "a dtype left to the model": ("--dtype auto", "write bfloat16, float16 or float32"),
+    "leaking packs": ("--packing_strategy wrapped", "use bfd"),
+    "no model": ("--model_name_or_path=", "model_name_or_path is not set"),
+    "tracker not installed": ("--report_to mlflow", "pip install mlflow"),
+    "weights of no checkpoint": ("--resume_weights_only yes", "needs the checkpoint"),
     "the weights of whatever is there": (
-        "pmcvqa",
-        None,
-        "A100-80GB",
         "--resume_weights_only yes --resume_from_checkpoint auto",
         "needs the checkpoint",
     ),
-    "a probe backwards": ("pmcvqa", None, "A100-80GB", "--probe_steps -3", "give a positive number"),
-    "price without a probe": ("pmcvqa", None, "A100-80GB", "--price_per_hour 2", "--probe_steps 20"),
+    "a probe backwards": ("--probe_steps -3", "give a positive number"),
+    "price without a probe": ("--price_per_hour 2", "--probe_steps 20"),
+    "a removed key": ("--max_seq_length 512", "use max_length"),
+    "DeepSpeed in the recipe": ("--deepspeed ds.json", "accelerate_configs/zero3.yaml"),
+}
+# ... and of (recipe, launch file, GPU, options).
+REFUSALS = {
+    **{name: ("pmcvqa", None, "A100-80GB", *refusal) for name, refusal in OPTIONS.items()},
+    "8-bit + ZeRO-3": ("pmcvqa", "zero3", "A100-80GB", "", "Use recipes/pmcvqa_zero3.yaml"),
+    "4-bit + ZeRO-3": ("pmcvqa_16gb", "zero3", "RTX 4090", "", "4-bit weights cannot be divided"),
+    "8-bit + FSDP2": ("pmcvqa", "fsdp2", "A100-80GB", "", "Use recipes/pmcvqa_zero3.yaml"),
+    "bf16 without the hardware": ("pmcvqa", None, "T4", "", "T4 computes no bf16 (compute capability 7.5"),
+    "fp16 and bf16": ("pmcvqa", None, "T4", "--fp16 yes", "choose one"),
+    "fp16 with bf16 weights": ("pmcvqa", None, "T4", "--fp16 yes --bf16 no", "set dtype float16"),
+    "quantised fp16, DeepSpeed": ("pmcvqa_16gb", "zero2", "T4", "", "adapters in float32"),
+    "all fp16 weights": ("pmcvqa_16gb", None, "A100-80GB", "--load_in_4bit no --use_peft no", "set dtype float32"),
+    "all bf16 weights": ("pmcvqa_full_zero3", "ddp", "A100-80GB", "", "set dtype float32, or use"),
+    "fp16 on a CPU": ("pmcvqa_16gb", None, None, "--use_cpu yes", "fp16 needs a GPU"),
+    "no GPU": ("pmcvqa", None, None, "", "add --use_cpu yes"),
+    "ZeRO on a CPU": ("pmcvqa_zero2", "zero2", None, "--bf16 no --dtype float32", "pass --ddp_backend gloo"),
+    "use_cpu + DeepSpeed": ("pmcvqa_zero2", "zero2", None, "--use_cpu yes", "into plain DDP in silence"),
+    "use_cpu + FSDP": ("pmcvqa_fsdp2", "fsdp2", None, "--use_cpu yes", "into plain DDP in silence"),
+    "FSDP without GPUs": ("pmcvqa_fsdp2", "fsdp2", None, "--bf16 no --dtype float32", "add --use_cpu yes"),
+    "LoRA + ZeRO-3": ("pmcvqa_zero2", "zero3", "A100-80GB", "--activation_checkpointing yes", "{use_reentrant: true}"),
+    "16 GPUs for 8 packs": ("pmcvqa_ddp", "multi_node", "A100-80GB", "", "pass --global_batch_size 16"),
     "an unknown GPU": ("pmcvqa", None, "A1000", "", "choose one of T4"),
-    "a removed key": ("pmcvqa", None, "A100-80GB", "--max_seq_length 512", "use max_length"),
-    "DeepSpeed in the recipe": ("pmcvqa", None, "A100-80GB", "--deepspeed ds.json", "accelerate_configs/zero3.yaml"),
     "no such launch file": ("pmcvqa", "nowhere", "A100-80GB", "", "choose one of accelerate_configs"),
 }
 
@@ -127,31 +86,22 @@ def test_refused_by_command(refused, recipe, launch, gpu, options, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("recipe", "text", "words"),
     [
-        ("distributed_type: 'NO'\nmixed_precision: fp16", "says mixed_precision fp16, the recipe bf16"),
-        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", "8-bit weights cannot be divided"),
+        ("pmcvqa", "'NO'\nmixed_precision: fp16", "says mixed_precision fp16, the recipe bf16"),
+        ("pmcvqa", "FSDP\nfsdp_config: {fsdp_version: 1}", "8-bit weights cannot be divided"),
+        ("pmcvqa_zero3", "DEEPSPEED\ndeepspeed_config: {zero_stage: 3}", "zero3_save_16bit_model: true"),
+        (
+            *("pmcvqa_zero2", "DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 3}"),
+            "fixes gradient_accumulation_steps at 3, the recipe at 8: write auto",
+        ),
     ],
-    ids=["precision of launch file and recipe", "8-bit + FSDP1"],
+    ids=["precision of launch file and recipe", "8-bit + FSDP1", "ZeRO-3 that saves only its parts", "accumulation"],
 )
-def test_a_launch_file_that_does_not_fit_the_recipe_is_refused(refused, launch_file, text, words):
-    file = launch_file("own", text)
-    assert words in refused(
-        "sft/preflight.py", "recipes/pmcvqa.yaml", "--config_file", file, "--gpu", "A100-80GB", "--num_processes", "1"
-    )
-
-
-def test_zero3_that_saves_only_its_parts_is_refused(refused, launch_file):
-    file = launch_file("own", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}")
-    line = refused("sft/preflight.py", "recipes/pmcvqa_zero3.yaml", "--config_file", file, "--gpu", "A100-80GB")
-    assert "zero3_save_16bit_model: true" in line
-
-
-def test_a_launch_file_that_fixes_another_accumulation_is_refused(refused, launch_file):
-    text = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 3}"
-    file = launch_file("own", text)
-    line = refused("sft/preflight.py", "recipes/pmcvqa_zero2.yaml", "--config_file", file, "--gpu", "A100-80GB")
-    assert "fixes gradient_accumulation_steps at 3, the recipe at 8: write auto" in line
+def test_a_launch_file_that_does_not_fit_the_recipe_is_refused(refused, tmp_path, recipe, text, words):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"distributed_type: {text}")
+    assert words in refused("sft/preflight.py", f"recipes/{recipe}.yaml", "--config_file", file, "--gpu", "A100-80GB")
 
 
 def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refused, tmp_path):
@@ -164,8 +114,6 @@ def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refu
 
 
 def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypatch, refused):
-    from sft.training import hardware
-
     monkeypatch.setattr(hardware, "this_machine", lambda: hardware.planned_hardware("A100-80GB", 8))
     for script in ("sft/preflight.py", "sft/run.py"):
         line = refused(script, "recipes/pmcvqa.yaml")
@@ -174,16 +122,13 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypat
 
 
 def test_more_processes_than_gpus_are_refused_with_the_number_to_pass(monkeypatch, refused):
-    from sft.training import hardware
-
     monkeypatch.setattr(hardware, "this_machine", lambda: hardware.planned_hardware("A100-80GB", 1))
     line = refused("sft/preflight.py", "recipes/pmcvqa_ddp.yaml", "--config_file", LAUNCH.format("ddp"))
     assert "starts 2 processes on a machine with 1 GPU(s): pass --num_processes 1" in line
 
 
 def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(monkeypatch, refused, embedded_model, prepared, tmp_path):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12 - 10**6, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6))
     line = refused(
         *("sft/preflight.py", "recipes/quickstart.yaml", "--model_name_or_path", embedded_model),
         *("--dataset_name", prepared, "--output_dir", tmp_path / "out"),
@@ -200,7 +145,7 @@ def test_a_completion_that_would_be_cut_is_refused(refused, tiny_deepseek, prepa
     assert "their answers would be cut: set max_length to 108" in line
 
 
-def test_the_plan_tells_what_will_run(here, tiny_deepseek, prepared):
+def test_the_plan_states_what_will_run(here, tiny_deepseek, prepared):
     done = here(
         *("sft/preflight.py", "recipes/pmcvqa_zero2.yaml", "--config_file", LAUNCH.format("zero2")),
         *("--gpu", "A100-40GB", "--num_processes", "4"),
@@ -238,14 +183,10 @@ def test_more_memory_than_the_gpu_has_is_warned_of(here, embedded_model, prepare
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_shipped_recipe_passes_under_the_launch_and_hardware_that_it_names(path, launched_as):
-    from sft.training.checks import check_all
-    from sft.training.config import resolve
-    from sft.training.hardware import planned_hardware
-
     launch = launched_as(path)
     gpu = "T4" if "16gb" in path.name else "A100-80GB"
     settings = resolve([str(path)]).for_world_size(launch.processes)
-    check_all(settings, launch, planned_hardware(gpu, launch.processes))
+    check_all(settings, launch, hardware.planned_hardware(gpu, launch.processes))
     assert settings.report_to == "none"
     assert (path.parents[1] / settings.chat_template_path).is_file()
     assert settings.dataset_test_split == "dev"

@@ -38,19 +38,21 @@ def one_by_one(exact):
     return exact("--global_batch_size", "8", "--per_device_train_batch_size", "1")
 
 
+def alike(one: tuple[list[float], list[float]], other: tuple[list[float], list[float]]) -> bool:
+    """Whether the losses and the gradient norms of two runs differ by rounding alone."""
+    return all(a == pytest.approx(b, rel=ROUNDING) for a, b in zip(one, other, strict=True))
+
+
 def test_one_pack_eight_times_is_eight_packs_at_once(exact, one_by_one):
     at_once = exact("--global_batch_size", "8", "--per_device_train_batch_size", "8")
     assert len(at_once[0]) == 3
-    assert at_once[0] == pytest.approx(one_by_one[0], rel=ROUNDING)
-    assert at_once[1] == pytest.approx(one_by_one[1], rel=ROUNDING)
+    assert alike(at_once, one_by_one)
 
 
 def test_one_row_eight_times_is_eight_rows_at_once_without_packing(exact):
     """Rows of different lengths: the loss is an average over tokens, not over rows of rows."""
     options = ("--packing", "no", "--global_batch_size", "8", "--per_device_train_batch_size")
-    one, eight = exact(*options, "1"), exact(*options, "8")
-    assert eight[0] == pytest.approx(one[0], rel=ROUNDING)
-    assert eight[1] == pytest.approx(one[1], rel=ROUNDING)
+    assert alike(exact(*options, "1"), exact(*options, "8"))
 
 
 def test_two_processes_under_ddp_are_one(command, toy_options, one_by_one, tmp_path):
@@ -60,25 +62,24 @@ def test_two_processes_under_ddp_are_one(command, toy_options, one_by_one, tmp_p
         *("--global_batch_size", "8", "--per_device_train_batch_size", "1"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    two = losses(tmp_path / "out")
-    assert two[0] == pytest.approx(one_by_one[0], rel=ROUNDING)
-    assert two[1] == pytest.approx(one_by_one[1], rel=ROUNDING)
+    assert alike(losses(tmp_path / "out"), one_by_one)
 
 
 def test_zero2_and_zero3_train_alike_and_start_where_one_process_and_so_ddp_starts(recipe_run, exact):
     """At the first step the adapters add nothing yet, so that dropout makes no difference to the loss."""
-    found = {}
+    runs = []
     for name in ("pmcvqa_zero2", "pmcvqa_zero3"):
         out, done = recipe_run(name)
         assert done.returncode == 0, done.stderr[-3000:]
-        found[name] = losses(out)
-    assert found["pmcvqa_zero3"][0] == pytest.approx(found["pmcvqa_zero2"][0], rel=ROUNDING)
-    assert found["pmcvqa_zero3"][1] == pytest.approx(found["pmcvqa_zero2"][1], rel=1e-3)
+        runs.append(losses(out))
+    zero2, zero3 = runs
+    assert zero3[0] == pytest.approx(zero2[0], rel=ROUNDING)
+    assert zero3[1] == pytest.approx(zero2[1], rel=1e-3)
     alone = exact("--max_steps", "1", "--global_batch_size", "4")
-    assert found["pmcvqa_zero2"][0][0] == pytest.approx(alone[0][0], rel=ROUNDING)
+    assert zero2[0][0] == pytest.approx(alone[0][0], rel=ROUNDING)
 
 
-def test_adapters_saved_under_zero3_are_whole_and_give_the_logits_of_those_saved_under_zero2(recipe_run):
+def test_adapters_saved_under_zero3_are_complete_and_give_the_logits_of_those_saved_under_zero2(recipe_run):
     import torch
     from safetensors.torch import load_file
 

@@ -7,11 +7,11 @@ from sft.common.command import GIB
 from sft.training.config import resolve
 from sft.training.launch import Launch
 from sft.training.memory import (
-    _count_saved,
     count_parameters,
     estimate,
     layer_activations,
     lora_config,
+    saved_by_autograd,
     trained_meta_model,
 )
 
@@ -52,10 +52,9 @@ def test_weights_take_what_bitsandbytes_makes_of_them(config, embedded_model, op
     )
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     for module in model.modules():  # what bitsandbytes keeps beside the weights
-        state = getattr(module.weight, "quant_state", None) if hasattr(module, "weight") else None
-        held += state.absmax.numel() * state.absmax.element_size() if state is not None else 0
-        scales = getattr(module.weight, "SCB", None) if hasattr(module, "weight") else None
-        held += scales.numel() * scales.element_size() if scales is not None else 0
+        weight = getattr(module, "weight", None)
+        for scales in (getattr(getattr(weight, "quant_state", None), "absmax", None), getattr(weight, "SCB", None)):
+            held += scales.numel() * scales.element_size() if scales is not None else 0
     parameters = count_parameters(trained_meta_model(config, chosen), chosen)
     assert estimate(config, chosen, Launch(), parameters, 8)["weights"] == pytest.approx(held / GIB, rel=0.01)
 
@@ -68,7 +67,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_layer(config, lora):
 
     chosen = settings("--use_peft", "yes" if lora else "no", "--dtype", "float32")
     packed = torch.arange(48).repeat(2)[None]
-    found = []
+    sizes = []
     for layers in (2, 3):
         config.num_hidden_layers = layers
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
@@ -77,10 +76,10 @@ def test_activations_are_what_autograd_keeps_of_a_real_layer(config, lora):
             model.enable_input_require_grads()
         model.train()
         body = model.get_base_model() if lora else model
-        with _count_saved(model.parameters()) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
+        with saved_by_autograd(model.parameters()) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
             body.base_model(input_ids=torch.zeros(1, 96, dtype=torch.long), position_ids=packed, use_cache=False)
-            found.append(sum(size for size, _ in saved.values()))
-    assert layer_activations(config, chosen, 96) == found[1] - found[0]
+            sizes.append(sum(storage.nbytes() for storage in saved.values()))
+    assert layer_activations(config, chosen, 96) == sizes[1] - sizes[0]
 
 
 def test_checkpointing_keeps_one_layer_and_every_layers_input(config):

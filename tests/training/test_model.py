@@ -4,26 +4,26 @@ import json
 import re
 
 import pytest
+import torch
+import trl
 import yaml
+from transformers import AutoModelForCausalLM
+from trl.trainer import utils
+
+from sft.common.models import cpu_has_bf16
+from sft.training.checks import for_this_cpu
+from sft.training.config import resolve
+from sft.training.launch import Launch
+from sft.training.model import score_labelled_positions_only
 
 
-@pytest.fixture
-def original():
-    """TRL as it was before and is after the test."""
-    from trl.trainer import utils
-
-    before = utils._use_triton
-    yield utils
-    utils._use_triton = before
+@pytest.fixture(autouse=True)
+def original(monkeypatch):
+    """TRL is after the test as it was before."""
+    monkeypatch.setattr(utils, "_use_triton", utils._use_triton)
 
 
-def test_loss_and_gradients_are_those_of_all_positions(original, tiny_deepseek):
-    import torch
-    from transformers import AutoModelForCausalLM
-    from trl.trainer.utils import add_fused_lm_head
-
-    from sft.training.model import score_labelled_positions_only
-
+def test_loss_and_gradients_are_those_of_all_positions(tiny_deepseek):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 1000, (3, 20), generator=generator)
     labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.2, ids, -100)
@@ -35,7 +35,7 @@ def test_loss_and_gradients_are_those_of_all_positions(original, tiny_deepseek):
 
     def fused() -> tuple[float, torch.Tensor]:
         model = AutoModelForCausalLM.from_pretrained(tiny_deepseek, dtype=torch.float32)
-        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
         return loss.item(), gradients(model, loss)
 
@@ -54,27 +54,22 @@ def test_loss_and_gradients_are_those_of_all_positions(original, tiny_deepseek):
     assert (patched - exact).norm() <= rounding * exact.norm()
 
 
-def test_other_versions_stay_untouched(original, monkeypatch):
-    import trl
-
-    from sft.training.model import score_labelled_positions_only
-
-    before = original._use_triton
+def test_other_versions_stay_untouched(monkeypatch):
+    before = utils._use_triton
     monkeypatch.setattr(trl, "__version__", "1.17.0")
     assert not score_labelled_positions_only()
-    assert original._use_triton is before
+    assert utils._use_triton is before
 
 
 @pytest.fixture
 def cpu(monkeypatch):
     """Let torch find a CPU with these capabilities."""
-    import torch
 
-    def find(level: str, **found: bool) -> None:
+    def pretend(level: str, **capabilities: bool) -> None:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
 
-    return find
+    return pretend
 
 
 @pytest.fixture
@@ -84,7 +79,7 @@ def without_bf16(cpu):
 
 
 @pytest.mark.parametrize(
-    ("level", "found", "has"),
+    ("level", "capabilities", "has"),
     [
         ("AVX2", {"avx2": True}, False),
         ("AVX512", {"avx2": True, "avx512_f": True}, False),
@@ -93,10 +88,8 @@ def without_bf16(cpu):
         ("DEFAULT", {"bf16": True}, True),  # ARM
     ],
 )
-def test_a_cpu_without_bfloat16_is_known(cpu, level, found, has):
-    from sft.common.models import cpu_has_bf16
-
-    cpu(level, **found)
+def test_a_cpu_without_bfloat16_is_known(cpu, level, capabilities, has):
+    cpu(level, **capabilities)
     assert cpu_has_bf16() == has
 
 
@@ -114,10 +107,6 @@ def test_a_run_is_in_float32_there_adapters_included_and_says_so(here, without_b
 
 
 def test_a_plan_for_a_gpu_and_a_cpu_with_bfloat16_keep_the_recipes_type(without_bf16, cpu):
-    from sft.training.checks import for_this_cpu
-    from sft.training.config import resolve
-    from sft.training.launch import Launch
-
     gpu, on_cpu = resolve(["recipes/pmcvqa.yaml"]), resolve(["recipes/pmcvqa.yaml", "--use_cpu", "yes"])
     assert for_this_cpu(gpu, Launch()) == gpu
     assert for_this_cpu(on_cpu, Launch()).precision == "no"

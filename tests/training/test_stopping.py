@@ -23,23 +23,26 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def started():
-    """Start a command of the project; whatever is left of it ends with the test."""
+    """Start a command of the project, and wait until it writes `file`; whatever is left of it ends with the test."""
     running = []
 
-    def start(*words: object, log: Path) -> subprocess.Popen:
+    def start(file: Path, *words: object, log: Path) -> subprocess.Popen:
         words = [str(word) for word in words]
         if words[0] == "accelerate":
             words[:1] = ["-m", "accelerate.commands.accelerate_cli"]
-        with log.open("w") as file:
+        with log.open("w") as output:
             # SIGUSR1 is for the training processes; a launcher that ignores it lives on (docs/slurm.sh).
             process = subprocess.Popen(
                 [sys.executable, *words],
                 cwd=ROOT,
-                stdout=file,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
             )
         running.append(process)
+        while not file.exists():
+            assert process.poll() is None, log.read_text()[-4000:]
+            time.sleep(0.05)
         return process
 
     yield start
@@ -55,13 +58,6 @@ def send(process: subprocess.Popen, number: int) -> None:
     for member in [*family.children(recursive=True), family]:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.send_signal(number)
-
-
-def wait_for(file: Path, process: subprocess.Popen, log: Path) -> None:
-    """Until `file` exists, while `process` runs."""
-    while not file.exists():
-        assert process.poll() is None, log.read_text()[-4000:]
-        time.sleep(0.05)
 
 
 def curve(out: Path) -> list[dict]:
@@ -92,18 +88,14 @@ def test_killed_and_continued_the_loss_curve_is_that_of_the_unbroken_run(
     assert done.returncode == 0, done.stderr[-3000:]
     out, log = tmp_path / "out", tmp_path / "log"
     words = (*launch, "sft/run.py", *toy_options(recipe), "--output_dir", out)
-    process = started(*words, log=log)
-    wait_for(out / kill_at, process, log)
+    process = started(out / kill_at, *words, log=log)
     send(process, signal.SIGKILL)
     process.wait()
     left = {folder.name: complete_manifest(folder) is not None for folder in out.glob("checkpoint-*")}
     assert left["checkpoint-2"]
     assert not (out / "final_model").exists()
 
-    if launch:
-        again = command(*words, "--resume_from_checkpoint", "auto")
-    else:
-        again = here(*words, "--resume_from_checkpoint", "auto")
+    again = (command if launch else here)(*words, "--resume_from_checkpoint", "auto")
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-3000:]
     last = "checkpoint-4" if left.get("checkpoint-4") else "checkpoint-2"
     assert f"continuing from {out / last}" in again.stdout
@@ -112,14 +104,13 @@ def test_killed_and_continued_the_loss_curve_is_that_of_the_unbroken_run(
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
-def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(started, toy_options, tmp_path):
+def test_sigusr1_to_all_processes_saves_together_exits_0_and_prints_the_way_on(started, toy_options, tmp_path):
     """As SLURM does before the time limit: the signal goes to the launcher and to two training processes."""
     out, log = tmp_path / "out", tmp_path / "log"
     launch = ("accelerate", "launch", "--config_file", "accelerate_configs/ddp.yaml", "--num_processes", "2")
     words = (*toy_options("pmcvqa_ddp"), "--output_dir", out, "--max_steps", "500", "--eval_on_start", "no")
     words = (*words, "--resume_from_checkpoint", "auto")  # as a job script that is submitted again and again
-    process = started(*launch, "sft/run.py", *words, log=log)
-    wait_for(out / "checkpoint-2/run_manifest.json", process, log)
+    process = started(out / "checkpoint-2/run_manifest.json", *launch, "sft/run.py", *words, log=log)
     send(process, signal.SIGUSR1)
     assert process.wait(timeout=1800) == 0, log.read_text()[-4000:]
     text = log.read_text()
@@ -137,8 +128,7 @@ def test_sigusr1_to_all_processes_saves_together_exits_0_and_tells_the_way_on(st
 def test_sigterm_to_a_single_process_saves_and_exits_0(started, toy_options, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     words = (*toy_options("pmcvqa"), "--output_dir", out, "--max_steps", "500", "--eval_on_start", "no")
-    process = started("sft/run.py", *words, log=log)
-    wait_for(out / "checkpoint-2/run_manifest.json", process, log)
+    process = started(out / "checkpoint-2/run_manifest.json", "sft/run.py", *words, log=log)
     os.kill(int(re.search(r"To stop with a checkpoint: kill -USR1 (\d+)", log.read_text())[1]), signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # the echo of a launcher
     assert process.wait(timeout=1800) == 0, log.read_text()[-4000:]
@@ -148,14 +138,19 @@ def test_sigterm_to_a_single_process_saves_and_exits_0(started, toy_options, tmp
     assert "Continue with the same command and --resume_from_checkpoint auto:\n  ... sft/run.py recipes/pmcvqa" in text
 
 
+def resumed(out: Path, checkpoint: object = "auto", *options: str) -> Path | None:
+    """The checkpoint that the main recipe continues from in `out`."""
+    words = ("--output_dir", str(out), "--resume_from_checkpoint", str(checkpoint))
+    return resume_point(resolve(["recipes/pmcvqa.yaml", *words, *options]))
+
+
 def test_auto_in_an_empty_folder_starts_anew(tmp_path):
-    words = ["recipes/pmcvqa.yaml", "--output_dir", str(tmp_path), "--resume_from_checkpoint"]
-    assert resume_point(resolve([*words, "auto"])) is None
+    assert resumed(tmp_path) is None
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """An output folder with the complete checkpoints 2, 4 and 10; returns it and the settings that continue it."""
+    """An output folder with the complete checkpoints 2, 4 and 10; returns it and the manifest of its run."""
     description = {
         "settings": {"learning_rate": 1e-4, "max_steps": 20, "logging_steps": 10},
         **{"data": "d", "tokens": "t", "launcher": "ddp", "zero_stage": 0, "world_size": 2},
@@ -174,45 +169,40 @@ def checkpoints(tmp_path):
 
 def test_the_latest_complete_checkpoint_is_taken_and_what_is_half_is_removed(checkpoints):
     out, _ = checkpoints
-    settings = resolve(["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint", "auto"])
-    assert resume_point(settings).name == "checkpoint-10"
+    assert resumed(out).name == "checkpoint-10"
     (out / "checkpoint-10/adapter_model.safetensors").write_text("wei")  # cut
-    assert resume_point(settings).name == "checkpoint-4"
+    assert resumed(out).name == "checkpoint-4"
     (out / "checkpoint-4/trainer_state.json").unlink()  # half deleted
-    assert resume_point(settings).name == "checkpoint-2"
+    assert resumed(out).name == "checkpoint-2"
     assert sorted(remove_incomplete(out)) == ["checkpoint-10", "checkpoint-4"]
     assert [folder.name for folder in out.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_a_run_is_never_overwritten_from_one_of_its_own_checkpoints(checkpoints):
     out, _ = checkpoints
-    words = ["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint"]
     with pytest.raises(UserError, match=r"holds checkpoint-10, which a run from checkpoint-4 would overwrite"):
-        resume_point(resolve([*words, f"{out}/checkpoint-4"]))
-    assert resume_point(resolve([*words, f"{out}/checkpoint-10"])).name == "checkpoint-10"
+        resumed(out, out / "checkpoint-4")
+    assert resumed(out, out / "checkpoint-10").name == "checkpoint-10"
     for folder in out.glob("checkpoint-*"):
         (folder / "run_manifest.json").unlink()
     (out / "final_model").mkdir()
     with pytest.raises(UserError, match="holds an earlier run and no complete checkpoint"):
-        resume_point(resolve([*words, "auto"]))
+        resumed(out)
 
 
 def test_a_checkpoint_without_optimizer_state_is_refused_but_for_its_weights(checkpoints):
     out, description = checkpoints
     (out / "checkpoint-10/optimizer.pt").unlink()
     mark_complete(out / "checkpoint-10", description)
-    words = ["recipes/pmcvqa.yaml", "--resume_from_checkpoint", f"{out}/checkpoint-10", "--output_dir"]
     with pytest.raises(UserError, match=r"no optimizer state.*--resume_weights_only yes"):
-        resume_point(resolve([*words, str(out)]))
-    new = resolve([*words, str(out / "new"), "--resume_weights_only", "yes"])
-    assert resume_point(new) == out / "checkpoint-10"
+        resumed(out, out / "checkpoint-10")
+    assert resumed(out / "new", out / "checkpoint-10", "--resume_weights_only", "yes") == out / "checkpoint-10"
 
 
 def test_copies_under_other_names_are_left_alone(checkpoints):
     out, _ = checkpoints
     (out / "checkpoint-5-kept").mkdir()
-    settings = resolve(["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint", "auto"])
-    assert resume_point(settings).name == "checkpoint-10"
+    assert resumed(out).name == "checkpoint-10"
     assert remove_incomplete(out) == []
 
 
@@ -227,9 +217,8 @@ def test_folders_of_other_programs_are_not_removed(checkpoints):
 def test_a_named_checkpoint_that_is_not_complete_is_refused(checkpoints):
     out, _ = checkpoints
     (out / "checkpoint-10/adapter_model.safetensors").unlink()
-    words = ["recipes/pmcvqa.yaml", "--output_dir", str(out), "--resume_from_checkpoint", f"{out}/checkpoint-10"]
     with pytest.raises(UserError, match=r"is not complete.*pass auto"):
-        resume_point(resolve(words))
+        resumed(out, out / "checkpoint-10")
 
 
 def test_a_half_written_checkpoint_is_refused_by_every_command(checkpoints, refused):
@@ -256,7 +245,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_every_difference_and_the_wa
     assert "--resume_weights_only yes --output_dir NEW" in str(refusal.value)
 
 
-def test_harmless_differences_are_told_and_a_longer_run_is_explained(checkpoints):
+def test_harmless_differences_are_noted_and_a_longer_run_is_explained(checkpoints):
     out, description = checkpoints
     assert compare(out / "checkpoint-10", description) == []
     now = {
