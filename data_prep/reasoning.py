@@ -13,10 +13,8 @@ THINK_TAGS = ("<think>", "</think>")
 def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | str:
     """What `--add_reasoning` names: {row id: rationale} from a file, or the name of a column of some source.
 
-    A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`.
-
-    Raises:
-        UserError: neither file nor column, a file without these fields, or an id that stands twice.
+    A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`. Raises `UserError` if
+    there is neither file nor column, if the file lacks these fields, or if an id stands twice.
     """
     file = Path(value)
     if file.suffix not in (".jsonl", ".parquet"):

@@ -10,7 +10,7 @@ GREEN, DIM, RESET = "\033[1;32m", "\033[2m", "\033[0m"
 
 
 def shows_colour() -> bool:
-    """Whether the output is a terminal whose user has not asked for plain text."""
+    """Whether the output is a terminal, and NO_COLOR is not set."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 

@@ -185,11 +185,9 @@ def hub_errors(words: str, consequence: str = "") -> Iterator[None]:
 def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
     """What the Hub knows of the repository, or None if there is none yet. To be called before the work, not after.
 
-    `option` is how the user named the repository, `kind` is "model" or "dataset".
-
-    Raises:
-        UserError: no such name, not logged in, a token or an owner that cannot write, no connection, or a repository
-            that is public and must not be.
+    `option` is how the user named the repository, `kind` is "model" or "dataset". Raises `UserError` for a name that
+    is not OWNER/NAME, without a login, for a token or an owner that cannot write, without a connection, or if the
+    repository is public and must not be.
     """
     from huggingface_hub import HfApi
 

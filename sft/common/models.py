@@ -49,8 +49,7 @@ def prompt_format(model_path: str) -> str | None:
 def check_model_folder(model_path: str) -> None:
     """Refuse a path that cannot be a model, before anything heavy is imported; with a Hub id, see if the Hub is there.
 
-    Raises:
-        UserError: a folder that does not exist, or one with neither an adapter nor safetensors weights.
+    Raises `UserError` for a folder that does not exist, or one with neither an adapter nor safetensors weights.
     """
     folder = Path(model_path)
     if folder.is_dir():
@@ -99,8 +98,7 @@ def dtype_on(device: str, dtype: str) -> str:
 def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     """The tokenizer of a model folder or Hub id, with the chat template in the file `chat_template`, or its own.
 
-    Raises:
-        UserError: no tokenizer there, no such template, or no template at all.
+    Raises `UserError` if there is no tokenizer, no such template, or no template at all.
     """
     from transformers import AutoTokenizer
 
@@ -121,8 +119,8 @@ def base_of(model_path: str) -> str:
     file = repo_file(model_path, ADAPTER_CONFIG)
     if file is None:
         return model_path
-    adapter = read_json(file)
-    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    config = read_json(file)
+    base, revision = config["base_model_name_or_path"], config.get("revision")
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
@@ -150,8 +148,7 @@ def loading_errors(words: str) -> Iterator[None]:
 def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str]:
     """(the model whose weights are to be read, words for it in an error): of an adapter, its base, or `base` instead.
 
-    Raises:
-        UserError: a base model whose folder does not exist.
+    Raises `UserError` if the folder of the base model does not exist.
     """
     base = base or base_of(model_path)
     words = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
@@ -161,11 +158,7 @@ def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str
 
 
 def load_config(model_path: str) -> Any:
-    """The configuration of a model, its layers and sizes; of an adapter, that of its base.
-
-    Raises:
-        UserError: it cannot be read, or an adapter's base cannot be found.
-    """
+    """The configuration of a model, of an adapter that of its base. Raises `UserError` if it cannot be read."""
     from transformers import AutoConfig
 
     base, words = base_for_loading(model_path)
@@ -201,9 +194,7 @@ def load_model(
 
     An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none",
     "8bit" or "4bit" (NF4), as in training; `device` is that of this process, by default the first GPU or the CPU.
-
-    Raises:
-        UserError: no model there, an adapter whose base cannot be found, or a tokenizer without a chat template.
+    Raises `UserError` if there is no model, no base of an adapter, or no chat template.
     """
     check_model_folder(model_path)
     import torch

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.questions import RejectedRow, checked, fingerprint, reconcile, reconcile_without_text
+from data_prep.questions import RejectedRow, check_text, fingerprint, reconcile, reconcile_without_text
 from sft.common.prompts import clean_choice
 
 
@@ -57,10 +57,7 @@ def test_signs_tell_options_apart():
 @pytest.mark.parametrize(
     ("label", "answer", "reason"),
     [
-        ("'", "green", "label is not one of"),
-        ("E", "green", "label is not one of"),
-        ("AB", "green", "label is not one of"),
-        ("", "green", "label is not one of"),
+        *((label, "green", "label is not one of") for label in ("'", "E", "AB", "")),
         ("A", "green", "name different options"),
         ("A", "yellow", "none of the options"),
         ("A", "", "none of the options"),
@@ -103,7 +100,7 @@ def test_a_label_alone_is_never_guessed_at(label, printed, reason):
 )
 def test_faulty_cells_are_rejected_with_the_reason(question, choices, reason):
     with pytest.raises(RejectedRow, match=reason):
-        checked(question, choices)
+        check_text(question, choices)
 
 
 def test_a_question_is_recognised_whatever_its_case_punctuation_and_order_of_options():
