@@ -75,18 +75,18 @@ def test_start_up_is_divided_and_adds_up(bench):
 def test_speed_leaves_the_warm_up_out_and_recomputed_activations_are_not_useful_work():
     steps = [[0.0, 9, 90, 90, 9], [5.0, 9, 90, 90, 9], [6.0, 4, 100, 80, 8], [9.0, 4, 100, 80, 8]]
     run = {"steps": steps, "peak_gib": 1.0, "estimated_gib": None, "processes": 1, "devices": 1, "losses": [2.0]}
-    found = train.summary({**run, "checkpointing": True, "held_out": 1.5}, (400.0, 200.0), 1e5)
-    assert found["examples/s"] == pytest.approx(8 / 4)
-    assert found["tokens/s"] == pytest.approx(160 / 4)
-    assert found["padding"] == pytest.approx(0.2)
-    assert found["MFU"] == pytest.approx(400 * 40 / 1e5)
-    assert found["HFU"] == pytest.approx(600 * 40 / 1e5)
+    summary = train.summary({**run, "checkpointing": True, "held_out": 1.5}, (400.0, 200.0), 1e5)
+    assert summary["examples/s"] == pytest.approx(8 / 4)
+    assert summary["tokens/s"] == pytest.approx(160 / 4)
+    assert summary["padding"] == pytest.approx(0.2)
+    assert summary["MFU"] == pytest.approx(400 * 40 / 1e5)
+    assert summary["HFU"] == pytest.approx(600 * 40 / 1e5)
     # Two processes on two GPUs do twice the work at the same utilisation; on the cores of one CPU they share its peak.
     for devices, share in ((2, 1), (1, 2)):
         run |= {"processes": 2, "devices": devices, "checkpointing": False, "held_out": 1.5}
-        found = train.summary(run, (400.0, 200.0), 1e5)
-        assert found["examples/s"] == pytest.approx(2 * 8 / 4)
-        assert found["MFU"] == pytest.approx(share * 400 * 40 / 1e5)
+        summary = train.summary(run, (400.0, 200.0), 1e5)
+        assert summary["examples/s"] == pytest.approx(2 * 8 / 4)
+        assert summary["MFU"] == pytest.approx(share * 400 * 40 / 1e5)
 
 
 def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute(tiny_deepseek, tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "refusal"),
     [
         (("--model", "nowhere"), "neither a model folder nor one of 135m"),
         (("recipes/pmcvqa.yml",), "'recipes/pmcvqa.yml': neither trl, plain, llamafactory nor a recipe"),
@@ -117,9 +117,9 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
         (("--config_file accelerate_configs/fsdp2.yaml recipes/pmcvqa_fsdp2.yaml",), "fsdp has no CPU"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_the_first_run(refused, tiny_deepseek, words, told):
+def test_what_cannot_be_measured_is_refused_before_the_first_run(refused, tiny_deepseek, words, refusal):
     model = () if "--model" in words else ("--model", tiny_deepseek)
-    assert told in refused("tests/benchmarks/train.py", "--recipe", RECIPE, "--rows", "50", *model, *words)
+    assert refusal in refused("tests/benchmarks/train.py", "--recipe", RECIPE, "--rows", "50", *model, *words)
 
 
 @pytest.mark.parametrize("file", ["gpu.txt", "cpu.txt"])
