@@ -1,4 +1,4 @@
-"""From questions to the rows of the prepared data set: messages, and token ids where they are asked for.
+"""From questions to the rows of the prepared data set: messages, and token ids with --pretokenize.
 
 The columns are the contract with `sft/`; docs/data.md describes them.
 """

@@ -164,7 +164,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:
-    """Token ids that stand between a prompt and the first word of an answer given without thinking.
+    """Token ids that stand between a prompt and the first word of an answer without thinking.
 
     For a family that thinks, they close the think block at once; for others there are none.
     """

@@ -91,8 +91,8 @@ def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
     for path, weight in weights.items():
         report = {}
         with contextlib.suppress(UserError):  # not JSON
-            file = repo_file(path, "report.json", "dataset")
-            report = read_json(file) if file else {}
+            if file := repo_file(path, "report.json", "dataset"):
+                report = read_json(file)
         data_sets.append({"name": path, "weight": weight, **{key: report[key] for key in keys if key in report}})
     return data_sets
 

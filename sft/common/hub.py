@@ -238,19 +238,11 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    upload = functools.partial(
-        HfApi().upload_folder,
-        repo_id=repo,
-        repo_type=kind,
-        folder_path=folder,
-        allow_patterns=list(allow),
-        delete_patterns=list(replaced),
-        commit_message=message,
-        parent_commit=parent,
-    )
+    patterns = {"allow_patterns": list(allow), "delete_patterns": list(replaced)}
+    options = {"repo_type": kind, "commit_message": message, "parent_commit": parent, **patterns}
     create(option, repo, kind)
     with hub_errors(f"{option} {repo}", f"Nothing was committed; what was to be uploaded is complete in {folder}"):
-        return with_retries(upload)
+        return with_retries(lambda: HfApi().upload_folder(repo_id=repo, folder_path=folder, **options))
 
 
 def make_public(option: str, repo: str, kind: str) -> None:

@@ -57,10 +57,9 @@ def check_model_folder(model_path: str) -> None:
         ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
         if ours and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
-        if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
-            return
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            return
+        for config, weights in ((ADAPTER_CONFIG, ADAPTER), ("config.json", "*.safetensors")):
+            if (folder / config).is_file() and any(folder.glob(weights)):
+                return
         raise UserError(
             f"{folder} is no model: it needs adapter_config.json with adapter_model.safetensors, or config.json with "
             "*.safetensors weights. A finished run keeps its adapter in final_model/"
@@ -158,7 +157,7 @@ def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str
 
 
 def load_config(model_path: str) -> Any:
-    """The configuration of a model, of an adapter that of its base. Raises `UserError` if it cannot be read."""
+    """The configuration of a model, or of an adapter's base. Raises `UserError` if it cannot be read."""
     from transformers import AutoConfig
 
     base, words = base_for_loading(model_path)
@@ -207,10 +206,8 @@ def load_model(
     if base != model_path and not repo_file(model_path, ADAPTER):
         raise UserError(f"{model_path} holds no {ADAPTER}: other files of weights are not read (SECURITY.md)")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kinds = {
-        "8bit": {"load_in_8bit": True},
-        "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
-    }
+    in_4bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    kinds = {"8bit": {"load_in_8bit": True}, "4bit": in_4bit}
     name, revision = pinned(base)
     with loading_errors(words):
         model = AutoModelForCausalLM.from_pretrained(

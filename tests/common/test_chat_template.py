@@ -37,25 +37,19 @@ SMOLLM2_IDS = [
 
 
 @pytest.mark.parametrize(
-    ("family", "completion", "prompt", "trained"),
+    ("family", "completion", "prompt", "trained", "ids"),
     [
-        ("deepseek", ANSWER, DEEPSEEK_PROMPT, DEEPSEEK_ANSWER),
-        ("deepseek", REASONED, DEEPSEEK_PROMPT, f"It binds ferric iron.\n{DEEPSEEK_ANSWER}"),
-        ("smollm2", ANSWER, SMOLLM2_PROMPT, "B. Prussian blue<|im_end|>"),
+        ("deepseek", ANSWER, DEEPSEEK_PROMPT, DEEPSEEK_ANSWER, DEEPSEEK_IDS),
+        ("deepseek", REASONED, DEEPSEEK_PROMPT, f"It binds ferric iron.\n{DEEPSEEK_ANSWER}", None),
+        ("smollm2", ANSWER, SMOLLM2_PROMPT, "B. Prussian blue<|im_end|>", SMOLLM2_IDS),
     ],
 )
-def test_golden_text_of_prompt_and_trained_part(request, family, completion, prompt, trained):
+def test_golden_text_and_token_ids_of_prompt_and_trained_part(request, family, completion, prompt, trained, ids):
     tokenizer = request.getfixturevalue(f"{family}_tokenizer")
     (row,) = split_completions(tokenizer, [PROMPT], [completion])
     assert tokenizer.decode(row["prompt_ids"]) == prompt
     assert tokenizer.decode(row["completion_ids"]) == trained
-
-
-@pytest.mark.parametrize(("family", "ids"), [("deepseek", DEEPSEEK_IDS), ("smollm2", SMOLLM2_IDS)])
-def test_golden_token_ids(request, family, ids):
-    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
-    (row,) = split_completions(tokenizer, [PROMPT], [ANSWER])
-    assert row["prompt_ids"] + row["completion_ids"] == ids
+    assert ids in (None, row["prompt_ids"] + row["completion_ids"])
 
 
 def test_deepseek_prompt_is_the_stock_templates_inference_prompt(deepseek_tokenizer):
@@ -63,10 +57,9 @@ def test_deepseek_prompt_is_the_stock_templates_inference_prompt(deepseek_tokeni
     # An earlier turn keeps its answer and loses its reasoning, in both.
     earlier = [*PROMPT, *completion_messages("</think>A. Congo red"), {"role": "user", "content": "Are you sure?"}]
     for messages in (PROMPT, [{"role": "system", "content": "Be brief."}, *PROMPT], earlier):
-        rendered = deepseek_tokenizer.apply_chat_template(
-            messages, chat_template=stock, add_generation_prompt=True, return_dict=True
-        )
-        assert token_ids(deepseek_tokenizer, [messages], add_generation_prompt=True) == [rendered["input_ids"]]
+        options = {"chat_template": stock, "add_generation_prompt": True, "return_dict": True}
+        expected = deepseek_tokenizer.apply_chat_template(messages, **options)["input_ids"]
+        assert token_ids(deepseek_tokenizer, [messages], add_generation_prompt=True) == [expected]
 
 
 @pytest.mark.parametrize("completion", [ANSWER, REASONED])
