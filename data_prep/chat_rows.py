@@ -1,4 +1,4 @@
-"""From questions to the rows of the prepared data set: messages, and token ids where they are asked for.
+"""From questions to the rows of the prepared data set: messages, and token ids with --pretokenize.
 
 The columns are the contract with `sft/`; docs/data.md describes them.
 """
@@ -10,6 +10,11 @@ from typing import Any
 from sft.common.prompts import LETTERS, answer_text, can_be_shuffled, completion_messages, prompt_messages
 
 MAX_ORDERS = 24
+COLUMNS = (
+    *("id", "prompt", "completion", "question", "choices", "gold", "answer_format"),
+    *("article", "figure", "caption", "source"),
+)
+TOKEN_COLUMNS = ("input_ids", "labels", "tokenized_for")
 # The loss of PyTorch and transformers leaves this label out.
 IGNORED = -100
 
@@ -45,14 +50,10 @@ def chat_rows(
             "id": f"{question['id']}#{number + 1}" if shuffled else question["id"],
             "prompt": prompt_messages(question["question"], choices, answer_format),
             "completion": completion_messages(answer_text(choices, gold, answer_format), question["reasoning"]),
-            "question": question["question"],
             "choices": choices,
             "gold": gold,
             "answer_format": answer_format,
-            "article": question["article"],
-            "figure": question["figure"],
-            "caption": question["caption"],
-            "source": question["source"],
+            **{name: question[name] for name in ("question", "article", "figure", "caption", "source")},
         }
 
 
@@ -62,18 +63,11 @@ def schema(tokenized: bool) -> Any:
 
     text = pa.string()
     turn = [("role", text), ("content", text)]
-    columns = [
-        ("id", text),
-        ("prompt", pa.list_(pa.struct(turn))),
-        ("completion", pa.list_(pa.struct([*turn, ("reasoning_content", text)]))),
-        ("question", text),
-        ("choices", pa.list_(text)),
-        ("gold", pa.int32()),
-        ("answer_format", text),
-        ("article", text),
-        ("figure", text),
-        ("caption", text),
-        ("source", text),
-    ]
-    tokens = [("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("tokenized_for", text)]
-    return pa.schema(columns + tokens if tokenized else columns)
+    types = {
+        "prompt": pa.list_(pa.struct(turn)),
+        "completion": pa.list_(pa.struct([*turn, ("reasoning_content", text)])),
+        "choices": pa.list_(text),
+        "gold": pa.int32(),
+        **dict.fromkeys(("input_ids", "labels"), pa.list_(pa.int32())),
+    }
+    return pa.schema([(name, types.get(name, text)) for name in COLUMNS + TOKEN_COLUMNS * tokenized])

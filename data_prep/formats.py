@@ -8,19 +8,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from data_prep.questions import (
-    Question,
-    RejectedRow,
-    article_of,
-    checked,
-    reconcile,
-    reconcile_without_text,
-    uncut_figure_of,
-)
+from data_prep.questions import Question, RejectedRow, check_text, reconcile, reconcile_without_text
 from sft.common.prompts import LETTERS, clean_choice, clean_text
 
 V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
 V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "Answer", "split")
+_ARTICLE = re.compile(r"PMC\d+")
+_CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")
 
 # Where a row came from: the first three fields of a question.
 Place = tuple[str, str, int]
@@ -30,16 +24,22 @@ def question_and_options(cells: Mapping[str, str]) -> tuple[str, tuple[str | Non
     """(question, printed letters, texts of the options) of a row of PMC-VQA, in either version."""
     question = clean_text(cells["Question"])
     printed, choices = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
-    checked(question, choices)
+    check_text(question, choices)
     return question, printed, choices
+
+
+def figure_and_article(cells: Mapping[str, str]) -> tuple[str, str]:
+    """(file name of the figure, PubMed Central id that it starts with, or "")."""
+    figure = clean_text(cells["Figure_path"])
+    article = _ARTICLE.match(figure)
+    return figure, article.group() if article else ""
 
 
 def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 1: `Answer` is the text, `Answer_label` the letter."""
     question, printed, choices = question_and_options(cells)
     gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
-    figure = clean_text(cells["Figure_path"])
-    article = article_of(figure)
+    figure, article = figure_and_article(cells)
     return Question(*place, split or "train", figure, article, question, choices, gold, uncut_figure=figure)
 
 
@@ -50,11 +50,11 @@ def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Quest
     split = split or split_named(clean_text(cells["split"]))
     if not split:
         raise RejectedRow("neither the file's name nor the split column tells the split")
-    figure = clean_text(cells["Figure_path"])
+    figure, article = figure_and_article(cells)
     return Question(
-        *(*place, split, figure, article_of(figure), question, choices, gold),
+        *(*place, split, figure, article, question, choices, gold),
         caption=clean_text(cells["Caption"]),
-        uncut_figure=uncut_figure_of(figure),
+        uncut_figure=_CUT_FIGURE.sub(r"\1\2", figure),  # PMC1_F1.jpg of PMC1_F1_1234.jpg
     )
 
 
@@ -65,12 +65,11 @@ def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question
     """
     question = clean_text(cells["question"])
     choices = tuple(clean_text(cells[name]) for name in ("opa", "opb", "opc", "opd"))
-    checked(question, choices)
-    number = clean_text(cells["cop"])
-    names = next((names for names in ("1234", "abcd") if number in tuple(names)), None)
-    if names is None:
+    check_text(question, choices)
+    gold = {"1": 0, "2": 1, "3": 2, "4": 3, "a": 0, "b": 1, "c": 2, "d": 3}.get(clean_text(cells["cop"]))
+    if gold is None:
         raise RejectedRow("cop is not one of 1, 2, 3, 4")
-    return Question(*place, split or "train", "", "", question, choices, names.index(number))
+    return Question(*place, split or "train", "", "", question, choices, gold)
 
 
 def read_medqa(cells: Mapping[str, Any], place: Place, split: str) -> Question:
@@ -80,7 +79,7 @@ def read_medqa(cells: Mapping[str, Any], place: Place, split: str) -> Question:
         raise RejectedRow("options are not A, B, C, D")
     question = clean_text(cells["question"])
     choices = tuple(clean_text(options[letter]) for letter in LETTERS)
-    checked(question, choices)
+    check_text(question, choices)
     gold = reconcile(cells["answer_idx"], clean_text(cells["answer"]), LETTERS, choices)
     return Question(*place, split or "train", "", "", question, choices, gold)
 

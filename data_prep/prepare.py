@@ -71,11 +71,11 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is written. Paths shrink to names: nothing tells of this machine."""
     elsewhere = ("output_dir", "overwrite", "num_proc", "check", "push_to_hub", "public", "seed", "answer_format")
-    places = ("dataset_path", "add_reasoning", "tokenizer", "pretokenize", "chat_template")
-    decided = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False)}
-    return {
-        key: Path(value).name if key in places and Path(value).exists() else value for key, value in decided.items()
-    }
+    options = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False)}
+    for key in options.keys() & {"dataset_path", "add_reasoning", "tokenizer", "pretokenize", "chat_template"}:
+        if Path(options[key]).exists():
+            options[key] = Path(options[key]).name
+    return options
 
 
 def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args: argparse.Namespace) -> None:
@@ -91,22 +91,10 @@ def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args:
         raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
 
 
-def source_entry(source: Source, counts: Counter) -> dict[str, Any]:
-    """What report.json says of a source. `counts` are its rows by split, and the rejected ones."""
-    return {
-        "format": source.format,
-        "title": FORMATS[source.format].title,
-        "sha256": source.sha256(),
-        "rows": counts.total(),
-        "splits": {split: counts[split] for split in SPLITS},
-    }
-
-
 def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source], folder: Path) -> dict[str, Any]:
     """Write the prepared data set into `folder`; returns the report.
 
-    Raises:
-        UserError: a source breaks off, too many rows are rejected or too long, or no question is left.
+    Raises `UserError` if a source breaks off, too many rows are rejected or too long, or no question is left.
     """
     file = folder / "questions.arrow"
     with ordered_map(args.num_proc) as apply:
@@ -139,7 +127,16 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         "seed": args.seed,
         "options": options_of(args),
         "contradictory": reading.contradictory,
-        "sources": {source.name: source_entry(source, reading.by_source[source.name]) for source in sources},
+        "sources": {
+            source.name: {
+                "format": source.format,
+                "title": FORMATS[source.format].title,
+                "sha256": source.sha256(),
+                "rows": reading.by_source[source.name].total(),
+                "splits": {split: reading.by_source[source.name][split] for split in SPLITS},
+            }
+            for source in sources
+        },
         "files": files,
         "length_unit": "tokens" if settings.tokenizer else "characters",
         "length_note": note,
@@ -214,12 +211,10 @@ def parse_arguments() -> argparse.Namespace:
     for option, value in vars(args).items():
         if value == "":
             raise UserError(f"--{option} is empty: is a variable of your shell unset?")
+        if option in ("max_samples", "max_length", "num_proc") and value is not None and value < 1:
+            raise UserError(f"--{option} {value}: give a positive number")
     if not (args.dataset_path or args.check):
         raise UserError("--dataset_path is not given: name the folder with train.csv and test.csv")
-    for option in ("max_samples", "max_length", "num_proc"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option} {value}: give a positive number")
     if not 0 <= args.shuffle_choices <= MAX_ORDERS:
         raise UserError(f"--shuffle_choices {args.shuffle_choices}: four options have {MAX_ORDERS} orders")
     if args.dev_size < 0 or not 0 <= args.max_rejected <= 1:
@@ -254,12 +249,9 @@ def main() -> None:
                 args.dataset_path = str(temporary / "sample")
         check_output_path(args.output_dir, args.overwrite)
         check_is_ours(args.output_dir)
-        if args.push_to_hub:
-            there = check_push("--push_to_hub", args.push_to_hub, "dataset", args.public)
-            if there is not None and not args.overwrite:
-                raise UserError(
-                    f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data"
-                )
+        repo = ("--push_to_hub", args.push_to_hub, "dataset")
+        if args.push_to_hub and check_push(*repo, args.public) is not None and not args.overwrite:
+            raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
         sources, others = find_sources(args.dataset_path, args.format, args.revision)
         for other in others:
             print(f"Left out by --format: {other.name}, {FORMATS[other.format].title}")
@@ -286,7 +278,6 @@ def main() -> None:
             return
         print(f"Wrote {args.output_dir} in {seconds:.1f} s ({report['read'] / seconds:,.0f} rows/s)")
     if args.push_to_hub:
-        repo = ("--push_to_hub", args.push_to_hub, "dataset")
         files = [*FILES, "*/*.parquet"]
         commit = push(*repo, args.output_dir, "Prepared questions", files, replaced=["*.parquet"])
         if args.public:

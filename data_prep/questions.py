@@ -12,8 +12,6 @@ from typing import NamedTuple
 from sft.common.prompts import LETTERS, clean_text
 
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
-_ARTICLE = re.compile(r"PMC\d+")
-_CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")
 _PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
 
 
@@ -34,22 +32,11 @@ class Question(NamedTuple):
     choices: Sequence[str]
     gold: int  # index into choices
     caption: str = ""  # version 2 of PMC-VQA alone
-    reasoning: str = ""  # a written rationale, where one was asked for and there is one
+    reasoning: str = ""  # a written rationale, with --add_reasoning
     uncut_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 
-def article_of(figure: str) -> str:
-    """PubMed Central id that a figure's file name starts with, or ""."""
-    article = _ARTICLE.match(figure)
-    return article.group() if article else ""
-
-
-def uncut_figure_of(figure: str) -> str:
-    """The article's figure that a version 2 file was cut from: ``PMC1_F1.jpg`` for ``PMC1_F1_1234.jpg``."""
-    return _CUT_FIGURE.sub(r"\1\2", figure)
-
-
-def checked(question: str, choices: Sequence[str]) -> None:
+def check_text(question: str, choices: Sequence[str]) -> None:
     """Raise `RejectedRow` for an empty question or option, or for two equal options."""
     if not question:
         raise RejectedRow("question is empty")
@@ -73,20 +60,18 @@ def fingerprint(question: str, choices: Sequence[str]) -> str:
 
 def position_of(label: str) -> int:
     """Index of the option that a label names by its position. Raises `RejectedRow` for any label but A to D."""
-    label = clean_text(label)
-    if label not in tuple(LETTERS):
-        raise RejectedRow("label is not one of A, B, C, D")
-    return LETTERS.index(label)
+    try:
+        return tuple(LETTERS).index(clean_text(label))
+    except ValueError:
+        raise RejectedRow("label is not one of A, B, C, D") from None
 
 
 def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:
     """Index of the gold option, where the row gives a label and the answer's text.
 
     `label` names a position. Where the answer's text equals one option alone, that option must stand at the position,
-    or carry the label as its printed letter (columns that were shifted). Otherwise the row is not believed.
-
-    Raises:
-        RejectedRow: the label is not a letter from A to D, or the three sources do not agree.
+    or carry the label as its printed letter (columns that were shifted). Otherwise, and for a label that is not a
+    letter from A to D, `RejectedRow` is raised.
     """
     position = position_of(label)
     if choices[position] == answer:
@@ -107,10 +92,8 @@ def reconcile_without_text(label: str, printed: Sequence[str | None]) -> int:
     """Index of the gold option, where the row gives a label alone.
 
     The letter printed in front of the option at that position, if any, must be the label, and no other option may
-    carry it: with no text to decide, nothing is guessed.
-
-    Raises:
-        RejectedRow: the label is not a letter from A to D, or position and printed letter name different options.
+    carry it: with no text to decide, nothing is guessed. Raises `RejectedRow` otherwise, and for a label that is not a
+    letter from A to D.
     """
     position = position_of(label)
     carriers = [index for index, letter in enumerate(printed) if letter == LETTERS[position]]

@@ -115,26 +115,25 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
     import pyarrow.compute as pc
     from tqdm import tqdm
 
-    by_source = {source.name: Counter() for source in sources}
-    rejected, columns, chunk_lengths = [], {name: [] for name in ("split", "reasoning", *HASHES)}, []
+    rejected, chunk_lengths = [], []
     with pa.ipc.new_file(file, questions_schema()) as writer, tqdm(desc="Reading", unit=" rows") as progress:
         for batch, faults in apply(read_chunk, chunks(sources, most)):
             writer.write_batch(batch)
             rejected += faults
             chunk_lengths.append(len(batch))
-            splits = batch["split"].to_pylist()
-            if splits:
-                by_source[batch["source"][0].as_py()].update(splits)
-            for source, *_ in faults:
-                by_source[source]["rejected"] += 1
-            columns["split"].append(np.array([SPLITS.index(name) for name in splits], np.int8))
-            columns["reasoning"].append(pc.not_equal(batch["reasoning"], "").to_numpy(zero_copy_only=False))
-            for name in HASHES:
-                columns[name].append(batch[name].to_numpy())
             progress.update(len(batch) + len(faults))
-    joined = {name: np.concatenate(arrays) if arrays else np.zeros(0) for name, arrays in columns.items()}
-    split_of, has_reasoning = joined.pop("split"), joined.pop("reasoning")
-    duplicates = ~first_occurrences(joined["content_hash"])
+    with pa.memory_map(str(file)) as content:
+        table = pa.ipc.open_file(content).read_all()
+        hashes = {name: np.array(table[name]) for name in HASHES}
+        split_of = np.array(pc.index_in(table["split"], pa.array(SPLITS)), np.int8)
+        has_reasoning = np.array(pc.not_equal(table["reasoning"], ""), bool)
+        counts = table.group_by(["source", "split"]).aggregate([([], "count_all")]).to_pylist()
+    by_source = {source.name: Counter() for source in sources}
+    for row in counts:
+        by_source[row["source"]][row["split"]] = row["count_all"]
+    for source, *_ in rejected:
+        by_source[source]["rejected"] += 1
+    duplicates = ~first_occurrences(hashes["content_hash"])
     split_of[duplicates] = LEFT_OUT
     return Reading(
         read=sum(chunk_lengths) + len(rejected),
@@ -143,9 +142,9 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
         chunk_lengths=chunk_lengths,
         split_of=split_of,
         has_reasoning=has_reasoning,
-        hashes=joined,
+        hashes=hashes,
         by_source=by_source,
-        contradictory=int((~first_occurrences(joined["prompt_hash"][~duplicates])).sum()),
+        contradictory=int((~first_occurrences(hashes["prompt_hash"][~duplicates])).sum()),
     )
 
 

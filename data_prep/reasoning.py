@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 from data_prep.sources import Source
@@ -13,10 +14,8 @@ THINK_TAGS = ("<think>", "</think>")
 def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | str:
     """What `--add_reasoning` names: {row id: rationale} from a file, or the name of a column of some source.
 
-    A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`.
-
-    Raises:
-        UserError: neither file nor column, a file without these fields, or an id that stands twice.
+    A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`. Raises `UserError` if
+    there is neither file nor column, if the file lacks these fields, or if an id stands twice.
     """
     file = Path(value)
     if file.suffix not in (".jsonl", ".parquet"):
@@ -30,6 +29,7 @@ def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | st
     try:
         rows = _read_parquet(file) if file.suffix == ".parquet" else _read_jsonl(file)
         for number, (id, text) in enumerate(rows, start=1):
+            id, text = str(id), text or ""
             if not isinstance(text, str):
                 raise UserError(f"--add_reasoning {file}: row {number}: the reasoning of {id} is not text")
             if id in reasoning:
@@ -43,15 +43,12 @@ def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | st
 def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
             try:
-                row = json.loads(line)
-                yield str(row["id"]), row["reasoning"] or ""
+                if not line.isspace():
+                    yield itemgetter("id", "reasoning")(json.loads(line))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise UserError(
-                    f"--add_reasoning {file}: line {number} is not a JSON object with id and reasoning"
-                ) from error
+                message = f"--add_reasoning {file}: line {number} is not a JSON object with id and reasoning"
+                raise UserError(message) from error
 
 
 def _read_parquet(file: Path) -> Iterable[tuple[str, str]]:
@@ -62,4 +59,4 @@ def _read_parquet(file: Path) -> Iterable[tuple[str, str]]:
         table = pq.read_table(file, columns=["id", "reasoning"])
     except (pa.ArrowInvalid, KeyError) as error:
         raise UserError(f"--add_reasoning {file}: not a Parquet file with the columns id and reasoning") from error
-    return ((str(row["id"]), row["reasoning"] or "") for row in table.to_pylist())
+    return zip(table["id"].to_pylist(), table["reasoning"].to_pylist(), strict=True)

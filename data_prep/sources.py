@@ -58,11 +58,9 @@ def find_sources(
 ) -> tuple[list[Source], list[Source]]:
     """(the sources at `place`, those there that have another format than `format_name`).
 
-    `place` is a file, a folder of files, a saved `datasets` folder, or the id of a data set on the Hub.
-
-    Raises:
-        UserError: nothing there, a file of no known format, none of the wanted format, two files of one name, or a Hub
-            id without version and commit.
+    `place` is a file, a folder of files, a saved `datasets` folder, or the id of a data set on the Hub. Raises
+    `UserError` if nothing is there, for a file of no known format, if none has the wanted format, for two files of
+    one name, or for a Hub id without version and commit.
     """
     path = Path(place)
     if not path.exists():
@@ -191,12 +189,9 @@ def _csv_rows(source: Source) -> Iterator[list[str]]:
 
 def _holds_rows(cells: list[str]) -> bool:
     """Is an inner line of a cell a row of its own: as many cells, the outer two (path, label) without white space?"""
-    for cell in cells:
-        for line in cell.splitlines()[1:-1]:
-            inner = next(csv.reader([line]), [])
-            if len(inner) == len(cells) and not any(len(outer.split()) > 1 for outer in (inner[0], inner[-1])):
-                return True
-    return False
+    lines = [line for cell in cells for line in cell.splitlines()[1:-1]]
+    rows = [row for line in lines for row in csv.reader([line]) if len(row) == len(cells)]
+    return any(len(row[0].split()) < 2 and len(row[-1].split()) < 2 for row in rows)
 
 
 def _json_lines(source: Source) -> Iterator[str]:
@@ -254,8 +249,8 @@ def _as_text(value: Any) -> Any:
 def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
     """The cells of one row by column, every one a string.
 
-    Raises:
-        RejectedRow: another number of cells than the header, not UTF-8, a NUL byte, or no JSON object of the format.
+    Raises `RejectedRow` for another number of cells than the header, text that is not UTF-8, a NUL byte, or a line
+    that is not a JSON object of the format.
     """
     if source.kind == "csv":
         sound("".join(raw))

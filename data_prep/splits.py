@@ -43,7 +43,7 @@ def draw(indices: Any, size: int, seed: int) -> Any:
 
 
 def held_out(group_hashes: Any, dev_size: int) -> Any:
-    """Boolean array, true for dev: whole groups, in the order of their seeded hash, until dev holds `dev_size`.
+    """Boolean array, true for dev: groups in the order of their seeded hash, until dev holds `dev_size`.
 
     A group is an article; a question of unknown article is a group of its own. A group that would exceed `dev_size`
     is passed over, and dev never exceeds `MAX_DEV_SHARE` of the questions.

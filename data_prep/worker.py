@@ -36,20 +36,19 @@ tokenizer: Any = None
 fingerprint = ""  # of the tokenizer
 
 
-def start(given: Settings) -> None:
+def start(new: Settings) -> None:
     """Keep the settings, and load their tokenizer unless this process has it from its parent.
 
-    Raises:
-        UserError: the tokenizer cannot be had, or there is no chat template.
+    Raises `UserError` if the tokenizer cannot be loaded, or has no chat template.
     """
     global settings, tokenizer, fingerprint
-    if (given.tokenizer, given.chat_template) != (settings.tokenizer, settings.chat_template):
+    if (new.tokenizer, new.chat_template) != (settings.tokenizer, settings.chat_template):
         from sft.common.chat_template import tokenizer_fingerprint
         from sft.common.models import load_tokenizer
 
-        tokenizer = load_tokenizer(given.tokenizer, given.chat_template) if given.tokenizer else None
+        tokenizer = load_tokenizer(new.tokenizer, new.chat_template) if new.tokenizer else None
         fingerprint = tokenizer_fingerprint(tokenizer) if tokenizer else ""
-    settings = given
+    settings = new
 
 
 def usable_cores() -> int:
@@ -57,7 +56,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_process(given: Settings) -> None:
+def _start_process(new: Settings) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone answers to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -66,7 +65,7 @@ def _start_process(given: Settings) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Rows hold no cycles, and looking for some takes a quarter of the time.
     gc.disable()
-    start(given)
+    start(new)
 
 
 @contextlib.contextmanager
@@ -74,10 +73,8 @@ def ordered_map(num_proc: int) -> Iterator[Callable]:
     """Yield `apply(function, items)`, which yields the results in the order of the items.
 
     The processes have this one's settings. With one process all happens here. At most two items a process are read
-    ahead, so that reading never outruns the work.
-
-    Raises:
-        UserError: a process was killed, which on most machines means that memory ran out.
+    ahead, so that reading never outruns the work. Raises `UserError` if a process was killed, which on most machines
+    means that memory ran out.
     """
     # pyarrow imports pandas at its first conversion: better once here than in every process, where it takes half a
     # second, and where a Ctrl-C that comes meanwhile is lost.

@@ -32,10 +32,10 @@ def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Meas
             continue
         split = SPLITS[code]
         orders = worker.settings.shuffle_choices if split == "train" else 0
-        made = list(chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed))
-        if orders and made[0]["id"] == question["id"]:  # the id of an order has a number
+        new = list(chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed))
+        if orders and new[0]["id"] == question["id"]:  # the id of an order has a number
             counts["not shuffled"] += 1
-        rows.setdefault(split, []).extend(made)
+        rows.setdefault(split, []).extend(new)
     columns = schema(worker.settings.pretokenize)
     tables = {}
     for split, split_rows in rows.items():

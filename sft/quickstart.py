@@ -1,4 +1,4 @@
-"""The whole way on embedded data and an embedded model, on a CPU: prepare, train, evaluate twice, ask.
+"""All steps on embedded data and an embedded model, on a CPU: prepare, train, evaluate twice, ask.
 
 Every step is a command that a user could type; it is printed before it runs. A step whose product is newer than its
 inputs is not repeated. Ends with a table. Started by `make quickstart`, which unpacks the embedded model first.
@@ -83,7 +83,7 @@ def is_current(step: Step, newest_input: float) -> bool:
 
 
 def run_step(step: Step) -> None:
-    """Run the command with this environment's Python. Raises `UserError` if it failed; it has said why."""
+    """Run the command with this environment's Python. Raises `UserError` if it fails."""
     program, *words = shlex.split(step.command)
     start = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[program]
     # The embedded model and data are here; nothing is to be looked for on the Hub.

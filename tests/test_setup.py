@@ -39,11 +39,11 @@ def test_a_command_of_another_copy_is_refused_and_both_folders_are_named(refused
     assert "`make quickstart`" in line
 
 
-def test_so_it_is_as_users_start_it(command, copied):
-    for file in ("sft/run.py", "tests/benchmarks/train.py"):
-        done = command(copied / file, "--help")
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"error: this command lies in {copied}, but")
+@pytest.mark.parametrize("file", ["sft/run.py", "tests/benchmarks/train.py"])
+def test_so_it_is_as_users_start_it(command, copied, file):
+    done = command(copied / file, "--help")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: this command lies in {copied}, but")
 
 
 def test_a_link_to_this_copy_is_this_copy(here, tmp_path):
@@ -105,15 +105,12 @@ TESTS = ["--editable '.[test,dev]'"]
 
 def test_the_quickstart_installs_no_test_or_style_tools_and_torch_first_and_alone(fresh):
     assert installed(fresh, "quickstart") == BASE
+    assert installed(fresh, "test") == BASE + TESTS
 
 
 @pytest.mark.parametrize("target", ["test", "format", "audit"])
 def test_tests_and_style_checks_install_theirs_on_top(set_up, target):
     assert installed(set_up, target) == TESTS
-
-
-def test_tests_install_everything_where_nothing_is_set_up(fresh):
-    assert installed(fresh, "test") == BASE + TESTS
 
 
 def test_what_is_set_up_is_not_set_up_again(set_up):
@@ -143,13 +140,10 @@ def test_an_environment_that_came_with_its_folder_is_made_anew(set_up, tmp_path,
 
 def imports_of(file: Path) -> set[str]:
     """The packages of others that a module imports, at its top or inside its functions."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.partition(".")[0])
-    return found - sys.stdlib_module_names - {"sft", "data_prep"}
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"sft", "data_prep"}
 
 
 def test_every_import_is_declared_and_only_what_refuses_without_it_is_an_extra():

@@ -24,10 +24,9 @@ PROVEN = 100
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
-    """Give `tokenizer` the Jinja template in the file `template`, or check that it has one of its own.
+    """Give `tokenizer` the Jinja template in the file `template`. Raises `UserError` without such a file.
 
-    Raises:
-        UserError: no such file, or no template at all.
+    Without `template`, check that the tokenizer has one; raises `UserError` if not.
     """
     if template is not None:
         file = Path(template)
@@ -57,10 +56,9 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
     """
 
     def rendered(some: list[list[dict]]) -> list[str]:
-        if not some:
-            return []
+        options = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
         try:
-            return tokenizer.apply_chat_template(some, add_generation_prompt=add_generation_prompt, tokenize=False)
+            return tokenizer.apply_chat_template(some, **options) if some else []
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"chat template: {first_line(error)}") from error
 
@@ -121,9 +119,8 @@ def last_added_token(tokenizer: Any, prompt: str) -> str | None:
 def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]]) -> list[dict]:
     """``{"prompt_ids", "completion_ids"}`` of each row, cut where generation would start.
 
-    Raises:
-        UserError: in some row the prompt's tokens are not a prefix of the row's tokens, the begin-of-text token
-            stands twice, the completion is empty, or the row does not end with the end-of-text token.
+    Raises `UserError` if in some row the prompt's tokens are not a prefix of the row's tokens, the begin-of-text token
+    stands twice, the completion is empty, or the row does not end with the end-of-text token.
     """
     prompt_texts = render(tokenizer, prompts, add_generation_prompt=True)
     full_texts = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
@@ -167,7 +164,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:
-    """Token ids that stand between a prompt and the first word of an answer given without thinking.
+    """Token ids that stand between a prompt and the first word of an answer without thinking.
 
     For a family that thinks, they close the think block at once; for others there are none.
     """
@@ -204,60 +201,42 @@ def explain(tokenizer: Any, prompt: list[dict], completion: list[dict]) -> dict[
     """``{"text", "input_ids", "loss_mask", "tokens"}`` of a row: what the model reads, and where it is trained (1)."""
     (row,) = split_completions(tokenizer, [prompt], [completion])
     ids = row["prompt_ids"] + row["completion_ids"]
-    return {
-        "text": tokenizer.decode(ids),
-        "input_ids": ids,
-        "loss_mask": [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"]),
-        "tokens": len(ids),
-    }
+    mask = [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"])
+    return {"text": tokenizer.decode(ids), "input_ids": ids, "loss_mask": mask, "tokens": len(ids)}
 
 
 def check_rows(dataset: Any, tokenizer: Any, max_length: int | None, name: str) -> list[int]:
     """Check every row of a prepared data set as `split_completions` does; returns its lengths in tokens.
 
     Rows with tokens (`prepare.py --pretokenize`) were checked when they were made; here only that they were made for
-    this tokenizer and template.
-
-    Raises:
-        UserError: a row breaks parity, is longer than `max_length` tokens, so that TRL would cut its completion, or
-            has tokens for another model.
+    this tokenizer and template. Raises `UserError` if a row breaks parity, is longer than `max_length` tokens, so that
+    TRL would cut its completion, or has tokens for another model.
     """
-    tokens = token_counts(dataset, tokenizer, name)
-    if too_long := [length for length in tokens if max_length is not None and length > max_length]:
-        raise UserError(
-            f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
-            f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
-        )
-    return tokens
 
+    def lengths(batch: dict) -> dict:
+        rows = split_completions(tokenizer, batch["prompt"], batch["completion"])
+        return {"tokens": [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]}
 
-def token_counts(dataset: Any, tokenizer: Any, name: str) -> list[int]:
-    """Tokens of each row, each row checked as `check_rows` says."""
     if "input_ids" in dataset.column_names:
-        import pyarrow.compute as pc
-
         fingerprint = tokenizer_fingerprint(tokenizer)
         if others := set(dataset.unique("tokenized_for")) - {fingerprint}:
             raise UserError(
                 f"{name} rows have tokens for another tokenizer or chat template (fingerprint {others.pop()}, here "
                 f"{fingerprint}): prepare them with --pretokenize and this model and --chat_template"
             )
+        import pyarrow.compute as pc
+
         tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
-        return [n for table in tables for n in pc.list_value_length(table["input_ids"]).to_pylist()]
-
-    def lengths(batch: dict) -> dict:
-        rows = split_completions(tokenizer, batch["prompt"], batch["completion"])
-        return {"tokens": [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]}
-
-    # Repeated at every start: a cached verdict could be that of another template.
-    checked = dataset.map(
-        lengths,
-        batched=True,
-        remove_columns=dataset.column_names,
-        load_from_cache_file=False,
-        desc=f"Checking {name} rows",
-    )
-    return list(checked["tokens"])
+        tokens = [length for table in tables for length in pc.list_value_length(table["input_ids"]).to_pylist()]
+    else:  # at every start: a cached verdict could be that of another template
+        options = {"remove_columns": dataset.column_names, "load_from_cache_file": False}
+        tokens = list(dataset.map(lengths, batched=True, desc=f"Checking {name} rows", **options)["tokens"])
+    if too_long := [length for length in tokens if max_length is not None and length > max_length]:
+        raise UserError(
+            f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
+            f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
+        )
+    return tokens
 
 
 def trained_columns(dataset: Any) -> list[str]:

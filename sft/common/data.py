@@ -18,11 +18,7 @@ COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_
 
 
 def load_split(path: str, split: str) -> Any:
-    """The `datasets.Dataset` of one split.
-
-    Raises:
-        UserError: no such data set or split, not a prepared one, or an empty split.
-    """
+    """The `datasets.Dataset` of a split. Raises `UserError` if it is missing, empty, or of no prepared data set."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub import snapshot_download
@@ -30,26 +26,26 @@ def load_split(path: str, split: str) -> Any:
 
     advice = "prepare one with `python data_prep/prepare.py --dataset_path DIR --output_dir PMC-VQA-Processed`"
     # A prepared folder starts with its card; load_dataset would search any other folder, or the Hub, for something.
-    if Path(path).exists() and not (Path(path) / "report.json").is_file():
+    is_here = Path(path).exists()
+    if is_here and not (Path(path) / "report.json").is_file():
         raise UserError(f"data set {path} is not a prepared data set: {advice}")
     # load_dataset would take a folder of the same name that it has seen elsewhere from its cache, in place of one that
     # is not here. On the Hub a data set has an owner.
-    if not Path(path).exists() and (pinned(path)[0].count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise UserError(f"data set {path} does not exist: {advice}")
     name, revision = pinned(path)
-    why = "" if Path(path).exists() else unreached()
+    if not is_here and (name.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise UserError(f"data set {path} does not exist: {advice}")
+    why = "" if is_here else unreached()
     try:
         if why:  # load_dataset would take from its cache whatever version is there
             name, revision = snapshot_download(name, repo_type="dataset", revision=revision), None
         dataset = load_dataset(name, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
-        missing = why and isinstance(error, LocalEntryNotFoundError)
-        reason = not_cached(why) if missing else f"{first_line(error)}: {advice}"
+        not_here = why and isinstance(error, LocalEntryNotFoundError)
+        reason = not_cached(why) if not_here else f"{first_line(error)}: {advice}"
         raise UserError(f"data set {path} cannot be opened: {reason}") from error
     if split not in dataset:
         raise UserError(f"data set {path} has no split {split}: it has {', '.join(dataset)}")
-    missing = COLUMNS - set(dataset[split].column_names)
-    if missing:
+    if missing := COLUMNS - set(dataset[split].column_names):
         raise UserError(f"data set {path} lacks the columns {', '.join(sorted(missing))}: {advice}")
     if not len(dataset[split]):
         raise UserError(f"split {split} of data set {path} is empty")
@@ -60,10 +56,8 @@ def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
     """The rows of one split of several data sets, each taken `weight` times: 1 is every row once, 0.5 a random half.
 
     The draw depends on the seed and on the order in which the data sets are named, so that every process and every
-    later run has the same rows.
-
-    Raises:
-        UserError: as `load_split`, or data sets that were prepared with different answer formats or tokenizers.
+    later run has the same rows. Raises `UserError` as `load_split`, or for data sets that were prepared with different
+    answer formats or tokenizers.
     """
     from datasets import concatenate_datasets
 
@@ -97,8 +91,8 @@ def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
     for path, weight in weights.items():
         report = {}
         with contextlib.suppress(UserError):  # not JSON
-            file = repo_file(path, "report.json", "dataset")
-            report = read_json(file) if file else {}
+            if file := repo_file(path, "report.json", "dataset"):
+                report = read_json(file)
         data_sets.append({"name": path, "weight": weight, **{key: report[key] for key in keys if key in report}})
     return data_sets
 

@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ GREEN, DIM, RESET = "\033[1;32m", "\033[2m", "\033[0m"
 
 
 def shows_colour() -> bool:
-    """Whether the output is a terminal whose user has not asked for plain text."""
+    """Whether the output is a terminal, and NO_COLOR is not set."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
@@ -35,16 +37,12 @@ def render(template: Path, **values: Any) -> str:
 def marked(tokenizer: Any, input_ids: Sequence[int], loss_mask: Sequence[int], colour: bool) -> str:
     """The decoded row, each run of trained tokens (mask 1) in colour or between brackets."""
     before, after = (GREEN, RESET) if colour else ("[[", "]]")
-    text, start = "", 0
-    for end in range(1, len(input_ids) + 1):
-        if end == len(input_ids) or loss_mask[end] != loss_mask[start]:
-            # Control characters of the data must not reach the terminal.
-            run_of_text = "".join(
-                letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1]
-                for letter in tokenizer.decode(input_ids[start:end])
-            )
-            text += f"{before}{run_of_text}{after}" if loss_mask[start] else run_of_text
-            start = end
+    text = ""
+    for trained, pairs in groupby(zip(loss_mask, input_ids, strict=True), key=itemgetter(0)):
+        run = tokenizer.decode([token for _, token in pairs])
+        # Control characters of the data must not reach the terminal.
+        run = "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in run)
+        text += f"{before}{run}{after}" if trained else run
     return text
 
 

@@ -185,11 +185,9 @@ def hub_errors(words: str, consequence: str = "") -> Iterator[None]:
 def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
     """What the Hub knows of the repository, or None if there is none yet. To be called before the work, not after.
 
-    `option` is how the user named the repository, `kind` is "model" or "dataset".
-
-    Raises:
-        UserError: no such name, not logged in, a token or an owner that cannot write, no connection, or a repository
-            that is public and must not be.
+    `option` is how the user named the repository, `kind` is "model" or "dataset". Raises `UserError` for a name that
+    is not OWNER/NAME, without a login, for a token or an owner that cannot write, without a connection, or if the
+    repository is public and must not be.
     """
     from huggingface_hub import HfApi
 
@@ -240,19 +238,11 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    upload = functools.partial(
-        HfApi().upload_folder,
-        repo_id=repo,
-        repo_type=kind,
-        folder_path=folder,
-        allow_patterns=list(allow),
-        delete_patterns=list(replaced),
-        commit_message=message,
-        parent_commit=parent,
-    )
+    patterns = {"allow_patterns": list(allow), "delete_patterns": list(replaced)}
+    options = {"repo_type": kind, "commit_message": message, "parent_commit": parent, **patterns}
     create(option, repo, kind)
     with hub_errors(f"{option} {repo}", f"Nothing was committed; what was to be uploaded is complete in {folder}"):
-        return with_retries(upload)
+        return with_retries(lambda: HfApi().upload_folder(repo_id=repo, folder_path=folder, **options))
 
 
 def make_public(option: str, repo: str, kind: str) -> None:

@@ -65,8 +65,7 @@ def key_of(file: Path, key: str) -> Any:
 def check_model_folder(model_path: str) -> None:
     """Refuse a path that cannot be a model, before anything heavy is imported; with a Hub id, see if the Hub is there.
 
-    Raises:
-        UserError: a folder that does not exist, or one with neither an adapter nor safetensors weights.
+    Raises `UserError` for a folder that does not exist, or one with neither an adapter nor safetensors weights.
     """
     folder = Path(model_path)
     if folder.is_dir():
@@ -74,10 +73,9 @@ def check_model_folder(model_path: str) -> None:
         ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
         if ours and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
-        if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
-            return
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            return
+        for config, weights in ((ADAPTER_CONFIG, ADAPTER), ("config.json", "*.safetensors")):
+            if (folder / config).is_file() and any(folder.glob(weights)):
+                return
         raise UserError(
             f"{folder} is no model: it needs adapter_config.json with adapter_model.safetensors, or config.json with "
             "*.safetensors weights. A finished run keeps its adapter in final_model/"
@@ -115,8 +113,7 @@ def dtype_on(device: str, dtype: str) -> str:
 def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     """The tokenizer of a model folder or Hub id, with the chat template in the file `chat_template`, or its own.
 
-    Raises:
-        UserError: no tokenizer there, no such template, or no template at all.
+    Raises `UserError` if there is no tokenizer, no such template, or no template at all.
     """
     from transformers import AutoTokenizer
 
@@ -165,8 +162,7 @@ def loading_errors(words: str) -> Iterator[None]:
 def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str]:
     """(the model whose weights are to be read, words for it in an error): of an adapter, its base, or `base` instead.
 
-    Raises:
-        UserError: a base model whose folder does not exist.
+    Raises `UserError` if the folder of the base model does not exist.
     """
     base = base or base_of(model_path)
     words = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
@@ -176,11 +172,7 @@ def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str
 
 
 def load_config(model_path: str) -> Any:
-    """The configuration of a model, its layers and sizes; of an adapter, that of its base.
-
-    Raises:
-        UserError: it cannot be read, or an adapter's base cannot be found.
-    """
+    """The configuration of a model, or of an adapter's base. Raises `UserError` if it cannot be read."""
     from transformers import AutoConfig
 
     base, words = base_for_loading(model_path)
@@ -216,9 +208,7 @@ def load_model(
 
     An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none",
     "8bit" or "4bit" (NF4), as in training; `device` is that of this process, by default the first GPU or the CPU.
-
-    Raises:
-        UserError: no model there, an adapter whose base cannot be found, or a tokenizer without a chat template.
+    Raises `UserError` if there is no model, no base of an adapter, or no chat template.
     """
     check_model_folder(model_path)
     import torch
@@ -231,10 +221,8 @@ def load_model(
     if base != model_path and not repo_file(model_path, ADAPTER):
         raise UserError(f"{model_path} holds no {ADAPTER}: other files of weights are not read (SECURITY.md)")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kinds = {
-        "8bit": {"load_in_8bit": True},
-        "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
-    }
+    in_4bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    kinds = {"8bit": {"load_in_8bit": True}, "4bit": in_4bit}
     name, revision = pinned(base)
     with loading_errors(words):
         model = AutoModelForCausalLM.from_pretrained(

@@ -1,6 +1,6 @@
 """The one place where a question becomes text: preparation, training, evaluation and inference all call it.
 
-Whatever is asked at inference is, to the token, what was trained on; so nothing else in the project writes prompts.
+The prompt at inference is, to the token, the one that was trained on; so nothing else in the project writes prompts.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 LETTERS = "ABCD"
 
-# What the model is told to answer with, and therefore what it is trained to write.
+# What the model has to answer with, and therefore what it is trained to write.
 INSTRUCTIONS = {
     "letter_text": "Answer with the letter and the text of the correct option.",
     "letter": "Answer with the letter of the correct option.",
@@ -39,7 +39,7 @@ _NAMES_OPTIONS = re.compile(r"\b(option|choice|answer|statement)s? \(?[a-d]\b", 
 def user_message(question: str, choices: Sequence[str], answer_format: str = DEFAULT_ANSWER_FORMAT) -> str:
     """The question, its lettered options and the instruction. Without `choices`, or if open, the bare question.
 
-    The figure is never mentioned: a text-only model does not see it, and must not be told that it does.
+    The figure is never mentioned: a text-only model does not see it, and must not read that it does.
     """
     if not choices or answer_format == OPEN:
         return question

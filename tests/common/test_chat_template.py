@@ -1,8 +1,10 @@
 """The contract between training and inference, to the token."""
 
+import copy
 from pathlib import Path
 
 import pytest
+import trl
 
 from sft.common.chat_template import common_prefix, render, set_chat_template, split_completions, token_ids
 from sft.common.command import UserError
@@ -11,12 +13,14 @@ from sft.common.prompts import completion_messages, prompt_messages
 PROMPT = prompt_messages("Which stain shows iron?", ["Congo red", "Prussian blue"], "letter_text")
 ANSWER = completion_messages("B. Prussian blue")
 REASONED = completion_messages("B. Prussian blue", "\n It binds ferric iron. \n")
+STOCK = Path(trl.__file__).parent / "chat_templates/deepseek_r1_distill.jinja"
 
 # Golden: what the model reads and what it is trained to write. A change here changes every model trained so far.
 DEEPSEEK_PROMPT = (
     "<｜begin▁of▁sentence｜><｜User｜>Which stain shows iron?\nA. Congo red\nB. Prussian blue\n"
     "Answer with the letter and the text of the correct option.<｜Assistant｜><think>\n"
 )
+DEEPSEEK_ANSWER = "</think>\n\nB. Prussian blue<｜end▁of▁sentence｜>"
 DEEPSEEK_IDS = [
     0, 128803, 15480, 34452, 4849, 10906, 2755, 35, 16, 49642, 4332, 201, 36, 16, 112993, 8295, 201, 7805, 418,
     270, 7010, 305, 270, 3051, 294, 270, 4813, 7284, 16, 128804, 128821, 201, 128822, 271, 36, 16, 112993, 8295,
@@ -33,53 +37,35 @@ SMOLLM2_IDS = [
 
 
 @pytest.mark.parametrize(
-    ("family", "completion", "prompt", "trained"),
+    ("family", "completion", "prompt", "trained", "ids"),
     [
-        ("deepseek", ANSWER, DEEPSEEK_PROMPT, "</think>\n\nB. Prussian blue<｜end▁of▁sentence｜>"),
-        (
-            "deepseek",
-            REASONED,
-            DEEPSEEK_PROMPT,
-            "It binds ferric iron.\n</think>\n\nB. Prussian blue<｜end▁of▁sentence｜>",
-        ),
-        ("smollm2", ANSWER, SMOLLM2_PROMPT, "B. Prussian blue<|im_end|>"),
+        ("deepseek", ANSWER, DEEPSEEK_PROMPT, DEEPSEEK_ANSWER, DEEPSEEK_IDS),
+        ("deepseek", REASONED, DEEPSEEK_PROMPT, f"It binds ferric iron.\n{DEEPSEEK_ANSWER}", None),
+        ("smollm2", ANSWER, SMOLLM2_PROMPT, "B. Prussian blue<|im_end|>", SMOLLM2_IDS),
     ],
 )
-def test_golden_text_of_prompt_and_trained_part(request, family, completion, prompt, trained):
+def test_golden_text_and_token_ids_of_prompt_and_trained_part(request, family, completion, prompt, trained, ids):
     tokenizer = request.getfixturevalue(f"{family}_tokenizer")
     (row,) = split_completions(tokenizer, [PROMPT], [completion])
     assert tokenizer.decode(row["prompt_ids"]) == prompt
     assert tokenizer.decode(row["completion_ids"]) == trained
-
-
-@pytest.mark.parametrize(("family", "ids"), [("deepseek", DEEPSEEK_IDS), ("smollm2", SMOLLM2_IDS)])
-def test_golden_token_ids(request, family, ids):
-    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
-    (row,) = split_completions(tokenizer, [PROMPT], [ANSWER])
-    assert row["prompt_ids"] + row["completion_ids"] == ids
+    assert ids in (None, row["prompt_ids"] + row["completion_ids"])
 
 
 def test_deepseek_prompt_is_the_stock_templates_inference_prompt(deepseek_tokenizer):
-    import trl
-
-    stock = (Path(trl.__file__).parent / "chat_templates/deepseek_r1_distill.jinja").read_text(encoding="utf-8")
+    stock = STOCK.read_text(encoding="utf-8")
     # An earlier turn keeps its answer and loses its reasoning, in both.
     earlier = [*PROMPT, *completion_messages("</think>A. Congo red"), {"role": "user", "content": "Are you sure?"}]
     for messages in (PROMPT, [{"role": "system", "content": "Be brief."}, *PROMPT], earlier):
-        rendered = deepseek_tokenizer.apply_chat_template(
-            messages, chat_template=stock, add_generation_prompt=True, return_dict=True
-        )
-        assert token_ids(deepseek_tokenizer, [messages], add_generation_prompt=True) == [rendered["input_ids"]]
+        options = {"chat_template": stock, "add_generation_prompt": True, "return_dict": True}
+        expected = deepseek_tokenizer.apply_chat_template(messages, **options)["input_ids"]
+        assert token_ids(deepseek_tokenizer, [messages], add_generation_prompt=True) == [expected]
 
 
 @pytest.mark.parametrize("completion", [ANSWER, REASONED])
 def test_stock_deepseek_template_is_refused_for_training(deepseek_tokenizer, completion):
-    import copy
-
-    import trl
-
     tokenizer = copy.deepcopy(deepseek_tokenizer)
-    set_chat_template(tokenizer, Path(trl.__file__).parent / "chat_templates/deepseek_r1_distill.jinja")
+    set_chat_template(tokenizer, STOCK)
     with pytest.raises(UserError, match="breaks parity"):
         split_completions(tokenizer, [PROMPT], [completion])
 
@@ -93,8 +79,6 @@ def test_stock_deepseek_template_is_refused_for_training(deepseek_tokenizer, com
     ],
 )
 def test_broken_templates_are_refused(deepseek_tokenizer, tmp_path, change, reason):
-    import copy
-
     tokenizer = copy.deepcopy(deepseek_tokenizer)
     assert change[0] in tokenizer.chat_template
     (tmp_path / "broken.jinja").write_text(tokenizer.chat_template.replace(*change), encoding="utf-8")
@@ -109,16 +93,8 @@ def test_reasoning_is_refused_where_the_model_family_has_no_place_for_it(smollm2
 
 
 ODD_TEXTS = [
-    "plain",
-    "",
-    " outer space ",
-    "p < 0.05 and p > 0.01",
-    "</think> in a text",
-    "<｜Assistant｜> and <|im_start|>user",
-    "{{ bos_token }} {% if %} [1] | trim",
-    "\ue0000\ue000",
-    "two\nlines",
-    "µ、漢字 – ‘quoted’",
+    *("plain", "", " outer space ", "two\nlines", "µ、漢字 – ‘quoted’", "\ue0000\ue000", "p < 0.05 and p > 0.01"),
+    *("</think> in a text", "<｜Assistant｜> and <|im_start|>user", "{{ bos_token }} {% if %} [1] | trim"),
 ]
 
 
@@ -137,8 +113,6 @@ def test_filled_in_texts_are_what_the_template_renders(request, family, generati
 
 
 def test_a_template_that_does_not_copy_is_rendered_row_by_row(smollm2_tokenizer):
-    import copy
-
     tokenizer = copy.deepcopy(smollm2_tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | upper")
     conversations = [[{"role": "user", "content": f"Question {number}"}] for number in range(300)]
@@ -159,37 +133,12 @@ def test_a_row_whose_answer_would_be_cut_is_refused(deepseek_tokenizer, prepared
         check_rows(rows, deepseek_tokenizer, longest - 1, "dev")
 
 
-@pytest.mark.parametrize("family", ["deepseek", "smollm2"])
-def test_sfttrainer_trains_exactly_the_answer(request, family, tiny_deepseek, embedded_model, prepared, tmp_path):
-    """TRL's own preparation, with our template, labels the completion's tokens and nothing else."""
-    from datasets import load_dataset
-    from transformers import AutoModelForCausalLM
-    from trl import SFTConfig, SFTTrainer
-
-    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
-    rows = load_dataset(str(prepared))["dev"].select(range(8))
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained({"deepseek": tiny_deepseek, "smollm2": embedded_model}[family]),
-        args=SFTConfig(str(tmp_path), use_cpu=True, report_to="none"),
-        train_dataset=rows.select_columns(["prompt", "completion"]),
-        processing_class=tokenizer,
-    )
-    expected = split_completions(tokenizer, list(rows["prompt"]), list(rows["completion"]))
-    for ours, theirs in zip(expected, trainer.train_dataset, strict=True):
-        assert theirs["input_ids"] == ours["prompt_ids"] + ours["completion_ids"]
-        assert theirs["labels"] == [-100] * len(ours["prompt_ids"]) + ours["completion_ids"]
-
-
 @pytest.mark.parametrize(
     ("sequences", "shared"),
     [
-        ([[1, 2, 3], [1, 2, 4]], [1, 2]),
-        ([[1, 2], [1, 2, 3]], [1, 2]),
-        ([[1, 2, 3], [1, 2]], [1, 2]),
-        ([[1, 2], [1, 2]], [1, 2]),
-        ([[1, 2]], [1, 2]),
-        ([[], [1]], []),
-        ([[2], [1]], []),
+        *(([[1, 2, 3], other], [1, 2]) for other in ([1, 2, 4], [1, 2])),
+        *(([[1, 2], *others], [1, 2]) for others in ([[1, 2, 3]], [[1, 2]], [])),
+        *(([[], [1]], []), ([[2], [1]], [])),
     ],
 )
 def test_a_common_prefix_may_be_one_of_the_sequences(sequences, shared):

@@ -40,31 +40,26 @@ def test_a_weight_that_takes_nothing_is_refused(prepared):
 
 
 @pytest.mark.parametrize("mixture", ["A", "[1]", "{}", '{"A": 0}', '{"A": "much"}', '{"A": -1}', "3"])
-def test_what_is_no_mixture_is_refused(mixture):
+def test_a_value_that_is_not_a_mixture_is_refused(mixture):
     with pytest.raises(UserError, match="write data sets and positive weights"):
         Settings(Path("r.yaml"), {"dataset_name": "A", "dataset_mixture": mixture}, {}).dataset_weights()
 
 
-def test_without_a_mixture_the_data_set_is_taken_once():
-    assert resolve(["recipes/pmcvqa.yaml", "--dataset_name", "A"]).dataset_weights() == {"A": 1.0}
-
-
-def test_a_recipe_names_the_mixture_as_yaml(tmp_path):
-    (tmp_path / "r.yaml").write_text(
-        "output_dir: out\nuse_cpu: true\ndataset_name: A\ndataset_mixture: {A: 1, B: 0.5}\n"
-    )
+def test_a_recipe_names_the_mixture_as_yaml_and_without_one_the_data_set_is_taken_once(tmp_path):
+    recipe = "output_dir: out\nuse_cpu: true\ndataset_name: A\ndataset_mixture: {A: 1, B: 0.5}\n"
+    (tmp_path / "r.yaml").write_text(recipe)
     assert resolve([str(tmp_path / "r.yaml")]).dataset_weights() == {"A": 1.0, "B": 0.5}
+    assert resolve(["recipes/pmcvqa.yaml", "--dataset_name", "A"]).dataset_weights() == {"A": 1.0}
 
 
 def test_the_fingerprint_of_the_data_knows_every_row_and_their_order_and_not_the_place(prepared, prepare):
     from sft.common.data import data_fingerprint
 
-    rows = load_split(str(prepared), "train")
-    columns = ["prompt", "completion"]
-    found = data_fingerprint(rows, columns)
-    assert data_fingerprint(load_split(str(prepare()), "train"), columns) == found  # another folder
+    rows, copy = load_split(str(prepared), "train"), load_split(str(prepare()), "train")
     others = [rows.select(range(1, len(rows))), rows.select([1, 0, *range(2, len(rows))]), rows.select(range(10, 20))]
-    assert len({found, *(data_fingerprint(some, columns) for some in others)}) == 4
+    first, again, *different = [data_fingerprint(some, ["prompt", "completion"]) for some in (rows, copy, *others)]
+    assert first == again
+    assert len({first, *different}) == 4
 
 
 def test_a_folder_that_is_not_here_is_not_replaced_by_one_of_its_name_from_the_cache(prepared, tmp_path, monkeypatch):

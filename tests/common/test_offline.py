@@ -26,10 +26,9 @@ def network(monkeypatch, tmp_path):
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
         hub._unreached.cache_clear()
         monkeypatch.setenv("HF_HUB_OFFLINE", "")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        for module, name in ((constants, "ENDPOINT"), (datasets.config, "HF_ENDPOINT")):
+            monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+            monkeypatch.setattr(module, name, endpoint)
         place = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -155,7 +154,7 @@ def test_what_answers_in_any_way_is_a_network(hub, network, monkeypatch):
     assert len(hub.asked) == 3
 
 
-def test_who_says_nothing_is_waited_for_no_longer_than_patience(network, monkeypatch):
+def test_a_silent_server_is_waited_for_no_longer_than_patience(network, monkeypatch):
     import datasets
     from huggingface_hub import constants
 

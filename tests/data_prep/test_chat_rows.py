@@ -33,23 +33,9 @@ def test_orders_depend_on_the_row_and_the_seed_alone():
 @pytest.mark.parametrize(
     "option",
     [
-        "All of the above",
-        "None of these.",
-        "Any of the above",
-        "Both",
-        "both A and C",
-        "Both AB",
-        "A & B",
-        "A-C",
-        "A to C",
-        "Inspiration in A and expiration in B",
-        "bd",
-        "C",
-        "All except D",
-        "Only A is true",
-        "The last two",
-        "First option",
-        "Option B",
+        *("All of the above", "None of these.", "Any of the above", "Both", "both A and C", "Both AB", "A & B"),
+        *("A-C", "A to C", "Inspiration in A and expiration in B", "bd", "C", "All except D", "Only A is true"),
+        *("The last two", "First option", "Option B"),
     ],
 )
 def test_an_option_tied_to_its_place_stays_there(option):

@@ -56,18 +56,15 @@ def test_the_split_column_decides_where_the_name_does_not():
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        ("train", "train"),
-        ("train_2", "train"),
-        ("test_2", "test"),
-        ("test_clean", "test_clean"),
-        ("dev", "dev"),
-        ("validation", "dev"),
-        ("phrases_no_exclude_test", "test"),
-        ("test2", "test"),
-        ("test (1)", "test"),
-        ("PMC VQA test", "test"),
-        ("latest_rows", ""),
-        ("v1_rows", ""),
+        *(
+            ("train", "train"),
+            ("train_2", "train"),
+            ("test_clean", "test_clean"),
+            ("dev", "dev"),
+            ("validation", "dev"),
+        ),
+        *((name, "test") for name in ("test_2", "phrases_no_exclude_test", "test2", "test (1)", "PMC VQA test")),
+        *(("latest_rows", ""), ("v1_rows", "")),
     ],
 )
 def test_a_name_tells_the_split(name, split):
@@ -77,9 +74,7 @@ def test_a_name_tells_the_split(name, split):
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
-        ("medmcqa", {"cop": "0"}, "cop is not one of"),
-        ("medmcqa", {"cop": "12"}, "cop is not one of"),
-        ("medmcqa", {"cop": ""}, "cop is not one of"),
+        *(("medmcqa", {"cop": number}, "cop is not one of") for number in ("0", "12", "")),
         ("medmcqa", {"opb": " "}, "option is empty"),
         ("medqa", {"answer_idx": "C"}, "name different options"),
         ("medqa", {"answer": "violet"}, "none of the options"),

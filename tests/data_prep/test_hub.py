@@ -12,22 +12,32 @@ REPO = "someone/questions"
 
 @pytest.fixture
 def run(command, hub, sample, tmp_path):
-    """Run prepare.py against the server."""
+    """Run prepare.py against the server. With `refusal`, it must refuse with these words, and leave nothing."""
 
-    def prepare(*options, source=sample, **environment):
+    def prepare(*options, source=sample, refusal="", **environment):
         words = ("data_prep/prepare.py", "--dataset_path", source, "--output_dir", tmp_path / "P", *options)
-        return command(*words, **hub.environment, **environment)
+        done = command(*words, **{**hub.environment, **environment})
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (2 if refusal else 0), done.stderr
+        assert refusal in done.stderr
+        assert (tmp_path / "P").exists() == (not refusal)
+        return done
 
     return prepare
 
 
-def test_a_version_is_read_from_the_hub_at_one_commit(run, hub, sample, prepared, tmp_path):
-    files = {name: (sample / name).read_bytes() for name in ("train.csv", "test.csv")}
+@pytest.fixture
+def repo(hub):
+    """A public data set on the server, empty."""
     hub.repos["datasets", REPO] = Repo(private=False)
-    hub.repos["datasets", REPO].commit({**files, "test_clean.csv": files["test.csv"]}, COMMIT)
-    hub.repos["datasets", REPO].commit({"train.csv": b"what somebody wrote later"})
-    done = run("--format", "pmc_vqa_v1", "--revision", COMMIT, source=REPO)
-    assert done.returncode == 0, done.stderr
+    return hub.repos["datasets", REPO]
+
+
+def test_a_version_is_read_from_the_hub_at_one_commit(run, repo, sample, prepared, tmp_path):
+    files = {name: (sample / name).read_bytes() for name in ("train.csv", "test.csv")}
+    repo.commit({**files, "test_clean.csv": files["test.csv"]}, COMMIT)
+    repo.commit({"train.csv": b"what somebody wrote later"})
+    run("--format", "pmc_vqa_v1", "--revision", COMMIT, source=REPO)
     splits = json.loads((tmp_path / "P/report.json").read_text())["splits"]
     assert list(splits) == ["train", "dev", "test", "test_clean"]
     for split in ("train", "dev"):  # the same bytes as from the folder
@@ -36,27 +46,19 @@ def test_a_version_is_read_from_the_hub_at_one_commit(run, hub, sample, prepared
         }
 
 
-def test_a_file_that_is_not_on_the_hub_is_named(run, hub, tmp_path):
-    hub.repos["datasets", REPO] = Repo(private=False)
-    hub.repos["datasets", REPO].commit({"train.csv": b"of another version"}, COMMIT)
-    done = run("--format", "pmc_vqa_v2", "--revision", COMMIT, source=REPO)
-    assert done.returncode == 2
-    assert "cannot be had from the Hub" in done.stderr
-    assert "train_2.csv" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "P").exists()
+def test_a_file_that_is_not_on_the_hub_is_named(run, repo):
+    repo.commit({"train.csv": b"of another version"}, COMMIT)
+    words = ("--format", "pmc_vqa_v2", "--revision", COMMIT)
+    run(*words, source=REPO, refusal=f"train_2.csv of {REPO} cannot be had from the Hub")
 
 
-def test_a_branch_is_no_commit(run):
-    done = run("--format", "pmc_vqa_v1", "--revision", "main", source=REPO)
-    assert done.returncode == 2
-    assert "the 40 digits of a commit" in done.stderr
+def test_a_branch_is_not_a_commit(run):
+    run("--format", "pmc_vqa_v1", "--revision", "main", source=REPO, refusal="the 40 digits of a commit")
 
 
 @pytest.mark.parametrize(("options", "private"), [([], True), (["--public"], False)])
-def test_the_folder_is_pushed_privately_unless_told_otherwise(run, hub, tmp_path, options, private):
+def test_the_folder_is_pushed_privately_without_public(run, hub, tmp_path, options, private):
     done = run("--push_to_hub", REPO, *options, **KNOWN)
-    assert done.returncode == 0, done.stderr
     pushed = hub.repos["datasets", REPO]
     assert pushed.private == private
     folder = tmp_path / "P"
@@ -66,40 +68,28 @@ def test_the_folder_is_pushed_privately_unless_told_otherwise(run, hub, tmp_path
     assert "hf_known" not in done.stdout + done.stderr
 
 
-def test_a_data_set_on_the_hub_is_replaced_only_if_told_so(run, hub, tmp_path):
-    there = hub.repos["datasets", REPO] = Repo(private=True)
-    there.commit({"train/old.parquet": b"old", "NOTES.md": b"mine"})
-    done = run("--push_to_hub", REPO, **KNOWN)
-    assert done.returncode == 2
-    assert "exists already: pass --overwrite" in done.stderr
-    assert there.files == {"train/old.parquet": b"old", "NOTES.md": b"mine"}
-    assert not (tmp_path / "P").exists()  # told before the work
-    done = run("--push_to_hub", REPO, "--overwrite", **KNOWN)
-    assert done.returncode == 0, done.stderr
-    assert "train/old.parquet" not in there.files
-    assert "train/old.parquet" in there.commits[list(there.commits)[1]]  # history keeps it
-    assert there.files["NOTES.md"] == b"mine"
+def test_a_data_set_on_the_hub_is_replaced_only_with_overwrite(run, repo):
+    repo.private = True
+    repo.commit({"train/old.parquet": b"old", "NOTES.md": b"mine"})
+    run("--push_to_hub", REPO, refusal="exists already: pass --overwrite", **KNOWN)
+    assert repo.files == {"train/old.parquet": b"old", "NOTES.md": b"mine"}
+    run("--push_to_hub", REPO, "--overwrite", **KNOWN)
+    assert "train/old.parquet" not in repo.files
+    assert "train/old.parquet" in repo.commits[list(repo.commits)[1]]  # history keeps it
+    assert repo.files["NOTES.md"] == b"mine"
 
 
-def test_no_connection_is_told_in_one_line(command, sample, tmp_path):
-    words = ("--dataset_path", sample, "--output_dir", tmp_path / "P", "--push_to_hub", REPO)
-    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), **KNOWN}
-    done = command("data_prep/prepare.py", *words, **nobody)
-    assert done.returncode == 2
-    assert "the Hub refuses" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_missing_connection_is_reported_in_one_line(run):
+    run("--push_to_hub", REPO, refusal="the Hub refuses", HF_ENDPOINT="http://127.0.0.1:9", **KNOWN)
 
 
-def test_nothing_goes_to_a_public_data_set_by_accident(run, hub):
-    hub.repos["datasets", REPO] = Repo(private=False)
-    done = run("--push_to_hub", REPO, "--overwrite", **KNOWN)
-    assert done.returncode == 2
-    assert "is public: pass --public" in done.stderr
-    assert not hub.repos["datasets", REPO].files
+def test_nothing_goes_to_a_public_data_set_by_accident(run, repo):
+    run("--push_to_hub", REPO, "--overwrite", refusal="is public: pass --public", **KNOWN)
+    assert not repo.files
 
 
 @pytest.mark.parametrize(
-    ("repo", "token", "words"),
+    ("name", "token", "words"),
     [
         (REPO, "", "not logged in: run `hf auth login`"),
         (REPO, "hf_wrong", "you are not logged in, or the token has expired"),
@@ -108,9 +98,5 @@ def test_nothing_goes_to_a_public_data_set_by_accident(run, hub):
         ("a/b/c", "hf_known", "give OWNER/NAME"),
     ],
 )
-def test_who_may_not_push_learns_it_before_the_work(run, repo, token, words, tmp_path):
-    done = run("--push_to_hub", repo, HF_TOKEN=token)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "P").exists()
+def test_who_may_not_push_learns_it_before_the_work(run, name, token, words):
+    run("--push_to_hub", name, refusal=words, HF_TOKEN=token)

@@ -23,10 +23,8 @@ def odd_rows(sample, tmp_path_factory):
     file = tmp_path_factory.mktemp("odd") / "train.csv"
     with open(sample / "train.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.reader(lines))
-    rows += [
-        [f"PMC{i}_F1.jpg", question, "yes < no", "A: yes < no", "B: [2]", "C: </think>", "D: <｜Assistant｜>", "A"]
-        for i, question in enumerate(ODD)
-    ]
+    options = ["yes < no", "A: yes < no", "B: [2]", "C: </think>", "D: <｜Assistant｜>", "A"]
+    rows += [[f"PMC{i}_F1.jpg", question, *options] for i, question in enumerate(ODD)]
     with open(file, "w", encoding="utf-8", newline="") as lines:
         csv.writer(lines).writerows(rows)
     return file
@@ -56,6 +54,7 @@ def pretokenize(here, models, odd_rows, tmp_path_factory):
 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_tokens_are_those_of_sfttrainer_row_by_row(family, pretokenize, models, odd_rows, tmp_path):
+    """TRL's own preparation, with our template, labels the completion's tokens and nothing else."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -63,9 +62,8 @@ def test_tokens_are_those_of_sfttrainer_row_by_row(family, pretokenize, models, 
     from sft.common.models import load_tokenizer
 
     why = tmp_path / "why.jsonl"
-    why.write_text(
-        "".join(json.dumps({"id": f"train-{i}", "reasoning": f"Step {i}.\n\nSo."}) + "\n" for i in range(99))
-    )
+    rationales = [{"id": f"train-{i}", "reasoning": f"Step {i}.\n\nSo."} for i in range(99)]
+    why.write_text("\n".join(map(json.dumps, rationales)))
     # SmolLM2 has no place for reasoning.
     options = ["--add_reasoning", why] if family == "deepseek" else []
     splits = load_dataset(str(pretokenize(family, *options)))
@@ -88,32 +86,23 @@ def test_tokens_are_those_of_sfttrainer_row_by_row(family, pretokenize, models, 
 def test_rows_beyond_max_length_leave_train_and_dev_and_are_counted(pretokenize, sample):
     from datasets import load_dataset
 
-    whole = load_dataset(str(pretokenize("smollm2", rows=sample)))
-    lengths = sorted(len(ids) for split in ("train", "dev") for ids in whole[split]["input_ids"])
+    uncut = load_dataset(str(pretokenize("smollm2", rows=sample)))
+    lengths = sorted(len(ids) for split in ("train", "dev") for ids in uncut[split]["input_ids"])
     limit = lengths[-4] - 1  # a handful is longer
     folder = pretokenize("smollm2", "--max_length", limit, rows=sample)
     report = json.loads((folder / "report.json").read_text())
     cut = load_dataset(str(folder))
     counted = report["longer_than_max_length"]
     for split in ("train", "dev"):
-        kept = [row for row in whole[split] if len(row["input_ids"]) <= limit]
+        kept = [row for row in uncut[split] if len(row["input_ids"]) <= limit]
         assert cut[split].to_list() == kept  # no completion is cut
-        assert counted.get(split, 0) == len(whole[split]) - len(kept)
+        assert counted.get(split, 0) == len(uncut[split]) - len(kept)
     assert counted.get("train", 0) + counted.get("dev", 0) >= 4
-    assert len(cut["test"]) == len(whole["test"])  # a test set is never thinned
-
-
-def test_the_length_limit_counts_rows_like_rows(pretokenize, sample):
-    """With several orders a question, the share of rows that are too long is still a share of rows."""
-    from datasets import load_dataset
-
-    rows = load_dataset(str(pretokenize("smollm2", rows=sample)))["train"]
-    limit = sorted(map(len, rows["input_ids"]))[-3] - 1
-    report = json.loads(
-        (
-            pretokenize("smollm2", "--max_length", limit, "--shuffle_choices", 24, rows=sample) / "report.json"
-        ).read_text()
-    )
+    assert len(cut["test"]) == len(uncut["test"])  # a test set is never thinned
+    # With several orders a question, the share of rows that are too long is still a share of rows.
+    limit = sorted(map(len, uncut["train"]["input_ids"]))[-3] - 1
+    folder = pretokenize("smollm2", "--max_length", limit, "--shuffle_choices", 24, rows=sample)
+    report = json.loads((folder / "report.json").read_text())
     assert report["longer_than_max_length"]["train"] >= 24
 
 
@@ -124,13 +113,11 @@ def test_tokens_for_another_model_are_refused_before_it_loads(refused, pretokeni
         *("--dataset_name", folder, "--output_dir", tmp_path / "out"),
     )
     assert "tokens for another tokenizer or chat template" in line
-    line = refused(
-        *("data_prep/preview.py", folder, "--tokenizer", tiny_deepseek, "--chat_template", TEMPLATES["deepseek"])
-    )
-    assert "tokens for another model" in line
+    model = ("--tokenizer", tiny_deepseek, "--chat_template", TEMPLATES["deepseek"])
+    assert "tokens for another model" in refused("data_prep/preview.py", folder, *model)
 
 
-def test_preview_marks_the_trained_tokens(here, prepared, tiny_deepseek, smollm2_tokenizer, embedded_model):
+def test_preview_marks_the_trained_tokens(here, prepared, tiny_deepseek):
     done = here("data_prep/preview.py", prepared, "--tokenizer", tiny_deepseek, "-n", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--- train-") == 2

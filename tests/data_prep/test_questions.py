@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.questions import RejectedRow, checked, fingerprint, reconcile, reconcile_without_text
+from data_prep.questions import RejectedRow, fingerprint, reconcile, reconcile_without_text
 from sft.common.prompts import clean_choice
 
 
@@ -57,10 +57,7 @@ def test_signs_tell_options_apart():
 @pytest.mark.parametrize(
     ("label", "answer", "reason"),
     [
-        ("'", "green", "label is not one of"),
-        ("E", "green", "label is not one of"),
-        ("AB", "green", "label is not one of"),
-        ("", "green", "label is not one of"),
+        *((label, "green", "label is not one of") for label in ("'", "E", "AB", "")),
         ("A", "green", "name different options"),
         ("A", "yellow", "none of the options"),
         ("A", "", "none of the options"),
@@ -91,19 +88,6 @@ def test_a_label_alone_names_the_option_that_carries_it(label, printed, gold):
 def test_a_label_alone_is_never_guessed_at(label, printed, reason):
     with pytest.raises(RejectedRow, match=reason):
         reconcile_without_text(label, tuple(printed))
-
-
-@pytest.mark.parametrize(
-    ("question", "choices", "reason"),
-    [
-        ("", CHOICES, "question is empty"),
-        ("Q?", ("red", "", "blue", "black"), "option is empty"),
-        ("Q?", ("red", "green", "green", "black"), "two options are the same"),
-    ],
-)
-def test_faulty_cells_are_rejected_with_the_reason(question, choices, reason):
-    with pytest.raises(RejectedRow, match=reason):
-        checked(question, choices)
 
 
 def test_a_question_is_recognised_whatever_its_case_punctuation_and_order_of_options():

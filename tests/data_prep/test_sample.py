@@ -7,6 +7,10 @@ from data_prep.sample_rows import TRAIN_PHRASINGS, load_facts, sample_rows
 from sft.common.prompts import clean_choice
 
 
+def options_of(row):
+    return [clean_choice(row[f"Choice {letter}"])[1] for letter in "ABCD"]
+
+
 def test_facts_are_many_and_differently_asked():
     groups = load_facts()
     facts = [fact for group in groups for fact in group["facts"]]
@@ -24,8 +28,7 @@ def test_wrong_options_are_of_the_right_ones_kind_and_right_as_often():
     for rows in sample_rows(seed=0).values():
         right = Counter()
         for row in rows:
-            options = [clean_choice(row[f"Choice {letter}"])[1] for letter in "ABCD"]
-            answer = row["Answer"].strip()
+            options, answer = options_of(row), row["Answer"].strip()
             if answer in options and row["Answer_label"] in set("ABCD") and "" not in options:
                 right[answer] += 1
                 assert {kind[option] for option in options if option != "N/A"} == {kind[answer]}
@@ -37,9 +40,8 @@ def test_wrong_options_are_of_the_right_ones_kind_and_right_as_often():
 def test_the_order_of_the_options_differs_where_a_training_question_is_asked_again():
     orders = defaultdict(list)
     for row in sample_rows(seed=0)["train"][:-3]:  # the last are faulty copies of the first
-        options = tuple(clean_choice(row[f"Choice {letter}"])[1] for letter in "ABCD")
-        orders[" ".join(row["Question"].split())].append(options)
-    assert all(len(set(asked)) == len(asked) >= 2 for asked in orders.values())
+        orders[" ".join(row["Question"].split())].append(tuple(options_of(row)))
+    assert all(len(set(shown)) == len(shown) >= 2 for shown in orders.values())
 
 
 def test_the_demonstration_asks_for_the_facts_in_other_words_and_shows_all_answers_of_the_group():
@@ -62,12 +64,12 @@ def test_no_phrasing_gives_its_answer_or_another_option_away():
 
 
 def test_test_split_asks_in_words_that_train_never_shows():
-    words = {
-        split: {" ".join(row["Question"].split()) for row in rows if row["Answer_label"] in set("ABCD")}
-        for split, rows in sample_rows(seed=0).items()
-    }
-    assert len(words["test"]) == 72
-    assert not words["train"] & words["test"]
+    train, test = (
+        {" ".join(row["Question"].split()) for row in rows if row["Answer_label"] in set("ABCD")}
+        for rows in sample_rows(seed=0).values()
+    )
+    assert len(test) == 72
+    assert not train & test
     assert 1 <= TRAIN_PHRASINGS < len(load_facts()[0]["facts"][0]["phrasings"])
 
 
@@ -87,8 +89,5 @@ def test_same_seed_gives_the_same_bytes(here, sample, tmp_path):
     for name in ("train.csv", "test.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (sample / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (sample / name).read_bytes()
-
-
-def test_files_are_read_back_by_a_plain_csv_reader(sample):
     with open(sample / "train.csv", encoding="utf-8", newline="") as file:
         assert {len(row) for row in csv.reader(file)} == {8}

@@ -3,16 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.splits import (
-    LEFT_OUT,
-    MAX_DEV_SHARE,
-    draw,
-    first_occurrences,
-    hash64,
-    held_out,
-    leaked,
-    overlap_table,
-)
+from data_prep.splits import LEFT_OUT, MAX_DEV_SHARE, draw, first_occurrences, hash64, held_out, leaked, overlap_table
 
 TRAIN, DEV, TEST = 0, 1, 2
 
@@ -72,11 +63,5 @@ def test_training_rows_that_another_split_shares_are_leaks(column):
     split_of = np.array([TRAIN, TRAIN, TRAIN, DEV, TEST, LEFT_OUT])
     different = list("123456")
     values = {"articles": different, "figures": different, "texts": different}
-    assert leaked(split_of, hashes(**values | {column: ["x", "y", "", "y", "", "x"]})).tolist() == [
-        False,
-        True,
-        False,
-        False,
-        False,
-        False,
-    ]
+    leaks = leaked(split_of, hashes(**values | {column: ["x", "y", "", "y", "", "x"]}))
+    assert np.flatnonzero(leaks).tolist() == [1]
