@@ -49,7 +49,7 @@ def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Quest
     gold = reconcile_without_text(cells["Answer"], printed)
     split = split or split_named(clean_text(cells["split"]))
     if not split:
-        raise RejectedRow("neither the file's name nor the split column tells the split")
+        raise RejectedRow("neither the file's name nor the split column names the split")
     figure, article = figure_and_article(cells)
     return Question(
         *(*place, split, figure, article, question, choices, gold),

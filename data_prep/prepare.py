@@ -69,7 +69,7 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide what is written. Paths shrink to names: nothing tells of this machine."""
+    """The options that decide what is written. Of a path, only the last name is kept."""
     elsewhere = ("output_dir", "overwrite", "num_proc", "check", "push_to_hub", "public", "seed", "answer_format")
     options = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False)}
     for key in options.keys() & {"dataset_path", "add_reasoning", "tokenizer", "pretokenize", "chat_template"}:

@@ -80,7 +80,7 @@ def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: S
     matches = [choices.index(answer)] if answer in choices else []
     matches = matches or [index for index, choice in enumerate(choices) if comparable(choice) == wanted]
     if not matches:
-        raise RejectedRow("answer text is none of the options")
+        raise RejectedRow("answer text equals no option")
     if position in matches:
         return position
     if len(matches) == 1 and printed[matches[0]] == LETTERS[position]:

@@ -61,7 +61,7 @@ def questions_schema() -> Any:
 
 
 def hashes_of(question: Question) -> tuple[int, ...]:
-    """Values of the columns `HASHES`. The group's is seeded: its order is the order in which dev takes articles."""
+    """Values of the columns `HASHES`. The group's hash includes the seed; dev takes articles in its order."""
     text = fingerprint(question.question, question.choices)
     prompt = "\n".join([question.split, question.figure, question.question, *question.choices])
     article = question.article or question.id

@@ -16,7 +16,7 @@ from sft.common.prompts import LETTERS
 
 FACTS_FILE = Path(__file__).with_name("sample_facts.yaml")
 TRAIN_PHRASINGS = 5
-# Figures that ask the same question with its options in other orders, so that the words are learnt and not the letter.
+# Rows that repeat a question with its options permuted, so that the model learns the words and not the letter.
 ORDERS = {"train": 6, "test": 1}
 # Article numbers that PubMed Central has not reached, so that no sample row can be taken for a real one.
 FIRST_ARTICLE = 90_000_000

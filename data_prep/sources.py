@@ -174,8 +174,8 @@ def _csv_rows(source: Source) -> Iterator[list[str]]:
             for cells in rows:
                 if rows.line_num > line + 1 and _holds_rows(cells):
                     raise UserError(
-                        f"{source.path}: the row from line {line + 1} to {rows.line_num} holds whole rows in a cell: "
-                        "a quote is opened there and closed much later"
+                        f"{source.path}: the row from line {line + 1} to {rows.line_num} has a cell that "
+                        "contains further rows: a quote is opened there and closed much later"
                     )
                 line = rows.line_num
                 if cells:  # not an empty line

@@ -80,7 +80,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_output(args.output, args.overwrite)
     if args.evaluate and (args.thinking == "off" or args.answer_format):
         raise UserError(
-            "--evaluate asks as the model was trained, and lets it think: leave out --answer_format and off"
+            "--evaluate uses the model's own format, with thinking: leave out --answer_format and --thinking off"
         )
     if not 0 < args.port < 2**16:
         raise UserError(f"--port {args.port}: give a number from 1 to {2**16 - 1}")

@@ -51,19 +51,19 @@ STEPS = [
         f"python data_prep/prepare.py --dataset_path {OUT}/PMC-VQA --output_dir {PREPARED} "
         "--answer_format text --dev_size 72 --overwrite",
         Path(PREPARED, "report.json"),
-        ("data_prep/prepare.py", "sft/common/prompts.py", "data_prep/questions.py"),
+        ("data_prep/*.py", "sft/common/*.py"),
     ),
     Step(
         "train",
         f"accelerate launch --config_file accelerate_configs/cpu.yaml sft/run.py {RECIPE}",
         Path(TRAINED, "final_model/adapter_model.safetensors"),
-        (RECIPE, TEMPLATE, "accelerate_configs/cpu.yaml"),
+        (RECIPE, TEMPLATE, "accelerate_configs/cpu.yaml", "sft/run.py", "sft/training/*.py"),
     ),
     Step(
         "evaluate base",
         f"{EVALUATE} --model_path {MODEL} --chat_template {TEMPLATE} --name base",
         OUT / "eval/base/results.json",
-        ("sft/evaluate.py", "sft/inference/likelihood.py", "sft/evaluation/*.py"),
+        ("sft/evaluate.py", "sft/evaluation/*.py", "sft/inference/*.py"),
     ),
     Step(
         "evaluate tuned",

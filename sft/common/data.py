@@ -25,7 +25,7 @@ def load_split(path: str, split: str) -> Any:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     advice = "prepare one with `python data_prep/prepare.py --dataset_path DIR --output_dir PMC-VQA-Processed`"
-    # A prepared folder starts with its card; load_dataset would search any other folder, or the Hub, for something.
+    # A prepared folder holds report.json; in any other, load_dataset would load whatever files it finds.
     is_here = Path(path).exists()
     if is_here and not (Path(path) / "report.json").is_file():
         raise UserError(f"data set {path} is not a prepared data set: {advice}")

@@ -78,7 +78,7 @@ def _unreached(endpoint: str) -> str:
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE=1 says not to ask the Hub: unset it where there is a network"
+        return "HF_HUB_OFFLINE=1 forbids to contact the Hub: unset it where there is a network"
     why = f"no answer in {PATIENCE} s"
 
     def try_once() -> None:
@@ -104,7 +104,7 @@ def _unreached(endpoint: str) -> str:
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "datasets.config" in sys.modules:
         sys.modules["datasets.config"].HF_HUB_OFFLINE = True
-    advice = "mend the network (on a machine that is always offline, set HF_HUB_OFFLINE=1)"
+    advice = "check the network (on a machine that is always offline, set HF_HUB_OFFLINE=1)"
     return f"the Hub cannot be reached ({failure}): {advice}"
 
 

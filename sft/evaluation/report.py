@@ -91,7 +91,7 @@ def draw_budgets(axes: Any, budgets: Sequence[dict[str, Any]]) -> None:
 
 
 def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> list[list[str]]:
-    """The wrong answers of the highest probability: where labels and blind spots are found."""
+    """The wrong answers of the highest probability: the label is wrong, or the model lacks the fact."""
     answers = zip(questions, columns["option_likelihood_answer"], columns["log_likelihoods"], strict=True)
     wrong = [(max(softmax(scores)), q, chosen) for q, chosen, scores in answers if chosen != q["gold"]]
     wrong.sort(key=lambda error: -error[0])  # errors of one probability stay in the order of the questions

@@ -13,7 +13,7 @@ from sft.inference.generation import Generated, Sampling, batch_seed, check_cont
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens, softmax
 from sft.inference.parsing import parse_answer
 
-# Of the quickstart's facts, in words that it does not train on, each with the four answers of its group.
+# Questions about the quickstart's facts, each with the four answers of its group. Training rows word them otherwise.
 DEMO = [
     ("Which technique makes images from sound waves?",
      ["Computed tomography", "Ultrasound imaging", "Positron emission tomography", "Magnetic resonance imaging"]),

@@ -1,7 +1,7 @@
 """Ask a model behind an OpenAI-compatible server (vLLM, SGLang, TGI, transformers serve): the way to a cluster.
 
-The server applies its own chat template to the same messages that a local model is asked with. It writes text; the
-log-likelihood of a given text is nothing that these servers tell alike, so generation is the only score here.
+The server applies its own chat template to the same messages that a local model gets. Generation is the only score:
+OpenAI-compatible servers have no common way to return the log-likelihood of a given text.
 """
 
 import os
@@ -61,7 +61,7 @@ class Server:
         """What went wrong with the server, in one line."""
         cause = f": {first_line(error.__cause__)}" if error.__cause__ else ""
         return UserError(
-            f"the server {self.base_url} failed: {first_line(error)}{cause}: check --base_url and its log"
+            f"the server {self.base_url} failed: {first_line(error)}{cause}: check --base_url and the server's log"
         )
 
     def ask(self, messages: list[dict], sampling: Sampling) -> Generated:

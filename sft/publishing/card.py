@@ -82,7 +82,7 @@ class Facts:
 
     @property
     def is_pmc_vqa(self) -> bool:
-        """Whether all of them do."""
+        """Whether every source file is a published PMC-VQA file."""
         return self.published == {name for name, _ in self.sources} != set()
 
 
@@ -132,7 +132,7 @@ def metadata(facts: Facts) -> str:
 
 def named_files(evaluation: dict[str, Any]) -> str:
     """The files that the evaluated questions are from, with how many of each."""
-    return ", ".join(f"{name} ({n})" for name, n in (evaluation.get("files") or {}).items()) or "files not told"
+    return ", ".join(f"{name} ({n})" for name, n in (evaluation.get("files") or {}).items()) or "files not recorded"
 
 
 def bold_scores(table: list[list[str]]) -> list[list[str]]:
@@ -171,7 +171,7 @@ def overlap_sentence(data: dict[str, Any]) -> str:
         for row in data.get("overlap", [])
         if "train" in row["splits"] and any(split.startswith("test") for split in row["splits"]) and row["shared"]
     ]
-    nothing = "nothing by article, figure or text" if "overlap" in data else "not told"
+    nothing = "nothing by article, figure or text" if "overlap" in data else "not recorded"
     return f"Its test splits were not trained on; shared by train and test: {', '.join(shared) or nothing}."
 
 

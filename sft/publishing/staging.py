@@ -167,7 +167,7 @@ def stage(
     public = [repo for repo in data if repo.count("/") == 1 and not Path(repo).exists()]
     if leaks := find_leaks(folder, published=(args.repo, name, *public)):
         more = f" (and {len(leaks) - 3} more)" if len(leaks) > 3 else ""
-        raise UserError(f"not published, because it would tell: {'; '.join(leaks[:3])}{more}: take it out of {model}")
+        raise UserError(f"not published: the files contain {'; '.join(leaks[:3])}{more}: remove it from {model}")
 
 
 def name_base(folder: Path, base: str, base_here: str, in_recipe: bool) -> None:

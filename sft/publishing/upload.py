@@ -86,7 +86,7 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
 
     from sft.common.models import load_model
 
-    wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}) and not as it should be"
+    wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}) and failed verification"
     answer_format = prompt_format(str(staged))
     with terminated_as_exit(), tempfile.TemporaryDirectory(dir=staged.parent) as cache:
         options = {"revision": commit, "cache_dir": cache, "allow_patterns": list(ALLOWED)}

@@ -57,7 +57,10 @@ def check_base_model(settings: Settings) -> None:
             "token lost"
         )
     if settings.dtype == "auto":
-        raise UserError("dtype auto is whatever the model's files say: write bfloat16, float16 or float32")
+        raise UserError(
+            "dtype auto takes the type stored with the weights, which differs between models: write bfloat16, "
+            "float16 or float32"
+        )
 
 
 def check_method(settings: Settings) -> None:
@@ -121,7 +124,7 @@ def check_selection(settings: Settings) -> None:
     if settings.mcq_eval_samples < 0:
         raise UserError(f"mcq_eval_samples {settings.mcq_eval_samples}: give a number of dev questions, or 0")
     if settings.mcq_eval_samples and not evaluating:
-        raise UserError("mcq_eval_samples asks dev questions at every evaluation, and eval_strategy is no: set it")
+        raise UserError("mcq_eval_samples needs evaluations, and eval_strategy is no: set it to steps or epoch")
     choosing = settings.load_best_model_at_end or settings.save_strategy == "best"
     if choosing and metric == "eval_mcq_accuracy" and not settings.mcq_eval_samples:
         raise UserError("metric_for_best_model eval_mcq_accuracy: set mcq_eval_samples, the dev questions to ask")
@@ -189,10 +192,12 @@ def check_launch(settings: Settings, launch: Launch) -> None:
             "{use_reentrant: true}: add it, as recipes/pmcvqa_zero3.yaml does"
         )
     if not launch.whole_checkpoints:
-        raise UserError("ZeRO-3 would save only its parts: set zero3_save_16bit_model: true in the launch file")
+        raise UserError(
+            "ZeRO-3 would save each process's part of the weights: set zero3_save_16bit_model: true in the launch file"
+        )
     if on_cpu(settings, launch) and launch.kind in ("deepspeed", "fsdp"):
         raise UserError(
-            f"use_cpu turns {launch.name} into plain DDP in silence: leave use_cpu out, or launch with ddp"
+            f"use_cpu: accelerate silently runs DDP, not {launch.name}: leave use_cpu out, or launch with ddp"
         )
 
 

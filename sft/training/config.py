@@ -35,7 +35,7 @@ OTHER_NAMES = {
     "load_in_8_bit": "load_in_8bit",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
     "use_liger_kernel": "model_init_kwargs: {use_kernels: true}",
-    "hub_token": "the environment (hf auth login): a token in a file is a token lost",
+    "hub_token": "the environment (hf auth login): anyone who reads a file can use a token in it",
     "dataset_config": "dataset_name alone (a prepared data set has one configuration)",
     "lora_rank": "lora_r",
     "epochs": "num_train_epochs",
@@ -206,7 +206,7 @@ class Settings:
 
         SFTConfig joins the launcher's other processes.
         """
-        # A trainer that pushes uploads its whole output folder; here it is sft/publish.py, after the training.
+        # With push_to_hub the trainer would upload all of output_dir; sft/publish.py uploads the final model instead.
         values = {**self.values, "push_to_hub": False}
         try:
             return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.init})

@@ -59,7 +59,7 @@ def without_deepspeeds_inference_kernels() -> None:
     import deepspeed
     import deepspeed.ops
 
-    # Only the versions that ask this table before they build (deepspeed/comm/torch.py).
+    # DeepSpeed 0.19 reads this table before it compiles (deepspeed/comm/torch.py).
     if deepspeed.__version__.startswith("0.19."):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -100,7 +100,7 @@ def parameter_counts(model: Any) -> dict[str, int]:
 def describe_model(model: Any) -> list[str]:
     """Lines that say how many parameters there are by data type, and how many of them are trained.
 
-    The types are the truth about a quantised run: what should be int8 and is not shows here.
+    In a quantised run, weights that stayed unquantised are visible here by their type.
     """
     by_type: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for parameter in model.parameters():

@@ -1,5 +1,6 @@
 """Mixtures of prepared data sets."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -67,3 +68,26 @@ def test_a_folder_that_is_not_here_is_not_replaced_by_one_of_its_name_from_the_c
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="data set PMC-VQA-Processed does not exist: prepare one with"):
         load_split("PMC-VQA-Processed", "train")
+
+
+def test_dev_rows_with_another_answer_format_are_refused(refused, prepared, prepare, toy_options, tmp_path):
+    letters = prepare("--answer_format", "letter")
+    line = refused(
+        *(
+            "sft/run.py",
+            *toy_options("pmcvqa"),
+            "--dataset_name",
+            letters,
+            "--dataset_mixture",
+            json.dumps({str(prepared): 1}),
+        ),
+        *("--output_dir", tmp_path / "out"),
+    )
+    assert "has answers in the format letter, the training rows have letter_text" in line
+
+
+def test_a_foreign_file_under_one_of_our_names_is_refused_in_words(refused, tmp_path):
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    line = refused("sft/infer.py", "--model_path", tmp_path, "--question", "Why?")
+    assert "adapter_config.json has no base_model_name_or_path" in line

@@ -112,7 +112,7 @@ def test_a_machine_that_says_that_it_is_offline_is_believed(refused, network, mo
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.get_session", lambda: pytest.fail("the Hub is tried"))
     line = refused("sft/infer.py", "--model_path", NOTHING, "--question", "Why?")
-    assert "it is not in the cache, and HF_HUB_OFFLINE=1 says not to ask the Hub: unset it" in line
+    assert "it is not in the cache, and HF_HUB_OFFLINE=1 forbids to contact the Hub: unset it" in line
 
 
 def test_a_model_in_the_cache_is_asked_at_once(here, cached, tiny_deepseek):

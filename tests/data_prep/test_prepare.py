@@ -319,7 +319,7 @@ BAD_FILES = {
     "UTF-16": ({"train.csv": (HEADER + LINE).encode("utf-16")}, "not a text file"),
     "cut inside a row": ({"train.csv": HEADER + LINE * 9 + LINE[:40]}, "line 11: the file ends in"),
     "cut behind a comma": ({"train.csv": HEADER + LINE * 9 + LINE[:-2]}, "line 11: the file ends inside a row"),
-    "a quote that swallows rows": ({"train.csv": SWALLOWED}, "line 11 to 21 holds whole rows in a cell"),
+    "a quote that swallows rows": ({"train.csv": SWALLOWED}, "line 11 to 21 has a cell that contains further rows"),
     "a near header": (
         {"train.csv": HEADER.replace("Answer_label", "Anwser_label") + LINE},
         "for PMC-VQA version 1 it lacks Answer_label",
@@ -367,7 +367,7 @@ BAD_ROWS = {
     "empty option": ([*ROW[:4], " B: ", *ROW[5:]], "an option is empty"),
     "empty question": ([ROW[0], " \n ", *ROW[2:]], "question is empty"),
     "equal options": ([*ROW[:4], "B: red", *ROW[5:]], "two options are the same"),
-    "answer that is no option": ([*ROW[:2], "violet", *ROW[3:]], "answer text is none of the options"),
+    "answer that is no option": ([*ROW[:2], "violet", *ROW[3:]], "answer text equals no option"),
     "NUL byte": ([ROW[0], "Which\0 colour?", *ROW[2:]], "row holds a NUL byte"),
     "broken UTF-8": ([ROW[0], "Which \udcff colour?", *ROW[2:]], "row is not UTF-8 text"),
 }

@@ -192,13 +192,20 @@ def test_data_that_only_looks_like_pmc_vqa_is_not_called_so(facts):
     assert "963, as published" not in card
 
 
+def test_the_licence_of_a_mixture_is_stated_for_the_part_that_is_known(facts):
+    manifest = copy.deepcopy(facts.manifest)
+    manifest["datasets"][0]["sources"]["own.jsonl"] = {"format": "medmcqa", "rows": 10, "sha256": "ab"}
+    card = model_card(replace(facts, manifest=manifest))
+    assert "| training data | PMC-VQA: CC BY-SA (as its publisher names it); other files: not known |" in card
+
+
 def test_unknown_facts_are_called_unknown(facts):
     manifest = {**facts.manifest, "git_revision": None, "datasets": [{"name": "someone/data", "weight": 0.5}]}
     card = model_card(
         replace(facts, evaluations=[], history=[], dev={}, licence=None, base_licence=None, manifest=manifest)
     )
     for words in (
-        *("was not evaluated on a test split", "looked at no dev split", "its files are not told", "see its page"),
+        *("was not evaluated on a test split", "looked at no dev split", "its files are not recorded", "see its page"),
         *("each row taken 0.5 times on average", "none was named by whoever published it"),
     ):
         assert words in card
@@ -219,7 +226,7 @@ def test_the_card_says_when_dev_chose_nothing_and_when_an_adapter_was_measured(f
 def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_stated(facts):
     drawn = {**RESULTS, "n": 100, "questions_in_split": 2000}
     card = model_card(replace(facts, base_was_named=True, evaluations=[drawn]))
-    assert "as its publisher calls the local copy that it was trained and evaluated with" in card
+    assert "by which its publisher names the local folder that the run used" in card
     assert "100 questions, drawn from the 2000 of the test_clean split" in card
     assert "its publisher calls" not in model_card(facts)
 

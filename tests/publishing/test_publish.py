@@ -188,7 +188,7 @@ def test_a_file_that_arrived_as_another_is_reported_and_stays_private(publish, h
     # The server believes that it has the file, and has other bytes of the same length.
     hub.blobs[hashlib.sha256(content).hexdigest()] = content[:-1] + bytes([content[-1] ^ 1])
     line = the_line(publish("--public"))
-    assert "adapter_model.safetensors is other there" in line
+    assert "adapter_model.safetensors differs there" in line
     assert hub.model(REPO).private
 
 

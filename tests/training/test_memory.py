@@ -106,3 +106,10 @@ def test_more_processes_share_what_the_launcher_divides(config):
     assert zero2["weights"] == alone["weights"]
     assert zero3["weights"] == pytest.approx(alone["weights"] / 4)
     assert zero3["optimizer"] == zero2["optimizer"] == pytest.approx(12 * parameters.trained / 4 / GIB)
+
+
+@pytest.mark.parametrize(("precision", "size"), [("--bf16 yes", 2), ("--bf16 no --fp16 yes", 4), ("--bf16 no", 4)])
+def test_adapters_of_a_quantised_model_are_bfloat16_in_bf16_runs_alone(precision, size):
+    from sft.training.memory import trained_bytes
+
+    assert trained_bytes(settings("--load_in_8bit", "yes", *precision.split()), Launch()) == size

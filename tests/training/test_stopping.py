@@ -221,6 +221,17 @@ def test_a_named_checkpoint_that_is_not_complete_is_refused(checkpoints):
         resumed(out, out / "checkpoint-10")
 
 
+def test_a_copy_of_a_checkpoint_under_another_name_is_left_alone_and_not_continued(checkpoints, tmp_path_factory):
+    out, _ = checkpoints
+    for copy in (out / "checkpoint-old-500", tmp_path_factory.mktemp("backup") / "good"):
+        shutil.copytree(out / "checkpoint-4", copy)
+        with pytest.raises(UserError, match=r"name a folder checkpoint-N"):
+            resumed(out, copy)
+    (out / "checkpoint-old-500/run_manifest.json").unlink()
+    remove_incomplete(out)
+    assert (out / "checkpoint-old-500").is_dir()
+
+
 def test_a_half_written_checkpoint_is_refused_by_every_command(checkpoints, refused):
     out, _ = checkpoints
     (out / "checkpoint-10/run_manifest.json").unlink()
