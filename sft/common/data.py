@@ -12,6 +12,7 @@ from typing import Any
 
 from sft.common.command import UserError, first_line, read_json
 from sft.common.hub import not_cached, pinned, repo_file, unreached
+from sft.common.prompts import prompt_messages
 
 # What data_prep/prepare.py promises about every row.
 COLUMNS = {"id", "prompt", "completion", "question", "choices", "gold", "answer_format"}
@@ -49,6 +50,12 @@ def load_split(path: str, split: str) -> Any:
         raise UserError(f"data set {path} lacks the columns {', '.join(sorted(missing))}: {advice}")
     if not len(dataset[split]):
         raise UserError(f"split {split} of data set {path} is empty")
+    row = dataset[split][0]
+    if row["prompt"] != prompt_messages(row["question"], row["choices"], row["answer_format"]):
+        raise UserError(
+            f"data set {path} has other prompts than evaluation and inference would write (prepared with another version): "
+            "prepare it again"
+        )
     return dataset[split]
 
 

@@ -44,9 +44,14 @@ def prompt_format(model_path: str) -> str | None:
     """The answer format a model was trained with, or None where its files do not say.
 
     Raises:
-        UserError: the file that should say it does not.
+        UserError: the file that should say it does not, or the model's prompts were those of another version.
     """
     file = repo_file(model_path, PROMPT_FILE)
+    if file and (version := key_of(file, "prompt_version")) != PROMPT_VERSION:
+        raise UserError(
+            f"{model_path} was trained with prompts of version {version}, this program writes version "
+            f"{PROMPT_VERSION}: use the version of this project that trained it"
+        )
     return key_of(file, "answer_format") if file else None
 
 

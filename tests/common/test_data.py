@@ -1,6 +1,7 @@
 """Mixtures of prepared data sets."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -91,3 +92,23 @@ def test_a_foreign_file_under_one_of_our_names_is_refused_in_words(refused, tmp_
     (tmp_path / "adapter_config.json").write_text("{}")
     line = refused("sft/infer.py", "--model_path", tmp_path, "--question", "Why?")
     assert "adapter_config.json has no base_model_name_or_path" in line
+
+
+def test_prompts_of_another_version_are_refused_in_data_and_models(refused, prepared, tiny_deepseek, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data, model = tmp_path / "data", tmp_path / "model"
+    shutil.copytree(prepared, data)
+    (file,) = (data / "test").glob("*.parquet")
+    table = pq.read_table(file)
+    prompts = [
+        [{**turn, "content": f"Question: {turn['content']}"} for turn in row] for row in table["prompt"].to_pylist()
+    ]
+    place = table.column_names.index("prompt")
+    pq.write_table(table.set_column(place, "prompt", pa.array(prompts, table.schema.field("prompt").type)), file)
+    words = ("sft/evaluate.py", "--output_dir", tmp_path / "eval", "--model_path")
+    assert "has other prompts than" in refused(*words, tiny_deepseek, "--dataset_path", data)
+    shutil.copytree(tiny_deepseek, model)
+    (model / "prompt_format.json").write_text('{"answer_format": "letter_text", "prompt_version": 0}')
+    assert "prompts of version 0" in refused(*words, model, "--dataset_path", prepared)

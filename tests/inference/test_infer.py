@@ -395,7 +395,7 @@ def test_ctrl_c_at_the_prompt_leaves_cleanly(infer, monkeypatch):
         (["--top_p", "0", "--question", "Q?"], "give a share above 0"),
         (["--seed", "-1", "--question", "Q?"], "give a number from 0"),
         (["--web", "--port", "99999"], "give a number from 1"),
-        (["--evaluate", "--thinking", "off"], "asks as the model was trained"),
+        (["--evaluate", "--thinking", "off"], "uses the model's own format"),
         (["--model_path", "recipes"], "is no model"),
     ],
 )
