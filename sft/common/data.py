@@ -53,7 +53,7 @@ def load_split(path: str, split: str) -> Any:
     row = dataset[split][0]
     if row["prompt"] != prompt_messages(row["question"], row["choices"], row["answer_format"]):
         raise UserError(
-            f"data set {path} has other prompts than evaluation and inference would write (prepared with another version): "
+            f"data set {path} has other prompts than evaluation and inference would write (of another version): "
             "prepare it again"
         )
     return dataset[split]
