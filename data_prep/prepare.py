@@ -91,6 +91,13 @@ def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args:
         raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
 
 
+def facts_of(source: Source, rows: Counter) -> dict[str, Any]:
+    """What the report states of a source; `rows` counts its rows by split, or by what became of them."""
+    splits = {split: rows[split] for split in SPLITS}
+    title = FORMATS[source.format].title
+    return {"format": source.format, "title": title, "sha256": source.sha256(), "rows": rows.total(), "splits": splits}
+
+
 def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source], folder: Path) -> dict[str, Any]:
     """Write the prepared data set into `folder`; returns the report.
 
@@ -127,16 +134,7 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         "seed": args.seed,
         "options": options_of(args),
         "contradictory": reading.contradictory,
-        "sources": {
-            source.name: {
-                "format": source.format,
-                "title": FORMATS[source.format].title,
-                "sha256": source.sha256(),
-                "rows": reading.by_source[source.name].total(),
-                "splits": {split: reading.by_source[source.name][split] for split in SPLITS},
-            }
-            for source in sources
-        },
+        "sources": {source.name: facts_of(source, reading.by_source[source.name]) for source in sources},
         "files": files,
         "length_unit": "tokens" if settings.tokenizer else "characters",
         "length_note": note,
