@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sft.common.command import run
 from sft.training import hardware as machines
+from sft.training.checkpoints import resume_point
 from sft.training.checks import check_all, for_this_cpu
 from sft.training.config import resolve
 from sft.training.launch import current_launch, read_launch_file
@@ -42,6 +43,8 @@ def main() -> None:
     from sft.common.models import check_model_folder
 
     check_model_folder(settings.model_name_or_path)
+    if not args.gpu and not settings.is_trial:
+        resume_point(settings)  # on the machine of the run, output_dir may hold an earlier one
     _, _, _, lengths = load_and_check_data(settings)
     print_plan(settings, launch, hardware, lengths)
     print("The run can start.", file=sys.stderr)
