@@ -102,9 +102,9 @@ def test_dev_answers_are_shown_while_training(recipe_run, pmcvqa_run):
     assert all("(right)" in line or "(wrong, gold " in line for line in shown)
 
 
-@pytest.mark.parametrize("command", ["sft/run.py", "sft/preflight.py"])
-def test_an_earlier_run_is_not_overwritten(refused, pmcvqa_run, toy_options, command):
-    line = refused(command, *toy_options("pmcvqa"), "--output_dir", pmcvqa_run)
+@pytest.mark.parametrize("script", ["sft/run.py", "sft/preflight.py"])
+def test_an_earlier_run_is_not_overwritten(refused, pmcvqa_run, toy_options, script):
+    line = refused(script, *toy_options("pmcvqa"), "--output_dir", pmcvqa_run)
     assert "holds an earlier run" in line
     assert "--resume_from_checkpoint auto" in line
 
