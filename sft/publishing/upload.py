@@ -96,7 +96,7 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
         # The bytes, not the Hub's checksums (`verify_repo_checksums`): they have to be downloaded to be loaded anyway.
         _, differing, missing = filecmp.cmpfiles(staged, fresh, files, shallow=False)
         if differing or missing:
-            raise UserError(f"{wrong}: {[*differing, *missing][0]} is {'other' if differing else 'not'} there")
+            raise UserError(f"{wrong}: {[*differing, *missing][0]} {'differs' if differing else 'is not'} there")
         kind = AutoPeftModelForCausalLM if (fresh / ADAPTER_CONFIG).is_file() else AutoModelForCausalLM
         try:
             model = kind.from_pretrained(fresh, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)

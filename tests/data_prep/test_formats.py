@@ -77,7 +77,7 @@ def test_a_name_tells_the_split(name, split):
         *(("medmcqa", {"cop": number}, "cop is not one of") for number in ("0", "12", "")),
         ("medmcqa", {"opb": " "}, "option is empty"),
         ("medqa", {"answer_idx": "C"}, "name different options"),
-        ("medqa", {"answer": "violet"}, "none of the options"),
+        ("medqa", {"answer": "violet"}, "equals no option"),
         ("medqa", {"options": {"A": "red"}}, "options are not A, B, C, D"),
         ("medqa", {"options": "red"}, "options are not A, B, C, D"),
         ("pmc_vqa_v2", {"Answer": "green"}, "label is not one of"),

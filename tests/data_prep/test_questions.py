@@ -59,8 +59,8 @@ def test_signs_tell_options_apart():
     [
         *((label, "green", "label is not one of") for label in ("'", "E", "AB", "")),
         ("A", "green", "name different options"),
-        ("A", "yellow", "none of the options"),
-        ("A", "", "none of the options"),
+        ("A", "yellow", "equals no option"),
+        ("A", "", "equals no option"),
     ],
 )
 def test_sources_that_disagree_are_rejected_with_the_reason(label, answer, reason):
