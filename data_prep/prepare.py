@@ -6,8 +6,9 @@ Out: OUTPUT_DIR with one Parquet file a split (train, dev, test, test_clean), wh
      beside them README.md (data set card), report.json and report.html (counts, floors, overlaps, lengths),
      rejected.csv (each rejected row with its reason) and examples.json (three rows of each split, to look at).
 
-Two passes over chunks of rows, so that memory does not grow with the data: the first reads, cleans and reconciles;
-then every question gets its split; the second writes messages and, with --pretokenize, token ids.
+Two passes over chunks of rows, so that memory holds a few numbers a row and only the rejected rows themselves: the
+first reads, cleans and reconciles; then every question gets its split; the second writes messages and, with
+--pretokenize, token ids.
 """
 
 import argparse
@@ -92,7 +93,7 @@ def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args:
 
 
 def facts_of(source: Source, rows: Counter) -> dict[str, Any]:
-    """What the report states of a source; `rows` counts its rows by split, or by what became of them."""
+    """What the report states of a source; `rows` counts its accepted rows by split, and its rejected ones."""
     splits = {split: rows[split] for split in SPLITS}
     title = FORMATS[source.format].title
     return {"format": source.format, "title": title, "sha256": source.sha256(), "rows": rows.total(), "splits": splits}

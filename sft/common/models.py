@@ -47,24 +47,24 @@ def prompt_format(model_path: str) -> str | None:
         UserError: the file that should say it does not, or the model's prompts were those of another version.
     """
     file = repo_file(model_path, PROMPT_FILE)
-    if file and (version := key_of(file, "prompt_version")) != PROMPT_VERSION:
+    if file is None:
+        return None
+    form = object_in(file, "answer_format", "prompt_version")
+    if form["prompt_version"] != PROMPT_VERSION:
         raise UserError(
-            f"{model_path} was trained with prompts of version {version}, this program writes version "
+            f"{model_path} was trained with prompts of version {form['prompt_version']}, this program writes version "
             f"{PROMPT_VERSION}: use the version of this project that trained it"
         )
-    return key_of(file, "answer_format") if file else None
+    return form["answer_format"]
 
 
-def key_of(file: Path, key: str) -> Any:
-    """A value of a JSON file that holds an object.
-
-    Raises:
-        UserError: there is no such key.
-    """
-    values = read_json(file)
-    if not isinstance(values, dict) or key not in values:
-        raise UserError(f"{file} has no {key}: is the folder a model's?")
-    return values[key]
+def object_in(file: Path, *keys: str) -> dict[str, Any]:
+    """The object in a model's JSON file; raises `UserError` if it lacks one of these keys."""
+    value = read_json(file)
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise UserError(f"{file} has no {key}: is the folder a model's?")
+    return value
 
 
 def check_model_folder(model_path: str) -> None:
@@ -139,7 +139,8 @@ def base_of(model_path: str) -> str:
     file = repo_file(model_path, ADAPTER_CONFIG)
     if file is None:
         return model_path
-    base, revision = key_of(file, "base_model_name_or_path"), read_json(file).get("revision")
+    adapter = object_in(file, "base_model_name_or_path")
+    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 

@@ -113,9 +113,9 @@ class Assistant:
         scores = iter(batch_log_likelihoods(self.model, self.tokenizer, tokens) if rows else [])
         return [dict(zip(LETTERS, softmax(next(scores)), strict=False)) if c else {} for _, c in questions]
 
-    def ask(self, question: str, choices: Sequence[str], sampling: Sampling) -> Answer:
-        """Answer one question; raises `UserError` as `clean_question` and `ask_all`."""
-        ((_, answer),) = self.ask_all([clean_question(question, choices)], sampling, 1)
+    def ask(self, question: str, choices: list[str], sampling: Sampling) -> Answer:
+        """Answer one question from `clean_question`; raises `UserError` as `ask_all`."""
+        ((_, answer),) = self.ask_all([(question, choices)], sampling, 1)
         return answer
 
     def ask_all(

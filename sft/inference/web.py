@@ -4,7 +4,7 @@ from typing import Any
 
 from sft.common.command import UserError
 from sft.common.prompts import LETTERS
-from sft.inference.assistant import sampled
+from sft.inference.assistant import clean_question, sampled
 from sft.inference.generation import Sampling
 
 NOTICE = (
@@ -22,7 +22,7 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
         while choices and not choices[-1].strip():
             choices.pop()
         try:
-            answer = assistant.ask(question, choices, sampling)
+            answer = assistant.ask(*clean_question(question, choices), sampling)
         except UserError as error:  # shown in the place of the answer, and the session goes on
             unseen = gradio.update(visible=False)
             return f"**Not asked:** {error}", unseen, unseen, "", ""
