@@ -207,6 +207,8 @@ def here_on_hub(here, hub, monkeypatch):
     """
     from huggingface_hub import constants, hf_api
 
+    from sft.common.hub import unreached
+
     for name, value in hub.environment.items():
         monkeypatch.setenv(name, value)
     endpoint = hub.environment["HF_ENDPOINT"]
@@ -225,7 +227,9 @@ def here_on_hub(here, hub, monkeypatch):
             monkeypatch.setenv(name, value)
         return here(script, *words)
 
-    return run
+    unreached.cache_clear()  # one answer a process, else
+    yield run
+    unreached.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, first_line, read_json
-from sft.common.hub import not_cached, pinned, repo_file, unreached
+from sft.common.command import UserError, read_json
+from sft.common.hub import loading_errors, pinned, repo_file, unreached
 from sft.common.prompts import prompt_messages
 
 # What data_prep/prepare.py promises about every row.
@@ -23,7 +23,6 @@ def load_split(path: str, split: str) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     advice = "prepare one with `python data_prep/prepare.py --dataset_path DIR --output_dir PMC-VQA-Processed`"
     # A prepared folder holds report.json; in any other, load_dataset would load whatever files it finds.
@@ -35,15 +34,10 @@ def load_split(path: str, split: str) -> Any:
     name, revision = pinned(path)
     if not is_here and (name.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"data set {path} does not exist: {advice}")
-    why = "" if is_here else unreached()
-    try:
-        if why:  # load_dataset would take from its cache whatever version is there
+    with loading_errors(f"data set {path} cannot be opened", f": {advice}", also=DatasetsError):
+        if not is_here and unreached():  # load_dataset would take from its cache whatever version is there
             name, revision = snapshot_download(name, repo_type="dataset", revision=revision), None
         dataset = load_dataset(name, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
-        not_here = why and isinstance(error, LocalEntryNotFoundError)
-        reason = not_cached(why) if not_here else f"{first_line(error)}: {advice}"
-        raise UserError(f"data set {path} cannot be opened: {reason}") from error
     if split not in dataset:
         raise UserError(f"data set {path} has no split {split}: it has {', '.join(dataset)}")
     if missing := COLUMNS - set(dataset[split].column_names):

@@ -20,9 +20,9 @@ from sft.common.command import UserError, first_line
 T = TypeVar("T")
 
 # Seconds before each further try; the files that have arrived are not sent again. A user waits for a query.
-PAUSES, PAUSES_OF_QUERIES = (1, 2, 4, 8, 16), (1, 2)
-# Seconds in which the Hub's address has to answer: several times what a slow line takes, and short for who waits.
-PATIENCE = 3
+RETRY_PAUSES, QUERY_PAUSES = (1, 2, 4, 8, 16), (1, 2)
+# In which the Hub's address has to answer: several times what a slow line takes, and short for a waiting user.
+TIMEOUT_SECONDS = 3
 # Answers of a server that may well answer otherwise in a while.
 RETRYABLE_STATUSES = {408, 429, 500, 502, 503, 504}
 # What a status means to the user, where the server's own words may not say it.
@@ -49,7 +49,7 @@ def is_id(name: str) -> bool:
 
 
 def repo_file(path: str, name: str, kind: str = "model") -> Path | None:
-    """A file of a folder or, downloaded if need be, of a repository on the Hub; None where it cannot be had."""
+    """A file of a folder or, downloaded if need be, of a repository on the Hub; None without one."""
     if Path(path).is_dir():
         return file if (file := Path(path) / name).is_file() else None
     from huggingface_hub import hf_hub_download
@@ -61,30 +61,23 @@ def repo_file(path: str, name: str, kind: str = "model") -> Path | None:
         return None
 
 
+@functools.cache
 def unreached() -> str:
-    """Why the Hub cannot be reached, in words, or "" if it can. To be called before a name on the Hub is looked up.
+    """Why the Hub cannot be reached, or "" if it can. To be called before a name on the Hub is looked up.
 
     The Hub's client tries for a minute before it gives up, and with every file anew. Where one short try fails, this
     process goes on as with HF_HUB_OFFLINE=1: it loads what is in the cache at once, and looks for nothing else.
     """
-    from huggingface_hub import constants
-
-    return _unreached(constants.ENDPOINT)
-
-
-@functools.cache
-def _unreached(endpoint: str) -> str:
-    """As `unreached`; a process tries each endpoint once."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE=1 forbids to contact the Hub: unset it where there is a network"
-    why = f"no answer in {PATIENCE} s"
+    why = f"no answer in {TIMEOUT_SECONDS} s"
 
     def try_once() -> None:
         nonlocal why
         try:
-            get_session().head(endpoint, timeout=PATIENCE, follow_redirects=False)
+            get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS, follow_redirects=False)
             why = ""
         except Exception as error:  # whatever the HTTP library raises
             # A server that breaks off is there: the client tries again.
@@ -94,7 +87,7 @@ def _unreached(endpoint: str) -> str:
     # Only a thread that is left behind limits the time that a name server takes, or several addresses in turn.
     thread = threading.Thread(target=try_once, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT_SECONDS)
     failure = why  # which the thread may still change
     if not failure:
         return ""
@@ -108,9 +101,32 @@ def _unreached(endpoint: str) -> str:
     return f"the Hub cannot be reached ({failure}): {advice}"
 
 
-def not_cached(why: str) -> str:
-    """What to say of a name on the Hub that cannot be had, where `unreached` returned `why`."""
-    return f"it is not in the cache, and {why}, or give a local folder"
+@contextlib.contextmanager
+def loading_errors(
+    words: str,
+    advice: str = ". Check the name and the network, or give a local folder",
+    also: type[Exception] = OSError,
+) -> Iterator[None]:
+    """Turn what loading from a folder or the Hub raises, and errors of `also`, into a `UserError`: ``WORDS: REASON``.
+
+    `advice` is what may help where the reason is not the network.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, UserError, also) as error:  # RuntimeError of weights of other sizes
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        reason = first_line(error).rstrip(".")
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it needs code from its own repository, which is never run here (SECURITY.md): use a model that "
+                "transformers knows"
+            )
+        elif cause(error, LocalEntryNotFoundError) and (why := unreached()):
+            reason = f"it is not in the cache, and {why}, or give a local folder"
+        elif isinstance(error, OSError | ValueError | also):
+            reason += advice
+        raise UserError(f"{words}: {reason}") from error
 
 
 def files_of(info: Any) -> set[str]:
@@ -125,23 +141,28 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def cause(error: BaseException, *kinds: type[BaseException]) -> Any:
+    """The first error of these kinds in the chain, or None."""
+    return next((link for link in chain(error) if isinstance(link, kinds)), None)
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, or None where it did not answer."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next((link.response.status_code for link in chain(error) if isinstance(link, HfHubHTTPError)), None)
+    answer = cause(error, HfHubHTTPError)
+    return answer and answer.response.status_code
 
 
 def no_answer(error: BaseException) -> bool:
     """Whether the connection failed or broke off, under the client's HTTP library or under its storage's (Xet)."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    links = list(chain(error))
-    answered = any(isinstance(link, HfHubHTTPError | OfflineModeIsEnabled) for link in links)
-    return not answered and any(isinstance(link, HTTPError | ConnectionError | TimeoutError) for link in links)
+    answered = cause(error, HfHubHTTPError, OfflineModeIsEnabled)
+    return not answered and cause(error, HTTPError, ConnectionError, TimeoutError) is not None
 
 
-def with_retries(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
+def with_retries(call: Callable[[], T], pauses: Sequence[int] = RETRY_PAUSES) -> T:
     """The result of `call`, repeated after errors that may pass."""
     for pause in pauses:
         try:
@@ -156,17 +177,16 @@ def with_retries(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
 
 def reason(error: BaseException) -> str:
     """What went wrong, in words for the user."""
-    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    links = list(chain(error))
     if no_answer(error):
-        return f"no connection, or it broke off ({first_line(links[-1])})"
-    if any(isinstance(link, OfflineModeIsEnabled) for link in links):
+        return f"no connection, or it broke off ({first_line(list(chain(error))[-1])})"
+    if cause(error, OfflineModeIsEnabled):
         return unreached()
     if isinstance(error, LocalTokenNotFoundError):
         return "not logged in: run `hf auth login` first"
     if advice := STATUS_ADVICE.get(status_of(error)):
-        message = next((link.server_message for link in links if getattr(link, "server_message", None)), None)
+        message = cause(error, HfHubHTTPError).server_message
         return advice + (f" (the Hub says: {message})" if message else "")
     return " ".join(str(error).split())[:400] or type(error).__name__
 
@@ -195,9 +215,9 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
     if not is_id(repo):
         raise UserError(f"{words}: give OWNER/NAME")
     with hub_errors(f"{words}: the Hub refuses"):
-        me = with_retries(api.whoami, PAUSES_OF_QUERIES)
-        there = with_retries(lambda: api.repo_exists(repo, repo_type=kind), PAUSES_OF_QUERIES)
-        info = with_retries(lambda: api.repo_info(repo, repo_type=kind), PAUSES_OF_QUERIES) if there else None
+        me = with_retries(api.whoami, QUERY_PAUSES)
+        there = with_retries(lambda: api.repo_exists(repo, repo_type=kind), QUERY_PAUSES)
+        info = with_retries(lambda: api.repo_info(repo, repo_type=kind), QUERY_PAUSES) if there else None
     owners = {me["name"], *(org["name"] for org in me.get("orgs") or [])}
     # A browser's login has no role, and a fine-grained token may not see all organisations.
     role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")

@@ -4,15 +4,13 @@ On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag. Code from a
 weights are read from safetensors alone.
 """
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sft.common.chat_template import set_chat_template
-from sft.common.command import UserError, first_line, read_json, write_json
-from sft.common.hub import chain, not_cached, pinned, repo_file, unreached
+from sft.common.command import UserError, read_json, write_json
+from sft.common.hub import loading_errors, pinned, repo_file, unreached
 from sft.common.prompts import PROMPT_VERSION
 
 # The prompt format that a model was trained with, which travels with it.
@@ -125,7 +123,7 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     name, revision = pinned(model_path)
     if not Path(model_path).exists():
         unreached()
-    with loading_errors(f"the tokenizer of {model_path}"):
+    with loading_errors(f"the tokenizer of {model_path} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     set_chat_template(tokenizer, chat_template)
     return tokenizer
@@ -144,34 +142,13 @@ def base_of(model_path: str) -> str:
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
-@contextlib.contextmanager
-def loading_errors(words: str) -> Iterator[None]:
-    """Turn what the block raises into a `UserError`: ``WORDS cannot be loaded``, why, and what may help."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, UserError) as error:  # RuntimeError of weights of other sizes
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{words} needs code from its own repository, which is never run here (SECURITY.md): use a model that "
-                "transformers knows"
-            ) from error
-        reason = first_line(error).rstrip(".")
-        if any(isinstance(link, LocalEntryNotFoundError) for link in chain(error)) and (why := unreached()):
-            reason = not_cached(why)
-        elif isinstance(error, OSError | ValueError):
-            reason += ". Check the name and the network, or give a local model folder"
-        raise UserError(f"{words} cannot be loaded: {reason}") from error
-
-
 def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str]:
-    """(the model whose weights are to be read, words for it in an error): of an adapter, its base, or `base` instead.
+    """(the model whose weights are read, how an error of it begins): of an adapter, `base` or the one that it names.
 
     Raises `UserError` if the folder of the base model does not exist.
     """
     base = base or base_of(model_path)
-    words = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
+    words = f"{model_path}{'' if base == model_path else f' is an adapter for {base}, which'} cannot be loaded"
     with loading_errors(words):
         check_model_folder(base)
     return base, words

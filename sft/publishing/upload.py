@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, first_line, read_json, terminated_as_exit
-from sft.common.hub import PAUSES_OF_QUERIES, check_push, files_of, hub_errors, with_retries
+from sft.common.hub import QUERY_PAUSES, check_push, files_of, hub_errors, with_retries
 from sft.common.models import ADAPTER_CONFIG, MANIFEST, prompt_format
 from sft.publishing.staging import ALLOWED
 
@@ -28,7 +28,7 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
         return None
     names = files_of(info)
     with hub_errors(f"--repo {repo}"):
-        tags = with_retries(lambda: tags_of(repo), PAUSES_OF_QUERIES) if tag else {}
+        tags = with_retries(lambda: tags_of(repo), QUERY_PAUSES) if tag else {}
         manifest = read_json(Path(hf_hub_download(repo, MANIFEST, revision=info.sha))) if MANIFEST in names else None
     own = read_json(model / MANIFEST)
     # The same run, whether its model was merged afterwards or not.

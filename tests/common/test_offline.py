@@ -24,7 +24,7 @@ def network(monkeypatch, tmp_path):
     with socket.socket() as taken:  # bound and not listening: nobody else answers there
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        hub._unreached.cache_clear()
+        hub.unreached.cache_clear()
         monkeypatch.setenv("HF_HUB_OFFLINE", "")
         for module, name in ((constants, "ENDPOINT"), (datasets.config, "HF_ENDPOINT")):
             monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
@@ -35,7 +35,7 @@ def network(monkeypatch, tmp_path):
         # So does the client wait between its tries.
         monkeypatch.setattr("time.sleep", lambda pause: pytest.fail(f"a pause of {pause} s"))
         yield
-        hub._unreached.cache_clear()
+        hub.unreached.cache_clear()
 
 
 @pytest.fixture
@@ -145,22 +145,22 @@ def test_what_answers_in_any_way_is_a_network(hub, network, monkeypatch):
 
     from sft.common.hub import unreached
 
+    monkeypatch.setattr(constants, "ENDPOINT", hub.environment["HF_ENDPOINT"])
     for way in (404, 503, DROP):
         hub.faults[:] = [Fault("HEAD", "/", way)]
-        # A name of its own for each, because an address is tried once.
-        monkeypatch.setattr(constants, "ENDPOINT", f"{hub.environment['HF_ENDPOINT']}/{way}")
+        unreached.cache_clear()  # a process tries once
         assert unreached() == unreached() == ""
         assert not constants.HF_HUB_OFFLINE
     assert len(hub.asked) == 3
 
 
-def test_a_silent_server_is_waited_for_no_longer_than_patience(network, monkeypatch):
+def test_a_silent_server_is_waited_for_no_longer_than_the_timeout(network, monkeypatch):
     import datasets
     from huggingface_hub import constants
 
     from sft.common import hub
 
-    monkeypatch.setattr(hub, "PATIENCE", 0.1)
+    monkeypatch.setattr(hub, "TIMEOUT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "the Hub cannot be reached" in hub.unreached()
