@@ -7,6 +7,7 @@ A template that breaks it trains a model on prompts other than those that it wil
 import hashlib
 import re
 from collections.abc import Sequence
+from datetime import date
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,64 @@ from sft.common.command import UserError, first_line
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
 # Stands around the number of a text that is to be filled in: a character that no text of ours holds.
 _SLOT = "\ue000"
+# Markers of turns, as the families write them: <|user|>, <｜User｜>, <turn|>, <start_of_turn>, [INST].
+_MARKER = re.compile(r"<[|｜][^\s<>]+>|<[^\s<>]+[|｜]>|</?\w+_of_\w+>|\[/?[A-Z_]+\]")
+# The date of a template that would write today's: that which Llama's templates fall back to.
+_FIXED_DATE = date(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+# The loss of PyTorch and transformers leaves this label out.
+IGNORED = -100
 # One filled-in text in so many is compared with the template's own.
 COMPARED_EVERY = 100
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
-    """Give `tokenizer` the Jinja template in the file `template`. Raises `UserError` without such a file.
+    """Give `tokenizer` the Jinja template in the file `template`; without one, it keeps its own, and must have one.
 
-    Without `template`, check that the tokenizer has one; raises `UserError` if not.
+    A template that writes today's date gets a fixed one instead, so that its tokens are the same tomorrow.
+
+    Raises `UserError` if there is no template, if the date that it writes cannot be fixed, or if a marker that the
+    file writes between turns is not a token of the vocabulary: the model would read it as words.
     """
-    if template is not None:
+    own = tokenizer.chat_template
+    if template:
         file = Path(template)
         if not file.is_file():
             raise UserError(f"chat template {file} does not exist: choose one of recipes/templates/*.jinja")
         try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
+            tokenizer.chat_template = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"chat template {file} is not UTF-8 text") from error
-    elif tokenizer.chat_template is None:
+    elif own is None:
         raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = _with_fixed_date(tokenizer.chat_template)
+    if template and tokenizer.chat_template != own:
+        try:
+            _check_markers(tokenizer)
+        except UserError as error:
+            advice = "leave the template out to use the model's own" if own else "name that of the model's family"
+            raise UserError(f"{template} does not fit this model: {error}: {advice}") from error
+
+
+def _with_fixed_date(template: str) -> str:
+    """`template` with a fixed date in place of today's, which some families (Llama 3.2, gpt-oss) write by default."""
+    fixed = _TODAY.sub(lambda call: repr(_FIXED_DATE.strftime(call["format"])), template)
+    if "strftime_now(" in fixed:
+        raise UserError(
+            "chat template writes today's date, so its tokens differ every day: write a fixed date into it"
+        )
+    return fixed
+
+
+def _check_markers(tokenizer: Any) -> None:
+    """Raise `UserError` if a marker between the turns of a conversation is not one token."""
+    turns = [{"role": role, "content": _SLOT} for role in ("user", "assistant")]
+    written = "".join(render(tokenizer, [turns]) + render(tokenizer, [turns[:1]], add_generation_prompt=True))
+    for marker in dict.fromkeys(_MARKER.findall(written)):
+        pieces = len(encode(tokenizer, [marker])[0])
+        if pieces > 1:
+            raise UserError(f"chat template writes {marker}, which the model would read as {pieces} pieces of words")
 
 
 def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[list[int]]:
@@ -140,7 +180,8 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "
-                f"{tokenizer.decode(full_ids[same : same + 8])!r}. Name a template of recipes/templates/: "
+                f"{tokenizer.decode(full_ids[same : same + 8])!r}. Name a template that "
+                "keeps the think block, as recipes/templates/deepseek_r1.jinja does for the R1 distills: "
                 "chat_template_path in a recipe, --chat_template elsewhere"
             )
         prompt_ids, completion_ids = head + end, rest[len(end) :]
@@ -148,13 +189,32 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             raise UserError(f"chat template writes the begin-of-text token twice in {row}")
         if not completion_ids:
             raise UserError(f"the completion is empty in {row}: nothing would be trained")
-        if completion_ids[-1] != tokenizer.eos_token_id:
-            raise UserError(
-                f"chat template does not end {row} with {tokenizer.eos_token!r}: the model would never learn to stop. "
-                "Name a template of recipes/templates/: chat_template_path in a recipe, --chat_template elsewhere"
-            )
-        rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
+        rows.append({"prompt_ids": prompt_ids, "completion_ids": _up_to_end_of_turn(tokenizer, completion_ids, row)})
     return rows
+
+
+def tokenize(tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]]) -> dict[str, list[list[int]]]:
+    """``{"input_ids", "labels"}`` of the rows, as SFTTrainer makes them; raises as `split_completions`."""
+    rows = split_completions(tokenizer, prompts, completions)
+    return {
+        "input_ids": [row["prompt_ids"] + row["completion_ids"] for row in rows],
+        "labels": [[IGNORED] * len(row["prompt_ids"]) + row["completion_ids"] for row in rows],
+    }
+
+
+def _up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
+    """The ids up to the end-of-text token, without the white space that many templates write behind it.
+
+    Raises `UserError` if they do not end so: the model would not learn to stop where generation stops.
+    """
+    after = ids[::-1].index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
+    if after is None or (after and tokenizer.decode(ids[-after:]).strip()):
+        raise UserError(
+            f"chat template ends {row} with {tokenizer.decode(ids[-8:])!r}, and generation stops at "
+            f"{tokenizer.eos_token!r}: the model would not learn to stop. Set eos_token in the recipe to the token "
+            "that ends a turn in this template, or use the template of the model's family"
+        )
+    return ids[: len(ids) - after]
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:
@@ -196,40 +256,6 @@ def explain(tokenizer: Any, prompt: list[dict], completion: list[dict]) -> dict[
     ids = row["prompt_ids"] + row["completion_ids"]
     mask = [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"])
     return {"text": tokenizer.decode(ids), "input_ids": ids, "loss_mask": mask, "tokens": len(ids)}
-
-
-def check_rows(dataset: Any, tokenizer: Any, max_length: int | None, name: str) -> list[int]:
-    """Check every row of a prepared data set as `split_completions` does; returns its lengths in tokens.
-
-    Rows with tokens (`prepare.py --pretokenize`) were checked when they were made; here only that they were made for
-    this tokenizer and template. Raises `UserError` if a row breaks parity, is longer than `max_length` tokens, so that
-    TRL would cut its completion, or has tokens for another model.
-    """
-
-    def lengths(batch: dict) -> dict:
-        rows = split_completions(tokenizer, batch["prompt"], batch["completion"])
-        return {"tokens": [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]}
-
-    if "input_ids" in dataset.column_names:
-        fingerprint = tokenizer_fingerprint(tokenizer)
-        if others := set(dataset.unique("tokenized_for")) - {fingerprint}:
-            raise UserError(
-                f"{name} rows have tokens for another tokenizer or chat template (fingerprint {others.pop()}, here "
-                f"{fingerprint}): prepare them with --pretokenize and this model and --chat_template"
-            )
-        import pyarrow.compute as pc
-
-        tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
-        tokens = [length for table in tables for length in pc.list_value_length(table["input_ids"]).to_pylist()]
-    else:  # at every start: a cached verdict could be that of another template
-        options = {"remove_columns": dataset.column_names, "load_from_cache_file": False}
-        tokens = list(dataset.map(lengths, batched=True, desc=f"Checking {name} rows", **options)["tokens"])
-    if too_long := [length for length in tokens if max_length is not None and length > max_length]:
-        raise UserError(
-            f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
-            f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
-        )
-    return tokens
 
 
 def trained_columns(dataset: Any) -> list[str]:

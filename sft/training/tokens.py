@@ -1,0 +1,85 @@
+"""The token ids that SFTTrainer gets: every row checked, made once, and kept in the cache of `datasets`.
+
+SFTTrainer leaves rows with `input_ids` as they are. Its own preparation makes the same ids, row by row in one process
+(tests/training/test_tokens.py compares them).
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from sft.common import chat_template
+from sft.common.command import UserError, sha256
+
+# Below this number of rows, starting processes takes longer than the work.
+ROWS_PER_PROCESS = 5_000
+
+
+def tokenized(dataset: Any, tokenizer: Any, max_length: int | None, name: str, num_proc: int | None = None) -> Any:
+    """The rows of a prepared data set as `input_ids` and `labels`, in their order, each row checked.
+
+    Rows with tokens (`prepare.py --pretokenize`) were checked when they were made; here only that they were made for
+    this tokenizer and template. Others are checked as `tokenize` does, on all cores. The first process of each machine
+    does the work, the others wait and read its cache, and so does a later run with the same data, vocabulary and
+    chat template.
+
+    Raises `UserError` if a row breaks parity, is longer than `max_length` tokens, so that TRL would cut its
+    completion, or has tokens for another model.
+    """
+    from accelerate import PartialState
+
+    fingerprint = chat_template.tokenizer_fingerprint(tokenizer)
+    if "input_ids" in dataset.column_names:
+        if others := set(dataset.unique("tokenized_for")) - {fingerprint}:
+            raise UserError(
+                f"{name} rows have tokens for another tokenizer or chat template (fingerprint {others.pop()}, here "
+                f"{fingerprint}): prepare them with --pretokenize and this model and --chat_template"
+            )
+        tokens = dataset.select_columns(["input_ids", "labels"])
+    else:
+        # What decides the tokens, and whether they are accepted; a pickled tokenizer changes as it is used.
+        parts = (dataset._fingerprint, fingerprint, tokenizer.eos_token, tokenizer.bos_token)
+        parts += (sha256(Path(chat_template.__file__)),)
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        cores = num_proc or usable_cores()
+        with PartialState().local_main_process_first():
+            tokens = dataset.map(
+                _tokenize_batch,
+                batched=True,
+                fn_kwargs={"tokenizer": tokenizer},
+                remove_columns=dataset.column_names,
+                features=_features(),
+                new_fingerprint=digest,
+                num_proc=cores if len(dataset) > ROWS_PER_PROCESS * cores > ROWS_PER_PROCESS else None,
+                desc=f"Tokenizing {name} rows",
+            )
+    if max_length is not None and (too_long := [length for length in lengths(tokens) if length > max_length]):
+        raise UserError(
+            f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
+            f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
+        )
+    return tokens
+
+
+def lengths(tokens: Any) -> list[int]:
+    """Tokens of each row."""
+    import pyarrow.compute as pc
+
+    tables = tokens.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
+    return [length for table in tables for length in pc.list_value_length(table["input_ids"]).to_pylist()]
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tokenize_batch(batch: dict[str, list], tokenizer: Any) -> dict[str, list]:
+    return chat_template.tokenize(tokenizer, batch["prompt"], batch["completion"])
+
+
+def _features() -> Any:
+    from datasets import Features, List, Value
+
+    return Features({name: List(Value("int32")) for name in ("input_ids", "labels")})
