@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from sft.common.command import UserError, first_line
+from sft.common.command import UserError, first_line, shipped
 
 # What a template may look for in a text, so that it does not just copy it.
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
@@ -41,7 +41,7 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
     """
     own = tokenizer.chat_template
     if template:
-        file = Path(template)
+        file = shipped(Path(template))
         if not file.is_file():
             raise UserError(f"chat template {file} does not exist: choose one of recipes/templates/*.jinja")
         try:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import gc
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -43,6 +44,21 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def run_by_name() -> None:
+    """Every installed command begins here: `pmcvqa-evaluate` runs `main` of sft/evaluate.py."""
+    name = Path(sys.argv[0]).stem.removeprefix("pmcvqa-")
+    others = {"train": "sft.run", "prepare": "data_prep.prepare", "preview": "data_prep.preview"}
+    run(importlib.import_module(others.get(name, f"sft.{name}")).main)
+
+
+def shipped(path: Path) -> Path:
+    """`path`; if it is not here, but a recipe, template or launch file of that name came with the project, that one."""
+    if not path.exists() and path.parts[:1] in (("recipes",), ("accelerate_configs",)):
+        package = Path(__file__).parents[1]  # installed, they lie in it (setup.cfg); in a clone, beside it
+        return next((folder / path for folder in (package, package.parent) if (folder / path).is_file()), path)
+    return path
 
 
 def check_one_checkout(main: Callable[[], None]) -> None:

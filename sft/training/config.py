@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sft.common.command import UserError, strip_local_paths
+from sft.common.command import UserError, shipped, strip_local_paths
 
 # Names that recipes elsewhere carry, today or from older libraries, and what they are called here.
 OTHER_NAMES = {
@@ -229,7 +229,7 @@ def resolve(argv: Sequence[str]) -> Settings:
     """
     if not argv or argv[0].startswith("-"):
         raise UserError("name a recipe first: accelerate launch sft/run.py recipes/pmcvqa.yaml [--key value ...]")
-    recipe_path, overrides = Path(argv[0]), list(argv[1:])
+    recipe_path, overrides = shipped(Path(argv[0])), list(argv[1:])
     recipe = read_recipe(recipe_path)
 
     from trl import TrlParser

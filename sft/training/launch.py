@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sft.common.command import UserError
+from sft.common.command import UserError, shipped
 
 ADVICE = "choose one of accelerate_configs/*.yaml"
 
@@ -48,7 +48,7 @@ class Launch:
 def read_launch_file(path: Path) -> Launch:
     """The `Launch` that a launch file makes; raises `UserError` for no such file, or a kind that is not known here."""
     try:
-        return current_launch(environment_of(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        return current_launch(environment_of(yaml.safe_load(shipped(path).read_text(encoding="utf-8"))))
     except OSError as error:
         raise UserError(f"launch file {path}: {error.strerror}: {ADVICE}") from error
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
