@@ -57,7 +57,7 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
             _check_markers(tokenizer)
         except UserError as error:
             advice = "leave the template out to use the model's own" if own else "name that of the model's family"
-            raise UserError(f"{template} does not fit this model: {error}: {advice}") from error
+            raise UserError(f"{error} ({template}): {advice}") from error
 
 
 def _with_fixed_date(template: str) -> str:
@@ -184,6 +184,9 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
                 "keeps the think block, as recipes/templates/deepseek_r1.jinja does for the R1 distills: "
                 "chat_template_path in a recipe, --chat_template elsewhere"
             )
+        for text in (prompt[-1]["content"], *(text for key, text in completion[-1].items() if key != "role" and text)):
+            if text.strip() not in full_text:
+                raise UserError(f"chat template leaves out {text.strip()[:60]!r} of {row}: use another template")
         prompt_ids, completion_ids = head + end, rest[len(end) :]
         if prompt_ids[:2] == [tokenizer.bos_token_id] * 2:
             raise UserError(f"chat template writes the begin-of-text token twice in {row}")

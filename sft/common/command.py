@@ -54,7 +54,7 @@ def run_by_name() -> None:
 
 
 def shipped(path: Path) -> Path:
-    """`path`; if it is not here, but a recipe, template or launch file of that name came with the project, that one."""
+    """`path`, or, if it is not here, the recipe, template or launch file of that name that came with the project."""
     if not path.exists() and path.parts[:1] in (("recipes",), ("accelerate_configs",)):
         package = Path(__file__).parents[1]  # installed, they lie in it (setup.cfg); in a clone, beside it
         return next((folder / path for folder in (package, package.parent) if (folder / path).is_file()), path)

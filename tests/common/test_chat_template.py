@@ -1,6 +1,7 @@
 """The contract between training and inference, to the token."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,10 @@ def test_stock_deepseek_template_is_refused_for_training(deepseek_tokenizer, com
     ("change", "reason"),
     [
         (("{{- bos_token", "{{- bos_token + bos_token"), "twice"),
-        (("+ answer | trim + eos_token", "+ answer | trim"), "never learn to stop"),
+        (("+ answer | trim + eos_token", "+ answer | trim"), "would not learn to stop"),
         (("<think>\\n' + reasoning", "<think>\\n\\n' + reasoning"), "breaks parity"),
+        (("'<｜User｜>' + message['content']", "'<｜User｜>'"), "leaves out 'Which stain shows iron?"),
+        (("(message['reasoning_content'] or '')", "''"), "leaves out 'It binds ferric iron.'"),
     ],
 )
 def test_broken_templates_are_refused(deepseek_tokenizer, tmp_path, change, reason):
@@ -84,7 +87,65 @@ def test_broken_templates_are_refused(deepseek_tokenizer, tmp_path, change, reas
     (tmp_path / "broken.jinja").write_text(tokenizer.chat_template.replace(*change), encoding="utf-8")
     set_chat_template(tokenizer, tmp_path / "broken.jinja")
     with pytest.raises(UserError, match=reason):
-        split_completions(tokenizer, [PROMPT], [ANSWER])
+        split_completions(tokenizer, [PROMPT], [REASONED])
+
+
+@pytest.mark.parametrize("marker", ["<|user|>", "<｜Nutzer｜>", "<start_of_turn>", "[INST]", "<|turn>", "<turn|>"])
+def test_a_template_whose_markers_the_model_would_read_as_words_is_refused(smollm2_tokenizer, tmp_path, marker):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    file = tmp_path / "other.jinja"
+    file.write_text(tokenizer.chat_template.replace("<|im_start|>", marker), encoding="utf-8")
+    with pytest.raises(UserError, match=f"chat template writes {re.escape(marker)}, .* the model's own"):
+        set_chat_template(tokenizer, file)
+    # As a token of the vocabulary it is one.
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.add_tokens([marker])
+    set_chat_template(tokenizer, file)
+
+
+def test_a_model_keeps_its_own_template_whatever_it_writes(smollm2_tokenizer):
+    """Some families (Zephyr, Llama 2) write their markers as words, and learnt them so."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|turn|>")
+    for none in (None, ""):
+        set_chat_template(tokenizer, none)
+    assert tokenizer.decode(split_completions(tokenizer, [PROMPT], [ANSWER])[0]["prompt_ids"]).startswith("<|turn|>")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(smollm2_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    (tmp_path / "notepad.jinja").write_text(tokenizer.chat_template, encoding="utf-8-sig")
+    set_chat_template(tokenizer, tmp_path / "notepad.jinja")
+    assert tokenizer.chat_template == smollm2_tokenizer.chat_template
+
+
+@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%Y-%m-%d" )'])
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(smollm2_tokenizer, call):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = "{% if strftime_now is defined %}{{ " + call + " }}{% endif %}" + tokenizer.chat_template
+    today = tokenizer.apply_chat_template(PROMPT, tokenize=False)
+    set_chat_template(tokenizer, None)
+    (fixed,) = render(tokenizer, [PROMPT])
+    assert fixed != today
+    assert fixed.startswith(("26 Jul 2024", "2024-07-26"))
+    assert "strftime_now(" not in tokenizer.chat_template  # nor do others who load the trained model write today's
+
+
+def test_a_date_that_cannot_be_fixed_is_refused(smollm2_tokenizer):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = "{{ strftime_now(messages[0]['role']) }}" + tokenizer.chat_template
+    with pytest.raises(UserError, match="its tokens differ every day"):
+        set_chat_template(tokenizer, None)
+
+
+def test_white_space_behind_the_end_of_the_turn_is_not_trained(smollm2_tokenizer):
+    """As in the templates of Qwen and of SmolLM2 itself."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    assert split_completions(tokenizer, [PROMPT], [ANSWER]) == split_completions(smollm2_tokenizer, [PROMPT], [ANSWER])
 
 
 def test_reasoning_is_refused_where_the_model_family_has_no_place_for_it(smollm2_tokenizer):
@@ -119,18 +180,6 @@ def test_a_template_that_does_not_copy_is_rendered_row_by_row(smollm2_tokenizer)
     expected = tokenizer.apply_chat_template(conversations, tokenize=False)
     assert "QUESTION 7" in expected[7]
     assert render(tokenizer, conversations) == expected
-
-
-def test_a_row_whose_answer_would_be_cut_is_refused(deepseek_tokenizer, prepared):
-    from datasets import load_dataset
-
-    from sft.common.chat_template import check_rows
-
-    rows = load_dataset(str(prepared))["dev"]
-    longest = max(check_rows(rows, deepseek_tokenizer, None, "dev"))
-    assert check_rows(rows, deepseek_tokenizer, longest, "dev")
-    with pytest.raises(UserError, match=f"set max_length to {longest} or more"):
-        check_rows(rows, deepseek_tokenizer, longest - 1, "dev")
 
 
 @pytest.mark.parametrize(
