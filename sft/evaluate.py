@@ -24,22 +24,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.common.command import UserError, run, strip_local_paths, write_json
+from sft.common.command import UserError, run, strip_local_paths
 from sft.common.data import draw, load_split
 from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
 from sft.common.prompts import LETTERS, OPEN
+from sft.evaluation import comparison
 from sft.evaluation.answer_cache import Answers, check_kept, fingerprint_of
-from sft.evaluation.comparison import (
-    PREDICTIONS,
-    RESULTS,
-    SCHEMA_VERSION,
-    Evaluation,
-    check_comparable,
-    compare,
-    read_evaluation,
-)
+from sft.evaluation.comparison import PREDICTIONS, RESULTS, Evaluation
 from sft.evaluation.report import write_report
-from sft.evaluation.results import results_of, write_predictions
+from sft.evaluation.results import results_of
 from sft.evaluation.tables import results_text
 from sft.evaluation.tasks import (
     GENERATION,
@@ -85,8 +78,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError("--backend openai: name the server with --base_url, as in http://127.0.0.1:8000/v1")
         if LIKELIHOOD in args.method:
             raise UserError(
-                "--backend openai: servers do not tell the log-likelihood of a given text alike: use --method "
-                "generation, or score the model itself without --backend"
+                "--backend openai: servers have no common way to return the log-likelihood of a given text: use "
+                "--method generation, or score the model itself without --backend"
             )
     elif args.base_url:
         raise UserError("--base_url goes with --backend openai")
@@ -150,43 +143,40 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
     Raises:
         UserError: a question does not fit into the context, a server fails, or other processes' answers are not here.
     """
-    wanted = [(task.name, question["id"]) for task in tasks for question in task.questions]
-    missing = sum(key not in answers.by_key for key in wanted)
+    wanted = {(task.name, question["id"]) for task in tasks for question in task.questions}
+    missing, is_main = wanted - answers.by_key.keys(), state.is_main_process
     if not missing:
-        if state.is_main_process:
+        if is_main:
             print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
         return
     answered = answered_locally if args.backend == "local" else answered_by_server
     batches = answered(args, tasks, answers.by_key, state)
     state.wait_for_everyone()  # every process has read what was there
-    if state.is_main_process:
+    if is_main:
         passes = f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} ({'; '.join(task.name for task in tasks)})"
-        counts = f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}"
+        counts = f"{len(wanted)} answers wanted, {len(wanted) - len(missing)} found in {answers.folder}"
         print(f"{len(tasks[0].questions)} questions, {passes}: {counts}", flush=True)
         answers.begin()
         (answers.folder.parent / RESULTS).unlink(missing_ok=True)  # until it is true again
     state.wait_for_everyone()
-    share = -(-missing // state.num_processes)
-    with tqdm(total=share, desc="Asking", unit=" answers", disable=not state.is_main_process) as progress:
+    share = -(-len(missing) // state.num_processes)
+    with tqdm(total=share, desc="Asking", unit=" answers", disable=not is_main) as progress:
         for count in answers.write(state.process_index, batches):
             progress.update(count)
     state.wait_for_everyone()
-    if state.is_main_process:
+    if is_main:
         answers.read()
-        if any(key not in answers.by_key for key in wanted):
-            raise UserError(
-                f"answers of other processes are missing in {answers.folder}: put --output_dir where all machines "
-                "see it"
-            )
+        if wanted - answers.by_key.keys():
+            words = "put --output_dir where all machines see it"
+            raise UserError(f"answers of other processes are missing in {answers.folder}: {words}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    # What can be refused is refused before the model loads.
     if args.backend == "local":
         check_model_folder(args.model_path)
     samplings = [Sampling(args.max_new_tokens, args.temperature, args.top_p, seed) for seed in args.generation_seeds]
-    baseline = read_evaluation(args.baseline) if args.baseline else None
+    baseline = comparison.read_evaluation(args.baseline) if args.baseline else None
     split = load_split(args.dataset_path, args.split)
     questions = draw(split, args.num_samples or len(split), args.seed)
     check_questions(questions, args)
@@ -202,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
     fingerprint = fingerprint_of(args, questions, state.device.type)
     if baseline:
-        check_comparable(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
+        comparison.common_scores(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
     answers = Answers(folder / "answers", fingerprint, args.overwrite)
     tasks = tasks_of(args, questions, samplings)
     check_kept(folder, tasks, args.overwrite)
@@ -212,7 +202,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     scores, columns = results_of(questions, tasks, answers.by_key)
     results = {
-        "schema_version": SCHEMA_VERSION,
         "name": folder.name,
         "model": strip_local_paths(args.model_path),
         "dataset": strip_local_paths(args.dataset_path),
@@ -226,12 +215,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "fingerprint": fingerprint,
     }
     if baseline:
-        rows = zip(*columns.values(), strict=True)
-        by_id = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
-        results["paired"] = compare(Evaluation(results, by_id), baseline)
-    write_predictions(columns, folder / PREDICTIONS)
+        results["paired"] = comparison.paired_comparison(Evaluation(results, columns), baseline)
     write_report(results, columns, questions, folder / "report.html")
-    write_json(folder / RESULTS, results)
+    comparison.write_evaluation(Evaluation(results, columns), folder)
     print(results_text(results))
     print(f"Wrote {folder / RESULTS}, {PREDICTIONS} and report.html")
 

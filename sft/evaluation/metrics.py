@@ -1,7 +1,7 @@
-"""From right and wrong answers to numbers with intervals: what sft/evaluate.py reports, one function a number.
+"""From right and wrong answers to numbers with intervals: what sft/evaluate.py reports (docs/evaluation.md).
 
 `right` is always one value a question, 1.0 for a right answer and 0.0 for a wrong one, or the share of right answers
-where a question was answered several times. docs/evaluation.md explains each number to someone who will cite it.
+where a question was answered several times.
 """
 
 import math
@@ -57,22 +57,16 @@ def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -
 
 def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
     """Expected calibration error over equal-width bins (arXiv 1706.04599), and the bins of the reliability diagram."""
-    bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
+    by_bin: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for confidence, value in zip(confidences, right, strict=True):
-        bins[min(int(confidence * BINS), BINS - 1)].append((confidence, value))
-    described = [
-        {
-            "from": number / BINS,
-            "to": (number + 1) / BINS,
-            "n": len(pairs),
-            "confidence": fmean(confidence for confidence, _ in pairs),
-            "accuracy": fmean(value for _, value in pairs),
-        }
-        for number, pairs in enumerate(bins)
-        if pairs
-    ]
-    gaps = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in described)
-    return {"ece": gaps / len(right), "bins": described}
+        by_bin[min(int(confidence * BINS), BINS - 1)].append((confidence, value))
+    bins = []
+    for number, pairs in sorted(by_bin.items()):
+        mean_confidence, share = map(fmean, zip(*pairs, strict=True))
+        limits = {"from": number / BINS, "to": (number + 1) / BINS}
+        bins.append({**limits, "n": len(pairs), "confidence": mean_confidence, "accuracy": share})
+    gaps = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins)
+    return {"ece": gaps / len(right), "bins": bins}
 
 
 def accuracy(right: Sequence[float]) -> dict[str, Any]:
@@ -81,7 +75,7 @@ def accuracy(right: Sequence[float]) -> dict[str, Any]:
     return {"accuracy": correct / n, "n": n, "ci95": list(wilson_interval(correct, n))}
 
 
-def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
+def score_metrics(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
     """The numbers that every score has: accuracy and its errors, and letter bias (RStd: arXiv 2309.03882)."""
     articles = [question.get("article") or "" for question in questions]
     by_letter: dict[str, list[float]] = defaultdict(list)
@@ -98,14 +92,14 @@ def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]
     }
 
 
-def paired(
+def paired_difference(
     right: Sequence[float], baseline: Sequence[float], articles: Sequence[str], asked_once: bool = True
 ) -> dict[str, Any]:
     """Two runs over the same questions, in the same order (arXiv 2411.00640).
 
     ``difference`` of the accuracies with its 95 % interval, clustered by article, which is None where all differences
-    are the same and a normal interval has no width; and, where each question was `asked_once`, the questions that one
-    run alone answered rightly, with the exact McNemar p-value.
+    are equal; and, where each question was `asked_once`, the questions that one run alone answered rightly, with the
+    exact McNemar p-value.
     """
     differences = [a - b for a, b in zip(right, baseline, strict=True)]
     difference = sum(differences) / len(differences)

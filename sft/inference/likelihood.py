@@ -1,7 +1,13 @@
-"""The log-likelihood of every option: each is scored by the very completion that training would have used."""
+"""Option likelihood: log p(completion | prompt) of every option, by the completion that training would have used.
+
+In the letter formats ("letter", "letter_text") the options differ in their first token, the letter, and only that token
+is scored, not the option's text behind it. In the others every token from where the options differ is scored, the
+end-of-text token included, without length normalisation.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from sft.common.chat_template import common_prefix, split_completions
@@ -11,7 +17,7 @@ from sft.common.prompts import answer_text, completion_messages, prompt_messages
 def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
     """``{"shared": ids, "options": [ids, ...], "first_token_only"}`` of each row of a prepared data set.
 
-    What is asked, up to where the options differ, and what differs, end-of-text token included.
+    The prompt and what all completions begin with, and the rest of each, end-of-text token included.
     """
     prompts, completions = [], []
     for q in questions:
@@ -21,13 +27,12 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
     rows = iter(split_completions(tokenizer, prompts, completions))
     tokens = []
     for q in questions:
-        own = [next(rows) for _ in q["choices"]]
-        options = [row["completion_ids"] for row in own]
+        own = list(islice(rows, len(q["choices"])))
         # Each keeps its last token, so that options of the same text have one to be scored by.
-        cut = len(common_prefix([option[:-1] for option in options]))
-        shared, differing = own[0]["prompt_ids"] + options[0][:cut], [option[cut:] for option in options]
+        prefix = common_prefix([row["completion_ids"][:-1] for row in own])
+        options = [row["completion_ids"][len(prefix) :] for row in own]
         by_letter = q["answer_format"].startswith("letter")
-        tokens.append({"shared": shared, "options": differing, "first_token_only": by_letter})
+        tokens.append({"shared": own[0]["prompt_ids"] + prefix, "options": options, "first_token_only": by_letter})
     return tokens
 
 
@@ -43,19 +48,18 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
 
 
 def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> list[list[float]]:
-    """log p(option | question) in nats, one list a question, for a batch of `option_tokens`.
+    """Log-likelihood of each option in nats, one list a question, for a batch of `option_tokens`.
 
     The shared part of each question is computed once; its key/value cache is then continued by each of its options.
-    In letter formats, where the options differ in their first token, the first pass suffices.
+    Where only the first token of the options is scored, the first pass suffices.
     """
     import torch
 
     first_token_only = all(question["first_token_only"] for question in batch)
     options = [option for question in batch for option in question["options"]]
-    owners = [index for index, question in enumerate(batch) for _ in question["options"]]
+    owner = torch.tensor([index for index, q in enumerate(batch) for _ in q["options"]], device=model.device)
     # Padded on the right, where causal attention never looks: no mask is needed, and padding changes no score.
     shared, mask = pad(model, tokenizer, [question["shared"] for question in batch], "right")
-    owner = torch.tensor(owners, device=model.device)
     last, place = (mask.sum(-1) - 1).unique(return_inverse=True)
     with torch.no_grad():  # not inference_mode: under ZeRO-3 the gathered weights would stay unusable for training
         start = model(input_ids=shared, use_cache=not first_token_only, logits_to_keep=last)
@@ -77,12 +81,11 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
             ).logits
             each = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
             scores = scores + (each * option_mask[:, 1:]).sum(-1)
-    each_score = iter(scores.tolist())
-    return [[next(each_score) for _ in question["options"]] for question in batch]
+    return [part.tolist() for part in scores.split([len(question["options"]) for question in batch])]
 
 
 def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of indices, longest first: each holds like lengths, and one that does not fit fails at once."""
+    """Batches of indices, longest first: each holds similar lengths, and memory that is too small fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 

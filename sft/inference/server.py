@@ -19,9 +19,9 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 
 @dataclass
 class Server:
-    """The model of this name on a server, whose API begins at `base_url`.
+    """A model on a server, whose API begins at `base_url`; the environment variable OPENAI_API_KEY is sent along.
 
-    `retries` are those of one request; `timeout` is in seconds. The environment variable OPENAI_API_KEY is sent along.
+    `retries` are those of one request; `timeout` is in seconds.
     """
 
     base_url: str
@@ -48,7 +48,7 @@ class Server:
                 max_retries=self.retries,
                 timeout=self.timeout,
             )
-            # Tells a wrong address at once, without the retries that a long evaluation wants.
+            # A wrong address fails at once, without the retries that a long evaluation wants.
             self.client.with_options(max_retries=0, timeout=min(self.timeout, 30.0)).models.list()
         except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self.failure(error) from error
@@ -58,17 +58,14 @@ class Server:
             pass  # it is there; not every server can list its models (transformers serve needs a Hub cache for it)
 
     def failure(self, error: Exception) -> UserError:
-        """What went wrong with the server, in one line."""
-        cause = f": {first_line(error.__cause__)}" if error.__cause__ else ""
-        return UserError(
-            f"the server {self.base_url} failed: {first_line(error)}{cause}: check --base_url and the server's log"
-        )
+        cause = f"{first_line(error)}: {first_line(error.__cause__)}" if error.__cause__ else first_line(error)
+        return UserError(f"the server {self.base_url} failed: {cause}: check --base_url and the server's log")
 
     def ask(self, messages: list[dict], sampling: Sampling) -> Generated:
         """The model's turn. Reasoning that the server has split off is put back before the answer.
 
         Raises:
-            UserError: the server refuses, is silent for too long, or sends something that is not a chat completion.
+            UserError: the server refuses, is silent for too long, or sends no chat completion with a number of tokens.
         """
         import openai
 
@@ -84,18 +81,19 @@ class Server:
         except (openai.OpenAIError, ValueError) as error:
             raise self.failure(error) from error
         try:
-            choice = completion.choices[0]
-            message, content = choice.message, choice.message.content
-        except (AttributeError, IndexError, TypeError):
-            content = completion.encode() if isinstance(completion, str) else completion
-        if not isinstance(content, str | None):
-            raise UserError(f"the server {self.base_url} sent no chat completion but {str(completion)[:160]!r}")
+            choice, message = completion.choices[0], completion.choices[0].message
+            if not isinstance(message.content, str | None):
+                raise TypeError("the content is not a text")
+        except (AttributeError, LookupError, TypeError) as error:
+            sent = str(completion)[:160]
+            raise UserError(f"the server {self.base_url} sent no chat completion but {sent!r}") from error
         tokens = getattr(completion.usage, "completion_tokens", None)
         if not isinstance(tokens, int):
-            raise UserError(f"the server {self.base_url} does not tell usage.completion_tokens, which is reported")
-        reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-        text = f"<think>\n{reasoning}\n</think>\n\n{content or ''}" if reasoning else content or ""
-        # Half a surrogate pair, which a server may cut at, is no text that can be kept.
+            raise UserError(f"the server {self.base_url} does not send usage.completion_tokens, which is reported")
+        text = message.content or ""
+        if reasoning := getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None):
+            text = f"<think>\n{reasoning}\n</think>\n\n{text}"
+        # A server may cut a surrogate pair in two; half of it cannot be written to a file.
         text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
         return Generated(text, tokens, choice.finish_reason not in FINISHED)
 

@@ -188,8 +188,8 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(evaluate, misbeha
         ("nonsense", [], "sent no chat completion"),
         ("a web page", [], "sent no chat completion"),
         ("a list", [], "sent no chat completion"),
-        ("no count", [], "does not tell usage.completion_tokens"),
-        ("words", [], "does not tell usage.completion_tokens"),
+        ("no count", [], "does not send usage.completion_tokens"),
+        ("words", [], "does not send usage.completion_tokens"),
     ],
 )
 def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, words, way, options, message):
