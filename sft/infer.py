@@ -129,7 +129,6 @@ def main() -> None:
 
 
 def show(answer: Answer, thinking: str) -> None:
-    """Print an answer with its options as bars, and its reasoning if it is wanted."""
     print(f"\nQ: {answer.question}")
     print_probabilities(answer.choices.values(), answer.probabilities)
     if thinking == "show" and answer.reasoning:

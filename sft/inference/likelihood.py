@@ -1,7 +1,7 @@
 """Option likelihood: log p(completion | prompt) of every option, by the completion that training would have used.
 
-In the letter formats ("letter", "letter_text") the options differ in their first token, the letter, and only that token
-is scored, not the option's text behind it. In the others every token from where the options differ is scored, the
+In the letter formats ("letter", "letter_text") the options differ in their first token, the letter, and only it is
+scored, not the option's text behind it. In the others every token from where the options differ is scored, the
 end-of-text token included, without length normalisation.
 """
 

@@ -9,7 +9,7 @@ from sft.common.prompts import LETTERS
 
 
 class ParsedAnswer(NamedTuple):
-    """What a generated text answers: the index of the option if one is stated, else why there is none."""
+    """The index of the option that a text states, or None and why."""
 
     index: int | None
     outcome: Literal["answered", "unparsed", "truncated"]
@@ -94,19 +94,16 @@ def _before(text: str, place: int) -> str:
     return re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1]
 
 
-def _clause(text: str) -> str:
-    """`text` up to where its first clause ends."""
-    end = _CLAUSE_END.search(text)
-    return text[: end.start()] if end else text
+def _at(letter: str, choices: Sequence[str]) -> set[int]:
+    """The option at a letter, if there are so many."""
+    return {LETTERS.index(letter.upper())} & set(range(len(choices)))
 
 
 def _same_text(text: str, choices: Sequence[str]) -> set[int]:
     """Options that `text` is, word for word; of options that are letters, also the one at that letter."""
-    bare = text.strip().strip("()[]").rstrip(".").casefold()
-    options = {i for i, choice in enumerate(choices) if choice.strip().strip("()[]").rstrip(".").casefold() == bare}
-    return options | (
-        {LETTERS.index(bare.upper())} & set(range(len(choices))) if options and bare in [*"abcd"] else set()
-    )
+    bare, *bare_choices = [value.strip().strip("()[]").rstrip(".").casefold() for value in (text, *choices)]
+    options = {index for index, choice in enumerate(bare_choices) if choice == bare}
+    return options | _at(bare, choices) if options and bare in [*"abcd"] else options
 
 
 def _options_begun(text: str, choices: Sequence[str]) -> set[int]:
@@ -122,25 +119,18 @@ def _options_named(text: str, choices: Sequence[str]) -> set[int]:
     plain = _plain(text)
     few_words = plain.count(" ") <= 7
     spans: list[tuple[int, int, int]] = []
-    wanted = [(_plain(choice), index) for index, choice in enumerate(choices)]
-    for choice, index in sorted(wanted, key=lambda pair: -len(pair[0])):
+    words = [(_plain(choice).strip(), index) for index, choice in enumerate(choices)]
+    for word, index in sorted(words, key=lambda pair: -len(pair[0])):
         # A letter is no name, and a number or a word such as "no" is one only in a statement that says little else.
-        word = choice.strip()
         if word in ("yes", "no") and not re.match(rf"\W*{word}\s*(?:$|[,.;!])", text, re.IGNORECASE):
             continue
         if (len(word) < 2 and not word.isdigit()) or (not few_words and (len(word) < 4 or word.isdigit())):
             continue
-        start = plain.find(choice)
-        while start >= 0:
-            end = start + len(choice)
+        for start, end in (match.span() for match in re.finditer(rf" {re.escape(word)}(?= )", plain)):
             if not any(low <= start and end <= high for low, high, _ in spans):
                 spans.append((start, end, index))
-            start = plain.find(choice, end - 1)
-    return {
-        index
-        for start, end, index in spans
-        if not (_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end - 1 :]))
-    }
+    denied = [_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end:]) for start, end, _ in spans]
+    return {index for (_, _, index), no in zip(spans, denied, strict=True) if not no}
 
 
 def _letters(text: str, choices: Sequence[str]) -> set[int]:
@@ -152,27 +142,25 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     if not letter:
         return set()
     rest, name = text[letter.end() : 400], (letter.group(1) or letter.group(2)).upper()
-    index, named = LETTERS.index(name), _options_begun(rest, choices)
+    options, named = _at(name, choices), _options_begun(rest, choices)
     # "C. difficile" may be an option's text, and not the letter.
     of_words = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
     if of_words and not named:
         return of_words
-    if index >= len(choices) or not (letter.group("mark").strip("\"'“‘") or named or _FOLLOWS.match(rest)):
+    if not options or not (letter["mark"].strip("\"'“‘") or named or _FOLLOWS.match(rest)):
         return set()
     for choice in (choices[i] for i in named):
         name_again = re.match(r"\W*" + r"\W*".join(map(re.escape, _plain(choice).split())), rest, re.IGNORECASE)
         rest = rest[name_again.end() :] if name_again else rest
     if _DENIED_BEHIND.match(rest):  # said of the letter, or of its text
         return set()
-    options = {index} | named
-    if not named:  # an option may be a letter itself: "A" could mean it
-        options |= {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
-    clause = _clause(rest)
+    # Without a text, an option may be a letter itself: "A" could mean it.
+    options |= named or {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
+    clause = _CLAUSE_END.split(rest, maxsplit=1)[0]
     for further in _FURTHER.finditer(clause):
-        other = LETTERS.index(further[1] or further[2] or further[3])
         before = clause[: further.start()]
-        if other < len(choices) and ("wait" in before or not _DENIED_BEFORE.search(before)):
-            options.add(other)
+        if "wait" in before or not _DENIED_BEFORE.search(before):
+            options |= _at(further[1] or further[2] or further[3], choices)
     return options
 
 
@@ -191,8 +179,7 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
         if not _DENIED_BEFORE.search(clause[: match.start()]):
             options |= _letters(clause[match.end() :], choices)
     if options:  # a text with another option's letter contradicts itself
-        for letter in re.findall(r"[(\[]([A-D])[)\]]", clause):
-            options |= {LETTERS.index(letter)} & set(range(len(choices)))
+        options.update(*(_at(letter, choices) for letter in re.findall(r"[(\[]([A-D])[)\]]", clause)))
     return options
 
 
@@ -200,7 +187,8 @@ def _statement(text: str, choices: Sequence[str]) -> set[int]:
     """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
     denied = _NOT_THIS.match(text)
     text = text[denied.end() if denied else 0 :].strip()
-    return _same_text(text, choices) or _leading(text, choices) or _mentioned(_clause(text), choices)
+    clause = _CLAUSE_END.split(text, maxsplit=1)[0]
+    return _same_text(text, choices) or _leading(text, choices) or _mentioned(clause, choices)
 
 
 def _declared(answer: str, choices: Sequence[str]) -> set[int]:
@@ -218,7 +206,7 @@ def _declared(answer: str, choices: Sequence[str]) -> set[int]:
         for match in _CALLED_RIGHT.finditer(answer):
             before = _before(answer, match.start(1))
             if not _DENIED_BEFORE.search(before) and not re.search(r"\b(?:and|or)\s+(?:option\s+)?$", before):
-                options |= {LETTERS.index(match[1])} & set(range(len(choices)))
+                options |= _at(match[1], choices)
         for match in _TEXT_CALLED_RIGHT.finditer(answer):
             options |= _options_named(_before(answer, match.start()), choices)
     return options

@@ -6,7 +6,7 @@ OpenAI-compatible servers have no common way to return the log-likelihood of a g
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 
@@ -69,15 +69,10 @@ class Server:
         """
         import openai
 
+        options = {key: getattr(sampling, key) for key in ("temperature", "top_p", "seed")}
+        options |= {"model": self.model, "max_tokens": sampling.max_new_tokens}
         try:
-            completion = self.client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-            )
+            completion = self.client.chat.completions.create(messages=messages, **options)
         except (openai.OpenAIError, ValueError) as error:
             raise self.failure(error) from error
         try:
@@ -97,9 +92,7 @@ class Server:
         text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
         return Generated(text, tokens, choice.finish_reason not in FINISHED)
 
-    def ask_all(
-        self, conversations: Sequence[list[dict]], sampling: Sequence[Sampling]
-    ) -> Iterator[tuple[int, Generated]]:
+    def ask_all(self, conversations: list[list[dict]], samplings: list[Sampling]) -> Iterator[tuple[int, Generated]]:
         """Yield (index, the model's turn) as they come, `concurrency` under way, up to the first `UserError`."""
         failed = threading.Event()
 
@@ -107,7 +100,7 @@ class Server:
             if failed.is_set():
                 return None
             try:
-                return index, self.ask(conversations[index], sampling[index])
+                return index, self.ask(conversations[index], samplings[index])
             except Exception:
                 failed.set()
                 raise

@@ -266,7 +266,7 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.csv", "ask,A\nWhy?,x\n", "needs the columns question, A, B, C, D"),
         ("q.csv", "question,A,A,B\nWhy?,x,y,z\n", "each once"),
         ("q.csv", "question,A,B\nWhy, oh why?,x,y\n", "row 1: more cells than columns"),
-        ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not sound CSV"),
+        ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not valid CSV"),
         ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to four options"),
         ("q.csv", "question,A,B\nWhy?,x,y\n,x,y\n", "row 2: the question is empty"),
         ("q.csv", "A,B,question\nx,y\n", "row 1: the question is empty"),
