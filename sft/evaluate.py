@@ -34,16 +34,7 @@ from sft.evaluation.comparison import PREDICTIONS, RESULTS, Evaluation
 from sft.evaluation.report import write_report
 from sft.evaluation.results import results_of
 from sft.evaluation.tables import results_text
-from sft.evaluation.tasks import (
-    GENERATION,
-    LIKELIHOOD,
-    SCORE_OF,
-    Task,
-    answered_by_server,
-    answered_locally,
-    check_questions,
-    tasks_of,
-)
+from sft.evaluation.tasks import BACKENDS, GENERATION, LIKELIHOOD, SCORE_OF, Task, check_questions, tasks_of
 from sft.inference.generation import Sampling
 from sft.inference.options import add_shared_options
 
@@ -113,7 +104,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     text.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
 
     server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
-    server.add_argument("--backend", choices=["local", "openai"], default="local")
+    server.add_argument("--backend", choices=[*BACKENDS], default="local")
     server.add_argument("--base_url", help="where its API begins, as in http://127.0.0.1:8000/v1")
     server.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
     server.add_argument("--retries", type=int, default=5, help="of a failed request, with growing pauses")
@@ -149,8 +140,7 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
         if is_main:
             print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
         return
-    answered = answered_locally if args.backend == "local" else answered_by_server
-    batches = answered(args, tasks, answers.by_key, state)
+    batches = BACKENDS[args.backend](args, tasks, answers.by_key, state)
     state.wait_for_everyone()  # every process has read what was there
     if is_main:
         passes = f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} ({'; '.join(task.name for task in tasks)})"

@@ -65,12 +65,6 @@ def arguments() -> argparse.Namespace:
     )
     text.add_argument("--seed", type=int, default=Sampling.seed, help="of what is sampled (default: %(default)s)")
     args = parser.parse_args()
-    check_arguments(args)
-    return args
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `UserError` for the first option that contradicts another or makes no sense."""
     for option, mode in (("choices", "question"), ("json", "question"), ("output", "input")):
         if getattr(args, option) and getattr(args, mode) is None:
             raise UserError(f"--{option} goes with --{mode}")
@@ -88,6 +82,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--batch_size {args.batch_size}: give a positive number")
     if args.web and importlib.util.find_spec("gradio") is None:
         raise UserError("--web needs Gradio: pip install -c constraints.txt -e '.[web]'")
+    return args
 
 
 def main() -> None:

@@ -108,6 +108,9 @@ def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: di
     return answers()
 
 
+BACKENDS = {"local": answered_locally, "openai": answered_by_server}
+
+
 def check_questions(questions: list[dict], args: argparse.Namespace) -> None:
     """Raise `UserError` if an id stands twice, a gold option does not exist, or hidden options are to be permuted."""
     [(id, times)] = Counter(question["id"] for question in questions).most_common(1)

@@ -17,8 +17,8 @@ class ParsedAnswer(NamedTuple):
 
 # Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens.
 _MARKUP = re.compile(
-    r"<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b|[\[{]?\"(?=answer)",
-    re.MULTILINE | re.IGNORECASE,
+    r"(?mi)<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b"
+    r"|[\[{]?\"(?=answer)"
 )
 _BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
 # Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
@@ -26,20 +26,17 @@ _NUMBER = r"\d+(?:[.,]\d+)*\s?%|\d+(?:[.,]\d+)*"
 _TOKENS = re.compile(rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤]")
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
-    r"(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say|choose)"
-    r"|i(?: wi|['’])ll go with|i['’]d (?:say|choose|pick|select|go with)|my (?:choice|pick) is|(?:it|this|that) is"
-    r"|(?:it|this|that)['’]s|it (?:must|should|would|has to) be"
-    r"|most likely|likely|probably|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice"
-    r"|letter|answer|ans)\b[\s,:!.]*)+",
-    re.IGNORECASE,
+    r"(?i)\A(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say"
+    r"|choose)|i(?: wi|['’])ll go with|i['’]d (?:say|choose|pick|select|go with)|my (?:choice|pick) is"
+    r"|(?:it|this|that) is|(?:it|this|that)['’]s|it (?:must|should|would|has to) be|most likely|likely|probably"
+    r"|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|letter|answer|ans)\b[\s,:!.]*)+"
 )
 # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
 _LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?!\w|['’]\w|-)|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
 # What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
 _FOLLOWS = re.compile(
-    r"[^\w?]*$|\s*[,;!—–(}]|\s*[-/&]\s|\s*/\s*[A-D]\b|\s+(?:because|since|as|and|or|for|due|which|with|but|not"
-    r"|rather|maybe|possibly|also)\b",
-    re.IGNORECASE,
+    r"(?i)[^\w?]*$|\s*[,;!—–(}]|\s*[-/&]\s|\s*/\s*[A-D]\b|\s+(?:because|since|as|and|or|for|due|which|with|but|not"
+    r"|rather|maybe|possibly|also)\b"
 )
 # Another letter in the same clause: then two options are named.
 _FURTHER = re.compile(r"(?<![\w'’-])(?:[(\[]([A-D])[)\]]|([B-D])(?![\w'’-])|(A)(?=\s*(?:[.,;:)!/&]|$|and\b|or\b)))")
@@ -51,35 +48,30 @@ _DENIAL = (
 # A denial anywhere before a mention in its clause, or said of it right behind.
 _DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
-    r"\W*(?:(?:and|or)\s+\S+\s+)?"
+    r"(?i)\W*(?:(?:and|or)\s+\S+\s+)?"
     r"(?:(?:is|was|are|were|can|could|would|does|do|did|seems?|has|have|be)(?:n['’ ]t\b|\s+(?:\w+\s+){0,2}?"
-    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b)|\s*\?",
-    re.IGNORECASE,
+    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b)|\s*\?"
 )
-_NOT_THIS = re.compile(r"\s*(?:not|never|neither)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE)
+_NOT_THIS = re.compile(r"\A\s*(?:not|never|neither)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE)
 # Where a clause ends: at the end of a sentence (but not behind "B." or "E."), or where reasons begin.
 _CLAUSE_END = re.compile(
-    r"(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
-    r"|,?\s+(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b",
-    re.IGNORECASE,
+    r"(?i)(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
+    r"|,?\s+(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b"
 )
 _DECLARED = re.compile(
-    r"(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option|choice"
-    r"|response|one)\b|\b(?:option|choice|response)(?=\s*:))(?:\s+[a-z]{2,}){0,4}?\s*"
+    r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option"
+    r"|choice|response|one)\b|\b(?:option|choice|response)(?=\s*:))(?:\s+[a-z]{2,}){0,4}?\s*"
     r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)(?P<not>\s+not\b|n['’]t\b)?"
-    r"|:|=|→)\s*:?",
-    re.IGNORECASE,
+    r"|:|=|→)\s*:?"
 )
 _CALLED_RIGHT = re.compile(
-    r"(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|option|choice|that|but)\s+)[(\"']?([A-D])[)\].\"':]*\s*"
+    r"(?m)(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|option|choice|that|but)\s+)[(\"']?([A-D])[)\].\"':]*\s*"
     r"(?:is|would be|:)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best)\b\s*"
-    r"(?:answer|option|choice|one|[.,;!]|$)",
-    re.MULTILINE,
+    r"(?:answer|option|choice|one|[.,;!]|$)"
 )
 _TEXT_CALLED_RIGHT = re.compile(
-    r"\s(?:is|would be)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best|most appropriate)\s*"
-    r"(?:answer|option|choice|one|[.,;!]|$)",
-    re.MULTILINE,
+    r"(?m)\s(?:is|would be)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best|most appropriate)\s*"
+    r"(?:answer|option|choice|one|[.,;!]|$)"
 )
 _OPTION = re.compile(r"\b(?:option|choice)\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
 
@@ -130,7 +122,7 @@ def _options_named(text: str, choices: Sequence[str]) -> set[int]:
             if not any(low <= start and end <= high for low, high, _ in spans):
                 spans.append((start, end, index))
     denied = [_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end:]) for start, end, _ in spans]
-    return {index for (_, _, index), no in zip(spans, denied, strict=True) if not no}
+    return {index for (_, _, index), denial in zip(spans, denied, strict=True) if not denial}
 
 
 def _letters(text: str, choices: Sequence[str]) -> set[int]:
@@ -150,8 +142,8 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     if not options or not (letter["mark"].strip("\"'“‘") or named or _FOLLOWS.match(rest)):
         return set()
     for choice in (choices[i] for i in named):
-        name_again = re.match(r"\W*" + r"\W*".join(map(re.escape, _plain(choice).split())), rest, re.IGNORECASE)
-        rest = rest[name_again.end() :] if name_again else rest
+        spelled = r"\W*".join(map(re.escape, _plain(choice).split()))
+        rest = re.sub(rf"\A\W*{spelled}", "", rest, flags=re.IGNORECASE)
     if _DENIED_BEHIND.match(rest):  # said of the letter, or of its text
         return set()
     # Without a text, an option may be a letter itself: "A" could mean it.
@@ -166,8 +158,7 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
 
 def _leading(text: str, choices: Sequence[str]) -> set[int]:
     """Options that `text` begins with naming by letter, words before them left out that say nothing."""
-    lead = _LEAD.match(text)
-    return _letters(text, choices) or (_letters(text[lead.end() :], choices) if lead else set())
+    return _letters(text, choices) or _letters(_LEAD.sub("", text), choices)
 
 
 def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
@@ -185,8 +176,7 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
 
 def _statement(text: str, choices: Sequence[str]) -> set[int]:
     """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
-    denied = _NOT_THIS.match(text)
-    text = text[denied.end() if denied else 0 :].strip()
+    text = _NOT_THIS.sub("", text).strip()
     clause = _CLAUSE_END.split(text, maxsplit=1)[0]
     return _same_text(text, choices) or _leading(text, choices) or _mentioned(clause, choices)
 
@@ -224,15 +214,12 @@ def _marked(answer: str, choices: Sequence[str]) -> set[int]:
 
 
 def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> ParsedAnswer:
-    """The option that a generated text answers with, without kindness: no nearest string, no last character.
+    """The option that a generated text answers with, by strict rules: no nearest string, no last character.
 
-    Only what stands behind the last ``</think>`` is read, in this order; the first that names an option decides, and
-    naming two is no answer: an option's text and nothing else; boxed (``\\boxed{B}``); declared ("the answer is ...",
-    "B is correct"; a final answer before others); a letter at the start ("B. ..."); and last the one option that is
-    mentioned anywhere and not denied.
-
-    `text` is the assistant's turn with its opening think tag, if there is one. A turn that hit the token limit is
-    truncated, whatever stands there.
+    `text` is the assistant's turn with its opening think tag, if there is one; only what stands behind the last
+    ``</think>`` is read. The first of these that names an option decides, and naming two is no answer: an option's
+    text and nothing else; boxed (``\\boxed{B}``); declared ("the answer is ...", "B is correct"; a final answer before
+    others); a letter at the start ("B. ..."); the one option that is mentioned anywhere and not denied.
     """
     reply = text.split("</think>")[-1].strip()
     if hit_limit or "<think>" in reply:
