@@ -54,9 +54,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if len(set(args.generation_seeds)) < len(args.generation_seeds):
         raise UserError("--generation_seeds: a seed stands twice, and would be counted twice")
     if args.temperature == 0 and len(args.generation_seeds) > 1:
-        raise UserError(
-            "--generation_seeds: greedy generation (--temperature 0) gives every seed the same text: name one"
-        )
+        raise UserError("--generation_seeds: --temperature 0 (greedy) gives every seed the same text: name one")
     if args.name and (Path(args.name).name != args.name or args.name in (".", "..") or len(args.name) > 100):
         raise UserError(f"--name {args.name[:100]}: give a plain, short name, and the folder with --output_dir")
     if not args.model_path:
@@ -91,15 +89,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     scores = parser.add_argument_group("scores")
     scores.add_argument("--method", nargs="+", choices=[*SCORE_OF], help="default: likelihood (openai: generation)")
-    scores.add_argument(
-        "--permutations", type=int, default=1, help="average likelihood over so many cyclic orders of the options"
-    )
-    scores.add_argument(
-        "--choices_only",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="the floor of the same model without the question (twice the time of likelihood)",
-    )
+    scores.add_argument("--permutations", type=int, default=1, help="cyclic orders of the options to average over")
+    floor = "the floor of the same model without the question (twice the time of likelihood)"
+    scores.add_argument("--choices_only", action=argparse.BooleanOptionalAction, default=True, help=floor)
     text = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
     text.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
 
@@ -129,11 +121,7 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
 
 
 def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Answers, state: Any) -> None:
-    """Have the model answer what has no answer yet, each process its share; the main process reads them all.
-
-    Raises:
-        UserError: a question does not fit into the context, a server fails, or other processes' answers are not here.
-    """
+    """Have the model answer what has no answer yet, each process its share; the main process reads them all."""
     wanted = {(task.name, question["id"]) for task in tasks for question in task.questions}
     missing, is_main = wanted - answers.by_key.keys(), state.is_main_process
     if not missing:

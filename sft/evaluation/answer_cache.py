@@ -30,11 +30,7 @@ DIFFERS = {"questions": "questions (another --split, --dataset_path, --num_sampl
 
 
 class Answers:
-    """The answers in `folder`, by task and question id.
-
-    Raises:
-        UserError: the folder holds answers that another model, other data or other options gave, or something else.
-    """
+    """The answers in `folder`, by task and question id; raises `UserError` if their fingerprint is another one."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], overwrite: bool):
         self.folder, self.fingerprint = folder, fingerprint

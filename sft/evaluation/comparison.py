@@ -52,11 +52,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def common_scores(name: str, questions: str, scores: Iterable[str], baseline: Evaluation) -> list[str]:
-    """The scores that a run has in common with the baseline; `questions` is the fingerprint of its questions.
-
-    Raises:
-        UserError: the two do not answer the same questions, or have no score in common.
-    """
+    """The scores that both have; raises `UserError` if there are none, or `questions` (a fingerprint) differ."""
     other = baseline.results["name"]
     if questions != baseline.results["fingerprint"]["questions"]:
         raise UserError(
@@ -70,11 +66,7 @@ def common_scores(name: str, questions: str, scores: Iterable[str], baseline: Ev
 
 
 def paired_comparison(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
-    """``{"baseline": name, score: paired difference, ...}`` for every score that both have.
-
-    Raises:
-        UserError: as `common_scores`, or the two hold different question ids.
-    """
+    """``{"baseline": name, score: paired difference, ...}``; raises `UserError` if the two cannot be compared."""
     from sft.evaluation.metrics import paired_difference
 
     results, other = this.results, baseline.results

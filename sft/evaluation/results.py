@@ -26,10 +26,7 @@ def option_scores(task: Any, answers: Answers) -> list[list[float]]:
 
 
 def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
-    """The numbers of option likelihood, from its passes: the questions as they stand, then their permutations.
-
-    Adds the answer to each question to the columns of predictions.parquet.
-    """
+    """The numbers of option likelihood, from the questions as they stand and their permutations; fills `columns`."""
     plain, *permuted = tasks
     questions, scores = plain.questions, option_scores(plain, answers)
     chosen = most_likely(scores)
@@ -57,10 +54,7 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
 
 
 def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
-    """The numbers of generation, from its passes, one a seed; a question's value is its mean over them.
-
-    Adds the answers to each question to the columns of predictions.parquet.
-    """
+    """The numbers of generation, a question's value being its mean over the passes (seeds); fills `columns`."""
     questions, sampling = tasks[0].questions, tasks[0].sampling
 
     def parsed(name: str, q: dict) -> dict[str, Any]:

@@ -40,10 +40,8 @@ def clean_question(question: str, choices: Sequence[str], where: str = "") -> tu
     """A question and its options as a model is asked them: options in one line, without letters typed before them.
 
     Letters go where every option has its own, the first A, the second B and so on: "A. fumigatus" stays among options
-    without letters. `where` begins the message of an error: the file and row of the question.
-
-    Raises:
-        UserError: the question is empty, or the options are not zero or two to four different ones.
+    without letters. Raises `UserError`, whose message begins with `where` (the file and row), if the question is
+    empty, or the options are not zero or two to four different ones.
     """
     lettered = [clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", text)) for text in choices]
     if [letter for letter, _ in lettered] == list(LETTERS[: len(choices)]):
@@ -119,10 +117,7 @@ class Assistant:
         return answer
 
     def ask_all(self, questions: Sequence[Question], sampling: Sampling, batch_size: int) -> Iterator[tuple]:
-        """Yield (index, answer) of many questions from `clean_question`, in batches whose seconds are shared evenly.
-
-        Raises `UserError` if a question does not fit into the context.
-        """
+        """Yield (index, answer) of questions from `clean_question`; raises `UserError` for one that is too long."""
         conversations = [prompt_messages(*question, self.answer_format) for question in questions]
         prompts = token_ids(self.tokenizer, conversations, add_generation_prompt=True)
         for index, prompt in enumerate(prompts):
@@ -137,19 +132,17 @@ class Assistant:
                 question, choices = questions[i]
                 reasoning, text = split_thinking(turn.text)
                 index, outcome = parse_answer(turn.text, choices, turn.hit_limit)
-                yield (
-                    i,
-                    Answer(
-                        question=question,
-                        choices=dict(zip(LETTERS, choices, strict=False)),
-                        answer=None if index is None else LETTERS[index],
-                        answer_text=None if index is None else choices[index],
-                        outcome=outcome if choices or turn.hit_limit else "answered",
-                        text=text,
-                        reasoning=reasoning,
-                        probabilities={letter: round(chance, 6) for letter, chance in chances.items()},
-                        temperature=sampling.temperature,
-                        tokens=turn.tokens,
-                        seconds=round(seconds, 3),
-                    ),
+                answer = Answer(
+                    question=question,
+                    choices=dict(zip(LETTERS, choices, strict=False)),
+                    answer=None if index is None else LETTERS[index],
+                    answer_text=None if index is None else choices[index],
+                    outcome=outcome if choices or turn.hit_limit else "answered",
+                    text=text,
+                    reasoning=reasoning,
+                    probabilities={letter: round(chance, 6) for letter, chance in chances.items()},
+                    temperature=sampling.temperature,
+                    tokens=turn.tokens,
+                    seconds=round(seconds, 3),
                 )
+                yield i, answer

@@ -1,11 +1,7 @@
-"""Generate answers: in batches, or word by word for someone who waits.
-
-Sampling is DeepSeek's advice for its R1 models (temperature 0.6, top-p 0.95, no system prompt), or greedy.
-"""
+"""Generate answers: in batches, or word by word for someone who waits."""
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,10 +9,12 @@ from sft.common.chat_template import closed_think_ids, open_think_prefix
 from sft.common.command import UserError
 from sft.inference.likelihood import pad, pad_token
 
+Ids = list[list[int]]  # token ids of each sequence of a batch
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is sampled from a model; raises `UserError` for a number that no generator takes."""
+    """How text is sampled, by default as DeepSeek advises for its R1 models; raises `UserError` for a wrong number."""
 
     max_new_tokens: int = 2048
     temperature: float = 0.6  # 0 takes the likeliest token every time
@@ -56,13 +54,8 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id} | (set(own if isinstance(own, list) else [own]) - {None})
 
 
-def generate_ids(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
-) -> list[list[int]]:
-    """Token ids that a model writes behind each prompt (token ids too): to the limit, or to the end of its turn.
-
-    The same batch with the same seed gives the same tokens.
-    """
+def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> Ids:
+    """The tokens that a model writes behind each prompt, to the limit or the end of its turn, as the seed decides."""
     import torch
     from transformers import set_seed
 
@@ -86,9 +79,7 @@ def generate_ids(
     return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 
-def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
-) -> list[Generated]:
+def generate(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> list[Generated]:
     """Continue a batch of prompts as `generate_ids` does. `streamer` is one of transformers, for a batch of one."""
     opening, closed = open_think_prefix(tokenizer), closed_think_ids(tokenizer)
     if not sampling.thinking:

@@ -15,9 +15,9 @@ from sft.common.prompts import answer_text, completion_messages, prompt_messages
 
 
 def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
-    """``{"shared": ids, "options": [ids, ...], "first_token_only"}`` of each row of a prepared data set.
+    """``{"shared": ids, "options": [ids, ...]}`` of each row of a prepared data set.
 
-    The prompt and what all completions begin with, and the rest of each, end-of-text token included.
+    The prompt and what all completions begin with, and of each completion the tokens that are scored.
     """
     prompts, completions = [], []
     for q in questions:
@@ -30,9 +30,9 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
         own = list(islice(rows, len(q["choices"])))
         # Each keeps its last token, so that options of the same text have one to be scored by.
         prefix = common_prefix([row["completion_ids"][:-1] for row in own])
-        options = [row["completion_ids"][len(prefix) :] for row in own]
-        by_letter = q["answer_format"].startswith("letter")
-        tokens.append({"shared": own[0]["prompt_ids"] + prefix, "options": options, "first_token_only": by_letter})
+        end = len(prefix) + 1 if q["answer_format"].startswith("letter") else None
+        options = [row["completion_ids"][len(prefix) : end] for row in own]
+        tokens.append({"shared": own[0]["prompt_ids"] + prefix, "options": options})
     return tokens
 
 
@@ -51,22 +51,22 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
     """Log-likelihood of each option in nats, one list a question, for a batch of `option_tokens`.
 
     The shared part of each question is computed once; its key/value cache is then continued by each of its options.
-    Where only the first token of the options is scored, the first pass suffices.
+    Where every option is a single token, the first pass suffices.
     """
     import torch
 
-    first_token_only = all(question["first_token_only"] for question in batch)
     options = [option for question in batch for option in question["options"]]
+    single_tokens = max(map(len, options)) == 1
     owner = torch.tensor([index for index, q in enumerate(batch) for _ in q["options"]], device=model.device)
     # Padded on the right, where causal attention never looks: no mask is needed, and padding changes no score.
     shared, mask = pad(model, tokenizer, [question["shared"] for question in batch], "right")
     last, place = (mask.sum(-1) - 1).unique(return_inverse=True)
     with torch.no_grad():  # not inference_mode: under ZeRO-3 the gathered weights would stay unusable for training
-        start = model(input_ids=shared, use_cache=not first_token_only, logits_to_keep=last)
+        start = model(input_ids=shared, use_cache=not single_tokens, logits_to_keep=last)
         logits = start.logits[torch.arange(len(batch), device=model.device), place]
         first = torch.tensor([option[0] for option in options], device=model.device)
         scores = logits.float().log_softmax(-1)[owner, first]
-        if not first_token_only and max(map(len, options)) > 1:
+        if not single_tokens:
             cache = start.past_key_values
             cache.batch_select_indices(owner)
             # The last token of an option is predicted, never read: ids[:, :-1] predicts ids[:, 1:].

@@ -1,7 +1,7 @@
 """Ask a model behind an OpenAI-compatible server (vLLM, SGLang, TGI, transformers serve): the way to a cluster.
 
-The server applies its own chat template to the same messages that a local model gets. Generation is the only score:
-OpenAI-compatible servers have no common way to return the log-likelihood of a given text.
+The server applies its own chat template to the messages that a local model gets. Generation is the only score: these
+servers have no common way to return the log-likelihood of a given text.
 """
 
 import os
@@ -19,10 +19,7 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 
 @dataclass
 class Server:
-    """A model on a server, whose API begins at `base_url`; the environment variable OPENAI_API_KEY is sent along.
-
-    `retries` are those of one request; `timeout` is in seconds.
-    """
+    """A model on a server. `retries` and `timeout` (seconds) are of one request; OPENAI_API_KEY is sent along."""
 
     base_url: str
     model: str
@@ -36,17 +33,13 @@ class Server:
             import httpx
             import openai
         except ImportError:
-            raise UserError(
-                "--backend openai needs the openai package: pip install -c constraints.txt -e '.[server]'"
-            ) from None
+            raise UserError("--backend openai needs openai: pip install -c constraints.txt -e '.[server]'") from None
         if "@" in self.base_url:
             raise UserError("--base_url holds a name or key: give the key in the environment variable OPENAI_API_KEY")
         try:
+            key = os.environ.get("OPENAI_API_KEY") or "none"
             self.client = openai.OpenAI(
-                base_url=self.base_url,
-                api_key=os.environ.get("OPENAI_API_KEY") or "none",
-                max_retries=self.retries,
-                timeout=self.timeout,
+                base_url=self.base_url, api_key=key, max_retries=self.retries, timeout=self.timeout
             )
             # A wrong address fails at once, without the retries that a long evaluation wants.
             self.client.with_options(max_retries=0, timeout=min(self.timeout, 30.0)).models.list()
@@ -62,11 +55,7 @@ class Server:
         return UserError(f"the server {self.base_url} failed: {cause}: check --base_url and the server's log")
 
     def ask(self, messages: list[dict], sampling: Sampling) -> Generated:
-        """The model's turn. Reasoning that the server has split off is put back before the answer.
-
-        Raises:
-            UserError: the server refuses, is silent for too long, or sends no chat completion with a number of tokens.
-        """
+        """The model's turn, with the reasoning that the server has split off; raises `UserError` if there is none."""
         import openai
 
         options = {key: getattr(sampling, key) for key in ("temperature", "top_p", "seed")}
