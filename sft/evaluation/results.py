@@ -31,9 +31,9 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
     questions, scores = plain.questions, option_scores(plain, answers)
     chosen = most_likely(scores)
     right = [float(answer == q["gold"]) for answer, q in zip(chosen, questions, strict=True)]
-    confidences = [max(softmax(values)) for values in scores]
     columns |= {"log_likelihoods": scores, "option_likelihood_answer": chosen, "option_likelihood_right": right}
-    numbers = metrics.score_metrics(questions, right) | {"calibration": metrics.calibration(confidences, right)}
+    numbers = metrics.score_metrics(questions, right)
+    numbers["calibration"] = metrics.calibration([max(softmax(values)) for values in scores], right)
     if permuted:
         # Options by their place in the question as it stands, so that permutations can be compared.
         by_id = {q["id"]: [answer] for q, answer in zip(questions, chosen, strict=True)}

@@ -95,9 +95,7 @@ def pad_token(tokenizer: Any) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
-def option_log_likelihoods(
-    model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int
-) -> Iterator[tuple[int, list[float]]]:
+def option_log_likelihoods(model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int) -> Iterator[tuple]:
     """Yield (index, log-likelihood of each option in nats) of rows of a prepared data set, the longest first."""
     tokens = option_tokens(tokenizer, questions)
     model.eval()

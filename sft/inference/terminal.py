@@ -91,11 +91,8 @@ class Session:
         streamer = AnswerStreamer(self.assistant.tokenizer, self.thinking)
         try:
             turn = self.assistant.reply(messages, replace(self.sampling, thinking=self.thinking != "off"), streamer)
-        except KeyboardInterrupt:
-            print(f"{streamer.plain}\n  (stopped)")
-            return messages[:-1]
-        except UserError as error:  # too long: the conversation up to here can still be continued
-            print(f"  {error}")
+        except (KeyboardInterrupt, UserError) as error:  # stopped, or too long: the turns before it can be continued
+            print(f"{streamer.plain}\n  ({str(error) or 'stopped'})")
             return messages[:-1]
         notes = sampled(self.sampling.temperature) + (", stopped at the token limit" if turn.hit_limit else "")
         print(f"  ({turn.tokens} tokens, {time.perf_counter() - start:.1f} s{notes})")
@@ -127,7 +124,5 @@ def converse(assistant: Assistant, sampling: Sampling, thinking: str) -> None:
         except EOFError:
             print("\nGoodbye.")
             return
-        except UserError as error:
-            print(f"  {error}")
-        except KeyboardInterrupt:
-            print("\n  (stopped)")
+        except (KeyboardInterrupt, UserError) as error:
+            print(f"\n  ({str(error) or 'stopped'})")

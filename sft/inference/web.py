@@ -68,7 +68,4 @@ def serve(assistant: Any, sampling: Sampling, thinking: str, examples: list, hos
     except OSError as error:
         raise UserError(f"cannot listen at {host}, port {port}: name another --port or --host") from error
     print(f"Ask at http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    try:
-        blocks.block_thread()
-    except KeyboardInterrupt:
-        blocks.close()
+    blocks.block_thread()
