@@ -33,7 +33,8 @@ class Server:
             import httpx
             import openai
         except ImportError:
-            raise UserError("--backend openai needs openai: pip install -c constraints.txt -e '.[server]'") from None
+            command = "pip install -c constraints.txt -e '.[server]'"
+            raise UserError(f"--backend openai needs the openai package: {command}") from None
         if "@" in self.base_url:
             raise UserError("--base_url holds a name or key: give the key in the environment variable OPENAI_API_KEY")
         try:
