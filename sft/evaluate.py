@@ -11,8 +11,7 @@ In:  --model_path, a base model, an adapter folder or a merged model (folder or 
 Out: OUTPUT_DIR/NAME/ with results.json, predictions.parquet (one row a question), report.html, and answers/, from
      which a stopped evaluation continues when the same command is given again.
 
-`accelerate launch sft/evaluate.py ...` spreads the questions over several GPUs. docs/evaluation.md explains every
-number.
+`accelerate launch sft/evaluate.py ...` uses several GPUs. docs/evaluation.md explains every number.
 """
 
 import argparse
@@ -66,10 +65,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         if not args.base_url:
             raise UserError("--backend openai: name the server with --base_url, as in http://127.0.0.1:8000/v1")
         if LIKELIHOOD in args.method:
-            raise UserError(
-                "--backend openai: servers have no common way to return the log-likelihood of a given text: use "
-                "--method generation, or score the model itself without --backend"
-            )
+            advice = "use --method generation, or score the model itself without --backend"
+            raise UserError(f"--backend openai: servers have no common way to score a given text: {advice}")
     elif args.base_url:
         raise UserError("--base_url goes with --backend openai")
 
@@ -145,8 +142,8 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
     if is_main:
         answers.read()
         if wanted - answers.by_key.keys():
-            words = "put --output_dir where all machines see it"
-            raise UserError(f"answers of other processes are missing in {answers.folder}: {words}")
+            advice = "put --output_dir where all machines see it"
+            raise UserError(f"answers of other processes are missing in {answers.folder}: {advice}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

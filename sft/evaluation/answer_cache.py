@@ -47,12 +47,10 @@ class Answers:
         file = self.folder / FINGERPRINT
         try:
             earlier = json.loads(file.read_text(encoding="utf-8"))
-            differs = [DIFFERS.get(key, key) for key in self.fingerprint if earlier.get(key) != self.fingerprint[key]]
-            if differs:
-                raise UserError(
-                    f"{self.folder.parent} holds an evaluation with other {' and '.join(differs)}: pass --overwrite "
-                    "to replace it, or choose another --name"
-                )
+            other = [DIFFERS.get(key, key) for key in self.fingerprint if earlier.get(key) != self.fingerprint[key]]
+            if other:
+                advice = "pass --overwrite to replace it, or choose another --name"
+                raise UserError(f"{self.folder.parent} holds an evaluation with other {' and '.join(other)}: {advice}")
             for file in sorted(self.folder.glob("answers-*.jsonl")):
                 for line in file.read_bytes().split(b"\n")[:-1]:
                     answer = json.loads(line)
@@ -103,8 +101,8 @@ def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not an evaluation's: pass --overwrite, or choose another --name") from error
     if lost:
-        words = "ask for it too, pass --overwrite, or choose another --name"
-        raise UserError(f"{folder} holds also {'; '.join(sorted(lost))}: {words}")
+        advice = "ask for it too, pass --overwrite, or choose another --name"
+        raise UserError(f"{folder} holds also {'; '.join(sorted(lost))}: {advice}")
 
 
 def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:

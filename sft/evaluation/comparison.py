@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.common.command import UserError, atomic_write, write_json
+from sft.evaluation.metrics import paired_difference
 
 # Raised with every change to results.json or predictions.parquet that a reader has to know of.
 SCHEMA_VERSION = 1
@@ -44,10 +45,8 @@ def read_evaluation(folder: Path) -> Evaluation:
             raise ValueError("the two files do not belong together")
         _ = results["name"], results["fingerprint"]["questions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise UserError(
-            f"{folder} is not a finished evaluation ({type(error).__name__}): name a folder with {RESULTS} and "
-            f"{PREDICTIONS}, as sft/evaluate.py writes it"
-        ) from error
+        advice = f"name a folder with {RESULTS} and {PREDICTIONS}, as sft/evaluate.py writes it"
+        raise UserError(f"{folder} is not a finished evaluation ({type(error).__name__}): {advice}") from error
     return Evaluation(results, columns)
 
 
@@ -55,10 +54,9 @@ def common_scores(name: str, questions: str, scores: Iterable[str], baseline: Ev
     """The scores that both have; raises `UserError` if there are none, or `questions` (a fingerprint) differ."""
     other = baseline.results["name"]
     if questions != baseline.results["fingerprint"]["questions"]:
-        raise UserError(
-            f"{name} and {other} ({baseline.results['n']} questions) do not answer the same questions: use the same "
-            "--dataset_path, --split, --num_samples and --seed for both"
-        )
+        which = f"{name} and {other} ({baseline.results['n']} questions)"
+        advice = "use the same --dataset_path, --split, --num_samples and --seed for both"
+        raise UserError(f"{which} do not answer the same questions: {advice}")
     common = [score for score in baseline.results["scores"] if score in scores]
     if not common:
         raise UserError(f"{name} and {other} have no score in common: evaluate both with the same --method")
@@ -67,8 +65,6 @@ def common_scores(name: str, questions: str, scores: Iterable[str], baseline: Ev
 
 def paired_comparison(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
     """``{"baseline": name, score: paired difference, ...}``; raises `UserError` if the two cannot be compared."""
-    from sft.evaluation.metrics import paired_difference
-
     results, other = this.results, baseline.results
     common = common_scores(results["name"], results["fingerprint"]["questions"], results["scores"], baseline)
     # The fingerprint covers the ids in their order, so the rows of the two are in the same order.
@@ -79,7 +75,7 @@ def paired_comparison(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
             this.columns[f"{score}_right"],
             baseline.columns[f"{score}_right"],
             this.columns["article"],
-            asked_once=all(len(run["scores"][score].get("seeds", [0])) == 1 for run in (results, other)),
+            answered_once=all(len(run["scores"][score].get("seeds", [0])) == 1 for run in (results, other)),
         )
         for score in common
     }

@@ -28,10 +28,7 @@ def wilson_interval(correct: float, n: int) -> tuple[float, float]:
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
-    """Two-sided exact McNemar p-value, from the questions that one run alone answered rightly.
-
-    Under the null hypothesis each such question is a fair coin. Integers throughout, so exact for any number.
-    """
+    """Two-sided exact McNemar p-value, from the questions that one run alone answered rightly, in integers."""
     n, k = only_first + only_second, min(only_first, only_second)
     term, tail = 1, 0
     for i in range(k + 1):
@@ -69,10 +66,11 @@ def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[st
     return {"ece": gaps / len(right), "bins": bins}
 
 
-def accuracy(right: Sequence[float]) -> dict[str, Any]:
-    """``{"accuracy", "n", "ci95"}`` with Wilson's interval."""
+def accuracy(right: Sequence[float], articles: Sequence[str]) -> dict[str, Any]:
+    """Accuracy with Wilson's interval and the standard error that is clustered by article."""
     correct, n = sum(right), len(right)
-    return {"accuracy": correct / n, "n": n, "ci95": list(wilson_interval(correct, n))}
+    interval, error = list(wilson_interval(correct, n)), clustered_standard_error(right, articles)
+    return {"accuracy": correct / n, "n": n, "ci95": interval, "standard_error_clustered": error}
 
 
 def score_metrics(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
@@ -83,8 +81,7 @@ def score_metrics(questions: Sequence[dict], right: Sequence[float]) -> dict[str
         by_letter[LETTERS[question["gold"]]].append(value)
     recalls = {letter: fmean(values) for letter, values in sorted(by_letter.items())}
     return {
-        **accuracy(right),
-        "standard_error_clustered": clustered_standard_error(right, articles),
+        **accuracy(right, articles),
         "articles": len(set(articles) - {""}),
         "balanced_accuracy": fmean(recalls.values()),
         "recall_by_letter": recalls,
@@ -93,20 +90,19 @@ def score_metrics(questions: Sequence[dict], right: Sequence[float]) -> dict[str
 
 
 def paired_difference(
-    right: Sequence[float], baseline: Sequence[float], articles: Sequence[str], asked_once: bool = True
-) -> dict[str, Any]:
+    right: list[float], baseline: list[float], articles: list[str], answered_once: bool = True
+) -> dict:
     """Two runs over the same questions, in the same order (arXiv 2411.00640).
 
-    ``difference`` of the accuracies with its 95 % interval, clustered by article, which is None where all differences
-    are equal; and, where each question was `asked_once`, the questions that one run alone answered rightly, with the
-    exact McNemar p-value.
+    ``difference`` of the accuracies with its 95 % interval, clustered by article (None if all are equal); and, if each
+    question was `answered_once`, the questions that one run alone answered rightly, with the McNemar p-value.
     """
     differences = [a - b for a, b in zip(right, baseline, strict=True)]
     difference = sum(differences) / len(differences)
     half = Z95 * (clustered_standard_error(differences, articles) or 0.0)
     interval = [max(-1.0, difference - half), min(1.0, difference + half)] if half else None
     result = {"n": len(differences), "difference": difference, "ci95": interval}
-    if asked_once:
+    if answered_once:
         won, lost = differences.count(1.0), differences.count(-1.0)
         result |= {"won": won, "lost": lost, "mcnemar_p": mcnemar_p(lost, won)}
     return result

@@ -46,8 +46,7 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         numbers["permutations"] = {
             "orders": len(tasks),
             "questions_in_several_orders": len(same),
-            **metrics.accuracy(shares),
-            "standard_error_clustered": metrics.clustered_standard_error(shares, columns["article"]),
+            **metrics.accuracy(shares, columns["article"]),
             "same_option_in_all_orders": fmean(same) if same else None,
         }
     return numbers

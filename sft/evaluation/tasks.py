@@ -6,8 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sft.common.chat_template import token_ids
 from sft.common.command import UserError
+from sft.common.models import context_length, load_model, load_tokenizer
 from sft.common.prompts import LETTERS, OPEN, can_be_shuffled, prompt_messages
+from sft.inference.generation import Sampling, batch_seed, check_context, generate
+from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
+from sft.inference.server import Server
 
 LIKELIHOOD, GENERATION = "likelihood", "generation"
 # The names of --method, and of the scores in results.json.
@@ -23,10 +28,10 @@ class Task:
 
     name: str
     questions: list[dict]
-    sampling: Any = None
+    sampling: Sampling | None = None
 
 
-def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Any]) -> list[Task]:
+def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Sampling]) -> list[Task]:
     """The passes that the scores of --method need."""
     tasks = []
     if LIKELIHOOD in args.method:
@@ -50,11 +55,6 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
     Batches depend neither on the number of processes nor on what is answered already, and neither do the answers.
     A question that is too long is refused by the call, before the model loads.
     """
-    from sft.common.chat_template import token_ids
-    from sft.common.models import context_length, load_model, load_tokenizer
-    from sft.inference.generation import batch_seed, check_context, generate
-    from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
-
     tokenizer = load_tokenizer(args.model_path, args.chat_template)
     context = context_length(args.model_path)
     work = []
@@ -87,13 +87,7 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
 
 
 def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
-    """Yield (task name, {id: answer}) a question, for this process's share of the questions.
-
-    A server that does not answer is refused by the call, before the first question.
-    """
-    from sft.inference.generation import batch_seed
-    from sft.inference.server import Server
-
+    """Yield (task name, {id: answer}) a question, for this process's share; the call refuses a silent server."""
     server = Server(args.base_url, args.model_path, args.concurrency, args.retries, args.request_timeout)
 
     def answers() -> Iterator[tuple]:

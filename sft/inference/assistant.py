@@ -44,10 +44,8 @@ def clean_question(question: str, choices: Sequence[str], where: str = "") -> tu
     empty, or the options are not zero or two to four different ones.
     """
     lettered = [clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", text)) for text in choices]
-    if [letter for letter, _ in lettered] == list(LETTERS[: len(choices)]):
-        choices = [text for _, text in lettered]
-    else:
-        choices = [clean_text(text) for text in choices]
+    all_lettered = [letter for letter, _ in lettered] == list(LETTERS[: len(choices)])
+    choices = [text for _, text in lettered] if all_lettered else [clean_text(text) for text in choices]
     if not question.strip():
         raise UserError(f"{where}the question is empty: ask something")
     if choices and not 2 <= len(choices) <= len(LETTERS):
@@ -113,8 +111,7 @@ class Assistant:
 
     def ask(self, question: str, choices: list[str], sampling: Sampling) -> Answer:
         """Answer one question as `ask_all` does."""
-        ((_, answer),) = self.ask_all([(question, choices)], sampling, 1)
-        return answer
+        return next(self.ask_all([(question, choices)], sampling, 1))[1]
 
     def ask_all(self, questions: Sequence[Question], sampling: Sampling, batch_size: int) -> Iterator[tuple]:
         """Yield (index, answer) of questions from `clean_question`; raises `UserError` for one that is too long."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sft.common.chat_template import closed_think_ids, open_think_prefix
 from sft.common.command import UserError
-from sft.inference.likelihood import pad, pad_token
+from sft.inference.likelihood import pad
 
 Ids = list[list[int]]  # token ids of each sequence of a batch
 
@@ -61,20 +61,14 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, s
 
     ids, mask = pad(model, tokenizer, prompts, "left")
     ends = end_tokens(model, tokenizer)
+    # Padding stands behind the end of a turn, where rows are cut, so any token will do.
+    options = {"max_new_tokens": sampling.max_new_tokens, "eos_token_id": sorted(ends), "pad_token_id": min(ends)}
     # top_k is 50 by default in transformers, which DeepSeek's advice does not know.
     sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    options |= {"do_sample": sampling.temperature > 0} | (sampled if sampling.temperature else dict.fromkeys(sampled))
     set_seed(sampling.seed)
     with torch.inference_mode():
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(ends),
-            pad_token_id=pad_token(tokenizer),
-            streamer=streamer,
-            do_sample=sampling.temperature > 0,
-            **(sampled if sampling.temperature else dict.fromkeys(sampled)),
-        )
+        output = model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **options)
     rows = output[:, ids.shape[1] :].tolist()
     return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 

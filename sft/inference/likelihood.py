@@ -42,7 +42,8 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
     from torch.nn.utils.rnn import pad_sequence
 
     rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad_token(tokenizer), padding_side=side)
+    token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = pad_sequence(rows, batch_first=True, padding_value=token, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return ids.to(model.device), mask.to(model.device)
 
@@ -88,11 +89,6 @@ def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Batches of indices, longest first: each holds similar lengths, and memory that is too small fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def pad_token(tokenizer: Any) -> int:
-    """The token to pad with; what stands there is masked."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
 def option_log_likelihoods(model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int) -> Iterator[tuple]:

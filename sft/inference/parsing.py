@@ -101,9 +101,8 @@ def _same_text(text: str, choices: Sequence[str]) -> set[int]:
 def _options_begun(text: str, choices: Sequence[str]) -> set[int]:
     """The option that `text` begins with, the longest of them."""
     plain = _plain(text[:400])
-    begun = [(len(_plain(choice)), index) for index, choice in enumerate(choices) if plain.startswith(_plain(choice))]
-    longest = max(begun, default=(0, 0))[0]
-    return {index for length, index in begun if length == longest and longest > 2}
+    longest = max((choice for choice in map(_plain, choices) if plain.startswith(choice)), key=len, default="")
+    return {index for index, choice in enumerate(choices) if longest.strip() and _plain(choice) == longest}
 
 
 def _options_named(text: str, choices: Sequence[str]) -> set[int]:

@@ -18,8 +18,7 @@ def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip().lower().removeprefix("choice ") for name in reader.fieldnames or []]
-        known = [name for name in header if name in ("question", *LETTERS.lower())]
-        if "question" not in known or len(set(known)) < len(known) or "e" in header:
+        if header.count("question") != 1 or any(header.count(letter) > 1 for letter in "abcd") or "e" in header:
             raise UserError(f"--input {file} needs the columns question, A, B, C, D, each once; found {header}")
         reader.fieldnames = header
         for number, row in enumerate(reader, start=1):

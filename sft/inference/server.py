@@ -21,7 +21,7 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 class Server:
     """A model on a server. `retries` and `timeout` (seconds) are of one request; OPENAI_API_KEY is sent along."""
 
-    base_url: str
+    url: str
     model: str
     concurrency: int
     retries: int
@@ -35,25 +35,23 @@ class Server:
         except ImportError:
             command = "pip install -c constraints.txt -e '.[server]'"
             raise UserError(f"--backend openai needs the openai package: {command}") from None
-        if "@" in self.base_url:
+        if "@" in self.url:
             raise UserError("--base_url holds a name or key: give the key in the environment variable OPENAI_API_KEY")
         try:
             key = os.environ.get("OPENAI_API_KEY") or "none"
-            self.client = openai.OpenAI(
-                base_url=self.base_url, api_key=key, max_retries=self.retries, timeout=self.timeout
-            )
+            self.client = openai.OpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
             # A wrong address fails at once, without the retries that a long evaluation wants.
             self.client.with_options(max_retries=0, timeout=min(self.timeout, 30.0)).models.list()
         except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self.failure(error) from error
         except (ValueError, httpx.InvalidURL) as error:
-            raise UserError(f"--base_url {self.base_url}: {first_line(error)}: give http://HOST:PORT/v1") from error
+            raise UserError(f"--base_url {self.url}: {first_line(error)}: give http://HOST:PORT/v1") from error
         except openai.OpenAIError:
             pass  # it is there; not every server can list its models (transformers serve needs a Hub cache for it)
 
     def failure(self, error: Exception) -> UserError:
         cause = f"{first_line(error)}: {first_line(error.__cause__)}" if error.__cause__ else first_line(error)
-        return UserError(f"the server {self.base_url} failed: {cause}: check --base_url and the server's log")
+        return UserError(f"the server {self.url} failed: {cause}: check --base_url and the server's log")
 
     def ask(self, messages: list[dict], sampling: Sampling) -> Generated:
         """The model's turn, with the reasoning that the server has split off; raises `UserError` if there is none."""
@@ -71,10 +69,10 @@ class Server:
                 raise TypeError("the content is not a text")
         except (AttributeError, LookupError, TypeError) as error:
             sent = str(completion)[:160]
-            raise UserError(f"the server {self.base_url} sent no chat completion but {sent!r}") from error
+            raise UserError(f"the server {self.url} sent no chat completion but {sent!r}") from error
         tokens = getattr(completion.usage, "completion_tokens", None)
         if not isinstance(tokens, int):
-            raise UserError(f"the server {self.base_url} does not send usage.completion_tokens, which is reported")
+            raise UserError(f"the server {self.url} does not send usage.completion_tokens, which is reported")
         text = message.content or ""
         if reasoning := getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None):
             text = f"<think>\n{reasoning}\n</think>\n\n{text}"

@@ -41,10 +41,7 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
         with gradio.Row():
             with gradio.Column():
                 question = gradio.Textbox(label="Question", lines=3, elem_id="question")
-                options = [
-                    gradio.Textbox(label=f"Option {letter}", elem_id=f"option-{letter}", max_lines=1)
-                    for letter in LETTERS
-                ]
+                options = [gradio.Textbox(label=f"Option {x}", elem_id=f"option-{x}", max_lines=1) for x in LETTERS]
                 button = gradio.Button("Ask", variant="primary", elem_id="ask")
             with gradio.Column():
                 gradio.Markdown("### Answer")
