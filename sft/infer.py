@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     if args.output:
         check_output(args.output, args.overwrite)
     if args.evaluate and (args.thinking == "off" or args.answer_format):
-        raise UserError("--evaluate uses the model's own format, with thinking: no --answer_format or --thinking off")
+        raise UserError("--evaluate uses the model's own format and thinks: leave out --answer_format, --thinking off")
     if not 0 < args.port < 2**16:
         raise UserError(f"--port {args.port}: give a number from 1 to {2**16 - 1}")
     if args.batch_size < 1:
