@@ -12,7 +12,7 @@ from sft.training.checks import check_all
 from sft.training.config import resolve
 from sft.training.hardware import planned_hardware
 from sft.training.launch import read_launch_file
-from sft.training.memory import count_parameters, trained_meta_model
+from sft.training.memory import count_parameters
 from tests.benchmarks import measured, train
 from tests.benchmarks.memory import named_launch
 
@@ -100,7 +100,7 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
     model = AutoModelForCausalLM.from_pretrained(tiny_deepseek)
     # Neither embeddings, which are looked up, nor the output layer, which sees the labelled tokens alone.
     frozen = sum(parameter.numel() for parameter in model.model.layers.parameters()) + model.config.hidden_size
-    trained = count_parameters(trained_meta_model(model.config, settings), settings).trained
+    trained = count_parameters(model.config, settings).trained
     monkeypatch.syspath_prepend(train.HERE)  # as Python does for the script
     useful, again = train.build_model(str(tiny_deepseek), settings, tmp_path / "model")
     assert useful == 4 * frozen + 6 * trained

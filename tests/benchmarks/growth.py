@@ -107,12 +107,13 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     from train import ROOT
 
     from sft.training.config import resolve
-    from sft.training.memory import count_parameters, trained_meta_model
+    from sft.training.memory import trained_meta_model
+    from sft.training.model import parameter_counts
     from sft.training.trial import flops_per_token
 
     settings = resolve([str(ROOT / "recipes/pmcvqa_zero3.yaml")])
     model = trained_meta_model(LLAMA_8B, settings)
-    counted = count_parameters(model, settings)
+    counted = parameter_counts(model)
     step = settings.global_batch_size * settings.max_length * flops_per_token(model) / (utilisation * tflops * 1e12)
     lines = [
         f"A model, not measured. One step on one GPU at {utilisation:.0%} of {tflops:g} TFLOPS: {step:.2f} s",
@@ -122,9 +123,9 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     ]
     for count in (2, 4, 8):
         share = (count - 1) / count
-        gradients = 2 * share * counted.trained * 4 / 1e9
+        gradients = 2 * share * counted["trained"] * 4 / 1e9
         passes = settings.global_batch_size / count / settings.per_device_train_batch_size
-        weights = 2 * share * counted.total * 2 / 1e9 * passes + gradients / 2
+        weights = 2 * share * counted["total"] * 2 / 1e9 * passes + gradients / 2
         cells = []
         for speed in LINKS.values():
             left = [step / count / (step / count + sent / speed) for sent in (gradients, weights)]

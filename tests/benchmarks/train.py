@@ -250,7 +250,8 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sft.common.models import load_tokenizer
-    from sft.training.memory import count_parameters, trained_meta_model
+    from sft.training.memory import trained_meta_model
+    from sft.training.model import parameter_counts
     from sft.training.trial import flops_per_token
 
     folder.mkdir()
@@ -277,7 +278,7 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     tokenizer.save_pretrained(folder)
     body = trained_meta_model(AutoConfig.from_pretrained(folder), settings)
     useful = flops_per_token(body)
-    return useful, (useful - 2 * count_parameters(body, settings).trained) / 2
+    return useful, (useful - 2 * parameter_counts(body)["trained"]) / 2
 
 
 def build_rows(source: Path | None, rows: int, work: Path) -> None:

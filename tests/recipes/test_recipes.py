@@ -16,7 +16,7 @@ from sft.training.config import resolve
 from sft.training.hardware import planned_hardware
 from sft.training.launch import Launch
 from sft.training.memory import lora_config
-from sft.training.model import trained_in_float32
+from sft.training.model import cast_trained_to_float32
 from tests.benchmarks.memory import peak
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float3
     for parameter in model.parameters():
         if parameter.requires_grad:  # as TRL leaves the adapters of a quantised model
             parameter.data = parameter.data.to(torch.bfloat16)
-    assert trained_in_float32(model) == 2 * 7 * 2
+    assert cast_trained_to_float32(model) == 2 * 7 * 2
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
