@@ -13,6 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from sft.common import models
 from sft.common.command import run
 from sft.training.checkpoints import resume_point
 from sft.training.checks import check_all, for_this_cpu, hardware_of
@@ -36,10 +37,7 @@ def main() -> None:
     settings = for_this_cpu(resolve([args.recipe, *overrides]).for_world_size(launch.processes), launch)
     hardware = hardware_of(settings, launch, args.gpu)
     check_all(settings, launch, hardware)
-
-    from sft.common.models import check_model_folder
-
-    check_model_folder(settings.model_name_or_path)
+    models.check_model_folder(settings.model_name_or_path)
     if not args.gpu and not settings.is_trial:
         resume_point(settings)  # on the machine of the run, output_dir may hold an earlier one
     _, _, _, lengths = load_and_check_data(settings)

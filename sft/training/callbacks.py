@@ -5,6 +5,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -33,8 +34,6 @@ class DevAccuracyCallback(TrainerCallback):
 
         Every process makes equally many passes, because under ZeRO-3 and FSDP each pass needs all of them.
         """
-        from accelerate.utils import gather_object
-
         trainer, accelerator = self.trainer, self.trainer.accelerator
         hidden = not trainer.is_world_process_zero() or trainer.args.disable_tqdm
         numbered = list(enumerate(self.questions))

@@ -61,10 +61,7 @@ def complete_manifest(checkpoint: Path) -> dict | None:
 def resume_point(settings: Settings) -> Path | None:
     """The checkpoint to continue from (or to take the weights of), or None for a fresh start.
 
-    ``resume_from_checkpoint`` is a folder, or ``auto`` for the latest complete one in output_dir, if there is one.
-
-    Raises:
-        UserError: the checkpoint does not exist or is not complete, or a fresh start would overwrite an earlier run.
+    Raises `UserError` for one that does not exist or is not complete, or if an earlier run would be overwritten.
     """
     out, resume = Path(settings.output_dir), settings.resume_from_checkpoint
     checkpoints, finished = checkpoints_in(out), (out / "final_model").exists()
@@ -105,9 +102,9 @@ def resume_point(settings: Settings) -> Path | None:
 
 def step_of(checkpoint: Path) -> int:
     """N of a ``checkpoint-N`` folder, the optimizer steps before it; raises `UserError` for another name."""
-    if not (name := CHECKPOINT.fullmatch(checkpoint.name)):
-        raise UserError(f"resume_from_checkpoint {checkpoint}: name a folder checkpoint-N, as the run wrote it")
-    return int(name[1])
+    if name := CHECKPOINT.fullmatch(checkpoint.name):
+        return int(name[1])
+    raise UserError(f"resume_from_checkpoint {checkpoint}: name a folder checkpoint-N, as the run wrote it")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -137,24 +134,20 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
     old, new = before.get("settings", {}), now["settings"]
     # A key that only one side knows came or went with a version of the libraries, which is noted below.
     for key in sorted((old.keys() & new.keys()) - MAY_CHANGE_ON_RESUME):
+        change = f"{key} {old[key]}, now {new[key]}"
         if old[key] == new[key] or key.startswith(MAY_CHANGE_PREFIXES):
             continue
-        change = f"{key} {old[key]}, now {new[key]}"
         if key in RUN_LENGTH_KEYS:
             notes.append(f"{change}: the learning rate follows the new length from here on")
         elif key != "gradient_accumulation_steps" or before.get("world_size") == now["world_size"]:
             faults.append(change)
     if faults:
         raise UserError(
-            f"{checkpoint} belongs to another run: {'; '.join(faults)}. Optimizer, schedule and place in the data "
-            "would not fit: put the old values back, or begin a new run with its weights alone: "
-            f"--resume_from_checkpoint {checkpoint} --resume_weights_only yes --output_dir NEW"
+            f"{checkpoint} belongs to another run: {'; '.join(faults)}. Put the old values back, or begin a new run "
+            f"with its weights alone: --resume_from_checkpoint {checkpoint} --resume_weights_only yes --output_dir NEW"
         )
-    versions = {**before.get("versions", {}), "code": before.get("git_revision")}
-    for name, version in {**now["versions"], "code": now["git_revision"]}.items():
-        if versions.get(name) != version:
-            notes.append(f"{name} {versions.get(name)}, now {version}")
-    return notes
+    old, new = ({**run.get("versions", {}), "code": run.get("git_revision")} for run in (before, now))
+    return notes + [f"{name} {old.get(name)}, now {new[name]}" for name in new if old.get(name) != new[name]]
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:

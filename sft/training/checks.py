@@ -16,14 +16,13 @@ from sft.common.hub import is_id, pinned
 from sft.common.models import cpu_has_bf16
 from sft.training import hardware as machines
 from sft.training.config import AUTO, Settings
-from sft.training.hardware import Hardware
 from sft.training.launch import Launch
 
 # Values of `report_to` that are names of packages.
 TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
 
 
-def check_all(settings: Settings, launch: Launch, hardware: Hardware) -> None:
+def check_all(settings: Settings, launch: Launch, hardware: machines.Hardware) -> None:
     """Make all checks that need neither model nor data; raises `UserError` for the first fault."""
     check_recipe(settings)
     check_launch(settings, launch)
@@ -63,10 +62,10 @@ def for_this_cpu(settings: Settings, launch: Launch) -> Settings:
     return settings.with_values({"bf16": False, "dtype": "float32"}, "this CPU has no bfloat16 instructions")
 
 
-def hardware_of(settings: Settings, launch: Launch, gpu: str | None = None) -> Hardware:
+def hardware_of(settings: Settings, launch: Launch, gpu: str | None = None) -> machines.Hardware:
     """The GPUs of this machine, or of one with GPUs of the model `gpu`; none for a run on the CPU."""
     here = machines.planned_hardware(gpu, launch.processes // launch.machines) if gpu else machines.this_machine()
-    return Hardware() if on_cpu(settings, launch) else here
+    return machines.Hardware() if on_cpu(settings, launch) else here
 
 
 def base_model_faults(settings: Settings) -> Iterator[str]:
@@ -173,9 +172,9 @@ def launch_faults(settings: Settings, launch: Launch) -> Iterator[str]:
             f"{settings.quantised} weights cannot be divided among GPUs ({launch.name}): training gives errors or a "
             "loss near 13. Use recipes/pmcvqa_zero3.yaml (bf16 LoRA), or accelerate_configs/ddp.yaml"
         )
-    precision = launch.precision
-    if precision not in ("no", settings.precision):
-        yield f"the launch file says mixed_precision {precision}, the recipe {settings.precision}: remove that line"
+    launched, wanted = launch.precision, settings.precision
+    if launched not in ("no", wanted):
+        yield f"the launch file says mixed_precision {launched}, the recipe {wanted}: leave it out of the launch file"
     for key, fixed in (("gradient_accumulation_steps", launch.accumulation), ("max_grad_norm", launch.clipping)):
         wanted = settings.values[key]
         if fixed not in (None, wanted):
@@ -209,7 +208,7 @@ def precision_faults(settings: Settings, launch: Launch) -> Iterator[str]:
         )
 
 
-def hardware_faults(settings: Settings, launch: Launch, hardware: Hardware) -> Iterator[str]:
+def hardware_faults(settings: Settings, launch: Launch, hardware: machines.Hardware) -> Iterator[str]:
     """What this machine cannot do."""
     here, count = launch.processes // launch.machines, hardware.count
     sharded = launch.kind in ("deepspeed", "fsdp")

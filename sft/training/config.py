@@ -14,7 +14,7 @@ import yaml
 
 from sft.common.command import UserError, strip_local_paths
 
-# Names that recipes elsewhere carry, today or from older libraries, and what they are called here.
+# Names in other recipes, today or for older libraries, and what they are called here.
 OTHER_NAMES = {
     "max_seq_length": "max_length",
     "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps)",
@@ -70,7 +70,7 @@ class RunArguments:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe; raises `UserError` for no such file, no YAML, or no mapping."""
+    """The keys and values of a recipe; raises `UserError` for a file that cannot be read as such."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -128,7 +128,7 @@ class Settings:
         return f"{self.model_name_or_path}@{self.model_revision}" if pinned else self.model_name_or_path
 
     def dataset_weights(self) -> dict[str, float]:
-        """{data set: how often a row is taken}; raises `UserError` if `dataset_mixture` gives no positive weights."""
+        """{data set: how often a row is taken}; raises `UserError` for a `dataset_mixture` that is not positive."""
         if self.dataset_mixture is None:
             return {self.dataset_name: 1.0}
         try:
@@ -224,10 +224,9 @@ def check_keys(where: str, keys: Iterable[str], known: set[str]) -> None:
 
 
 def resolve(argv: Sequence[str]) -> Settings:
-    """The settings of ``[recipe, --key, value, ...]``; a later word wins, so the command line overrides the recipe.
+    """The settings of ``[recipe, --key, value, ...]``; the command line overrides the recipe.
 
-    Raises:
-        UserError: no recipe, an unknown or removed key, or a value that its field refuses.
+    Raises `UserError` for an unreadable recipe, an unknown or removed key, or a value that its field refuses.
     """
     if not argv or argv[0].startswith("-"):
         raise UserError("name a recipe first: accelerate launch sft/run.py recipes/pmcvqa.yaml [--key value ...]")

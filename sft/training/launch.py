@@ -35,12 +35,9 @@ class Launch:
 
     @property
     def name(self) -> str:
-        way = {
-            "none": "one process",
-            "ddp": "DDP",
-            "deepspeed": f"DeepSpeed ZeRO-{self.zero_stage}{' with offload' if self.offload else ''}",
-            "fsdp": f"FSDP{self.fsdp_version}",
-        }[self.kind]
+        deepspeed = f"DeepSpeed ZeRO-{self.zero_stage}{' with offload' if self.offload else ''}"
+        fsdp = f"FSDP{self.fsdp_version}"
+        way = {"none": "one process", "ddp": "DDP", "deepspeed": deepspeed, "fsdp": fsdp}[self.kind]
         return way if self.processes == 1 and self.kind == "none" else f"{way}, {self.processes} processes"
 
     @property
@@ -50,7 +47,7 @@ class Launch:
 
 
 def read_launch_file(path: Path) -> Launch:
-    """The `Launch` that a launch file makes; raises `UserError` for no such file, or a kind that is not known here."""
+    """The `Launch` that a launch file makes; raises `UserError` if it cannot be read, or is of an unknown kind."""
     try:
         return current_launch(environment_of(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except OSError as error:
@@ -108,16 +105,12 @@ def deepspeed_variables(file: str) -> dict[str, str]:
 
 
 def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """The `Launch` that started this process. To be called before transformers adds to the environment.
-
-    Raises `UserError` for a DeepSpeed configuration that cannot be read.
-    """
+    """The `Launch` that started this process. To be called before transformers adds to the environment."""
 
     def is_set(name: str) -> bool:
         return environment.get(name, "false").lower() in ("true", "1", "yes")
 
     def number(name: str) -> float | None:
-        """A setting that the launch file fixes, or None where it leaves it to the recipe."""
         value = environment.get(name, "none").lower()
         return None if value in ("none", "auto") else float(value)
 

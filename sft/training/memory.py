@@ -32,10 +32,6 @@ class Parameters:
     quantised: int
     quantised_rows: int  # output rows of the quantised matrices: each has a scale of its own in 8-bit
 
-    @property
-    def share(self) -> float:
-        return self.trained / self.total
-
 
 def trained_meta_model(config: Any, settings: Settings) -> Any:
     """The model with its adapter, on the meta device: every shape, no memory."""

@@ -54,16 +54,13 @@ def load_trainer(settings: Settings, training_args: Any, rows: Any, dev: Any, to
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(LogLinesCallback())
     if trainer.is_world_process_zero():
-        attention = training_args.model_init_kwargs["attn_implementation"]
-        print("\n".join([*describe_model(model), f"Attention: {attention}"]), flush=True)
+        attention = f"Attention: {training_args.model_init_kwargs['attn_implementation']}"
+        print(*describe_model(model), attention, sep="\n", flush=True)
     return trainer
 
 
 def skip_deepspeed_inference_kernels() -> None:
-    """Keep DeepSpeed from compiling, at its first start on a CPU, what its inference alone calls.
-
-    That needs a C++ compiler and takes it a minute; training under DeepSpeed talks through gloo in any case.
-    """
+    """Keep DeepSpeed from compiling, at its first start on a CPU, what its inference alone calls: a minute of C++."""
     import deepspeed
     import deepspeed.ops
 
@@ -75,9 +72,8 @@ def skip_deepspeed_inference_kernels() -> None:
 def score_labelled_positions_only() -> bool:
     """Let TRL's fused LM head score the labelled positions alone on a CPU too; returns whether it was done.
 
-    With Triton, TRL projects only the positions that carry a label onto the vocabulary. Elsewhere it projects all of
-    them, because accelerators that compile for a fixed shape would recompile. A CPU does not compile, and with about
-    five labelled positions in sixty nearly all of those projections are thrown away. Loss and gradients are the same
+    TRL does so with Triton; elsewhere it scores all positions, about sixty for five with a label, because accelerators
+    that compile for a fixed shape would recompile. A CPU does not compile. Loss and gradients are the same
     (tests/training/test_model.py). Read in trl 1.16; other versions stay untouched.
     """
     import torch
@@ -106,10 +102,7 @@ def parameter_counts(model: Any) -> dict[str, int]:
 
 
 def describe_model(model: Any) -> list[str]:
-    """Lines that say how many parameters there are by data type, and how many of them are trained.
-
-    In a quantised run, weights that stayed unquantised are visible here by their type.
-    """
+    """Lines that say how many parameters are frozen and trained, by data type."""
     by_type: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for parameter in model.parameters():
         by_type[parameter.requires_grad][str(parameter.dtype).removeprefix("torch.")] += parameter_size(parameter)
@@ -135,11 +128,11 @@ def attention_implementation(device: Any, precision: str) -> str:
 
 
 def cast_trained_to_float32(model: Any) -> int:
-    """Recast trained parameters to float32; returns how many there were.
+    """Recast trained parameters to float32; returns how many were recast.
 
-    For runs that are not in bf16: TRL keeps the adapters of quantised models in bf16. Their gradients the fp16 loss
-    scaler cannot unscale (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``), and a
-    CPU without bfloat16 instructions multiplies them slowly.
+    TRL keeps the adapters of quantised models in bf16. Their gradients the fp16 loss scaler cannot unscale
+    (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``), and a CPU without bfloat16
+    instructions multiplies them slowly.
     """
     import torch
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sft.common.chat_template import check_rows
 from sft.common.command import GIB, UserError, check_disk, first_line
+from sft.common.data import load_mixture, load_split
+from sft.common.models import load_config, load_tokenizer
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
@@ -29,30 +32,23 @@ def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]
 
 
 def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
-    """(train, dev or None, tokenizer, tokens of each training row), every row checked.
+    """(train, dev or None, tokenizer, tokens of each training row). The first process checks every row.
 
-    The first process checks; the others wait for it here and get its counts.
-
-    Raises:
-        UserError: a data set, tokenizer or template that is not there, or a row that would be trained wrongly or cut.
+    Raises `UserError` for a data set, tokenizer or template that is missing, or a row that would be trained wrongly.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from sft.common.chat_template import check_rows
-    from sft.common.data import load_mixture, load_split
-    from sft.common.models import load_tokenizer
-
     seed = settings.seed if settings.data_seed is None else settings.data_seed
-    train = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed)
-    evaluating = settings.eval_strategy != "no"
-    dev = load_split(settings.dataset_name, settings.dataset_test_split) if evaluating else None
-    formats = [rows[0]["answer_format"] for rows in (train, dev) if rows is not None]
-    if len(set(formats)) > 1:
-        raise UserError(
-            f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {formats[1]}, the "
-            f"training rows have {formats[0]}: prepare them with the same --answer_format"
-        )
+    train, dev = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed), None
+    if settings.eval_strategy != "no":
+        dev = load_split(settings.dataset_name, settings.dataset_test_split)
+        trained, asked = train[0]["answer_format"], dev[0]["answer_format"]
+        if trained != asked:
+            raise UserError(
+                f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {asked}, the "
+                f"training rows have {trained}: prepare them with the same --answer_format"
+            )
     tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
     lengths = [None]
     if PartialState().is_main_process:
@@ -90,8 +86,6 @@ def plan_memory(settings: Settings, launch: Launch, hardware: Hardware, longest:
 
     An architecture that cannot be counted gets a line that says why: an estimate refuses no run.
     """
-    from sft.common.models import load_config
-
     config = load_config(settings.model)
     tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else longest)
     try:
@@ -99,12 +93,12 @@ def plan_memory(settings: Settings, launch: Launch, hardware: Hardware, longest:
         parts = estimate(config, settings, launch, parameters, tokens)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return Plan([f"Peak memory: not estimated for this architecture ({first_line(error)})"])
-    peak = sum(parts.values())
+    peak, share = sum(parts.values()), parameters.trained / parameters.total
     listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
     # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.
     where, rest = (" on each GPU", "CUDA itself") if hardware.count else ("", "the libraries")
     lines = [
-        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
+        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({share:.2%})",
         f"Peak memory, estimated: {peak:.1f} GiB{where} ({listed}), and about 1 GiB for {rest}",
     ]
     if hardware.count and peak + 1 > hardware.memory:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from sft.training.checkpoints import mark_complete
@@ -63,8 +64,6 @@ class GracefulStopCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Agree with the other processes, whose signal may come a step later, and stop together."""
-        import torch
-
         received = self.received_at is not None
         if self.trainer.accelerator.num_processes > 1:
             flag = torch.tensor(int(received), device=args.device)

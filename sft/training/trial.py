@@ -9,7 +9,9 @@ import tempfile
 import time
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from sft.common.command import GIB
 from sft.common.display import duration, marked, shows_colour
@@ -21,24 +23,18 @@ from sft.training.plan import load_and_check_data, make_plan, print_plan, steps
 
 WARM_UP = 2  # the first steps of a run, which warm up kernels and allocators
 PREVIEWED_ROWS = 3
-
-
-def trial_settings(settings: Settings, output_dir: str) -> Settings:
-    """The same settings for a trial: a few steps, no evaluation, no checkpoint, every step logged."""
-    changes = {
-        "max_steps": settings.probe_steps + WARM_UP if settings.probe_steps else 1,
-        "output_dir": output_dir,
-        "eval_strategy": "no",
-        "eval_on_start": False,
-        "mcq_eval_samples": 0,
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "resume_from_checkpoint": None,
-        "resume_weights_only": False,
-        "report_to": "none",
-        "logging_steps": 1,
-    }
-    return settings.with_values(changes, "trial")
+# No evaluation, no checkpoint, every step logged.
+TRIAL_SETTINGS = {
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "mcq_eval_samples": 0,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "resume_from_checkpoint": None,
+    "resume_weights_only": False,
+    "report_to": "none",
+    "logging_steps": 1,
+}
 
 
 def longest_rows(train: Any, lengths: list[int], settings: Settings, processes: int) -> Any:
@@ -59,8 +55,6 @@ class Clock(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        import torch
-
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
@@ -83,11 +77,9 @@ def flops_per_token(model: Any) -> float:
 
 def run_trial(settings: Settings, launch: Launch, hardware: Hardware) -> None:
     """Train some steps in a temporary folder, and print what they show; raises `UserError` as the run itself does."""
-    import torch
-    from trl import SFTConfig
-
     with tempfile.TemporaryDirectory() as scratch:
-        shortened = trial_settings(settings, scratch)
+        max_steps = settings.probe_steps + WARM_UP if settings.probe_steps else 1
+        shortened = settings.with_values({**TRIAL_SETTINGS, "max_steps": max_steps, "output_dir": scratch}, "trial")
         training_args = shortened.build(SFTConfig)
         rows, _, tokenizer, lengths = load_and_check_data(shortened)
         plan = make_plan(settings, launch, hardware, lengths)
