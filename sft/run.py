@@ -89,6 +89,8 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     # Model and train.
     trainer = model.load_trainer(settings, training_args, rows, dev, tokenizer)
     run_manifest["parameters"] = model.parameter_counts(trainer.model)
+    if settings.use_peft:
+        trainer.model.active_peft_config.revision = run_manifest["base_model"]["revision"]
     if settings.resume_weights_only:
         checkpoints.load_weights(trainer.model, checkpoint)
         notes.append(f"weights of {checkpoint}; optimizer, schedule and place in the data start anew")

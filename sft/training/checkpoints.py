@@ -114,9 +114,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def remove_incomplete(output_dir: Path) -> list[str]:
     """Delete what a killed run left half-written in its own folder; returns the names."""
-    folders = [*checkpoints_in(output_dir), *output_dir.glob(".final_model.tmp")]
-    if not (output_dir / MANIFEST).is_file():  # another program wrote them
+    if not (output_dir / MANIFEST).is_file():  # another program's folder
         return []
+    folders = [*checkpoints_in(output_dir), *output_dir.glob(".final_model.tmp")]
     incomplete = [folder for folder in folders if not complete_manifest(folder)]
     for folder in incomplete:
         shutil.rmtree(folder)
@@ -134,9 +134,9 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
     old, new = before.get("settings", {}), now["settings"]
     # A key that only one side knows came or went with a version of the libraries, which is noted below.
     for key in sorted((old.keys() & new.keys()) - MAY_CHANGE_ON_RESUME):
-        change = f"{key} {old[key]}, now {new[key]}"
         if old[key] == new[key] or key.startswith(MAY_CHANGE_PREFIXES):
             continue
+        change = f"{key} {old[key]}, now {new[key]}"
         if key in RUN_LENGTH_KEYS:
             notes.append(f"{change}: the learning rate follows the new length from here on")
         elif key != "gradient_accumulation_steps" or before.get("world_size") == now["world_size"]:

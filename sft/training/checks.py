@@ -36,8 +36,8 @@ def check_recipe(settings: Settings) -> None:
 
 
 def check_launch(settings: Settings, launch: Launch) -> None:
-    """Refuse a recipe that cannot be launched so."""
-    raise_first(itertools.chain(launch_faults(settings, launch), precision_faults(settings, launch)))
+    """Refuse a recipe and a launch file that contradict one another."""
+    raise_first(launch_faults(settings, launch))
 
 
 def raise_first(faults: Iterator[str]) -> None:
@@ -164,7 +164,7 @@ def option_faults(settings: Settings) -> Iterator[str]:
 
 
 def launch_faults(settings: Settings, launch: Launch) -> Iterator[str]:
-    """A recipe and a launch file that contradict one another."""
+    """A recipe that cannot be launched so."""
     if launch.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         yield "this launch file needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]'"
     if settings.quantised and launch.shards_weights:
@@ -189,10 +189,6 @@ def launch_faults(settings: Settings, launch: Launch) -> Iterator[str]:
         yield "ZeRO-3 would save only parts of the weights: set zero3_save_16bit_model: true in the launch file"
     if on_cpu(settings, launch) and launch.kind in ("deepspeed", "fsdp"):
         yield f"use_cpu: accelerate silently runs DDP, not {launch.name}: leave use_cpu out, or launch with ddp"
-
-
-def precision_faults(settings: Settings, launch: Launch) -> Iterator[str]:
-    """Weights that this launch cannot train in their type."""
     full_16bit = not settings.use_peft and launch.kind in ("none", "ddp")
     if settings.fp16 and settings.quantised and launch.kind == "deepspeed":
         yield (

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 from sft.common.chat_template import trained_columns
-from sft.common.models import commit_of
 from sft.training.config import Settings
 
 
@@ -43,7 +42,6 @@ def load_trainer(settings: Settings, training_args: Any, rows: Any, dev: Any, to
     )
     model = trainer.model
     if settings.use_peft:
-        model.active_peft_config.revision = commit_of(settings.model)
         # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model
         # in bf16. Without this, a continued 8-bit run differs from the one that was stopped (test_stopping.py).
         model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
