@@ -196,7 +196,10 @@ class Settings:
         return bool(self.dry_run or self.probe_steps)
 
     def build(self, cls: type) -> Any:
-        """One of TRL's argument classes with these values; raises `UserError` if they do not go together."""
+        """One of TRL's argument classes with these values; raises `UserError` if they do not go together.
+
+        SFTConfig joins the launcher's other processes.
+        """
         # With push_to_hub the trainer would upload all of output_dir; sft/publish.py uploads the final model instead.
         values = {**self.values, "push_to_hub": False}
         try:

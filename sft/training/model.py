@@ -58,7 +58,7 @@ def load_trainer(settings: Settings, training_args: Any, rows: Any, dev: Any, to
 
 
 def skip_deepspeed_inference_kernels() -> None:
-    """Keep DeepSpeed from compiling, at its first start on a CPU, what its inference alone calls: a minute of C++."""
+    """Keep DeepSpeed from compiling what its inference alone calls: that needs a C++ compiler, and a minute."""
     import deepspeed
     import deepspeed.ops
 
