@@ -118,8 +118,9 @@ def plot(history: list[dict], file: Path) -> None:
     axes = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
     axes[0].set_ylabel("loss (nats a token)")
     for key, label, style in (("loss", "training", ".-"), ("eval_loss", "dev", "o-")):
-        axes[0].plot(*curve(key), style, label=label, markersize=4)
-    axes[0].legend()
+        if curve(key)[0]:
+            axes[0].plot(*curve(key), style, label=label, markersize=4)
+            axes[0].legend()
     if steps:
         axes[1].plot(steps, accuracies, "o-", color="tab:green", markersize=4)
         low, high = curve("eval_mcq_accuracy_low")[1], curve("eval_mcq_accuracy_high")[1]
