@@ -23,14 +23,14 @@ def main() -> None:
     if args.n < 1:
         raise UserError(f"-n {args.n}: give a positive number of rows")
 
-    from sft.common.chat_template import explain, trained_columns
+    from sft.common.chat_template import explain
     from sft.common.data import load_split
     from sft.common.models import load_tokenizer
 
     rows = load_split(args.folder, args.split)
     tokenizer = load_tokenizer(args.tokenizer, args.chat_template)
     colour = shows_colour()
-    pretokenized = "input_ids" in trained_columns(rows)
+    pretokenized = "input_ids" in rows.column_names
     for row in rows.select(range(min(args.n, len(rows)))):
         shown = explain(tokenizer, row["prompt"], row["completion"])
         if pretokenized and row["input_ids"] != shown["input_ids"]:

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from sft.common.command import run
-from sft.evaluation.comparison import compare, read_evaluation
+from sft.evaluation.comparison import paired_comparison, read_evaluation
 from sft.evaluation.tables import paired_text
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("baseline", type=Path, help="folder of the evaluation to compare it with")
     args = parser.parse_args()
     this, baseline = read_evaluation(args.this), read_evaluation(args.baseline)
-    print(paired_text({**this.results, "paired": compare(this, baseline)}))
+    print(paired_text({**this.results, "paired": paired_comparison(this, baseline)}))
 
 
 if __name__ == "__main__":

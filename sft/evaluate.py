@@ -11,8 +11,7 @@ In:  --model_path, a base model, an adapter folder or a merged model (folder or 
 Out: OUTPUT_DIR/NAME/ with results.json, predictions.parquet (one row a question), report.html, and answers/, from
      which a stopped evaluation continues when the same command is given again.
 
-`accelerate launch sft/evaluate.py ...` spreads the questions over several GPUs. docs/evaluation.md explains every
-number.
+`accelerate launch sft/evaluate.py ...` uses several GPUs. docs/evaluation.md explains every number.
 """
 
 import argparse
@@ -24,33 +23,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.common.command import UserError, run, strip_local_paths, write_json
+from sft.common.command import UserError, run, strip_local_paths
 from sft.common.data import draw, load_split
 from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
 from sft.common.prompts import LETTERS, OPEN
+from sft.evaluation import comparison
 from sft.evaluation.answer_cache import Answers, check_kept, fingerprint_of
-from sft.evaluation.comparison import (
-    PREDICTIONS,
-    RESULTS,
-    SCHEMA_VERSION,
-    Evaluation,
-    check_comparable,
-    compare,
-    read_evaluation,
-)
+from sft.evaluation.comparison import PREDICTIONS, RESULTS, Evaluation
 from sft.evaluation.report import write_report
-from sft.evaluation.results import results_of, write_predictions
+from sft.evaluation.results import results_of
 from sft.evaluation.tables import results_text
-from sft.evaluation.tasks import (
-    GENERATION,
-    LIKELIHOOD,
-    SCORE_OF,
-    Task,
-    answered_by_server,
-    answered_locally,
-    check_questions,
-    tasks_of,
-)
+from sft.evaluation.tasks import BACKENDS, GENERATION, LIKELIHOOD, SCORE_OF, Task, check_questions, tasks_of
 from sft.inference.generation import Sampling
 from sft.inference.options import add_shared_options
 
@@ -70,9 +53,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if len(set(args.generation_seeds)) < len(args.generation_seeds):
         raise UserError("--generation_seeds: a seed stands twice, and would be counted twice")
     if args.temperature == 0 and len(args.generation_seeds) > 1:
-        raise UserError(
-            "--generation_seeds: greedy generation (--temperature 0) gives every seed the same text: name one"
-        )
+        raise UserError("--generation_seeds: --temperature 0 (greedy) gives every seed the same text: name one")
     if args.name and (Path(args.name).name != args.name or args.name in (".", "..") or len(args.name) > 100):
         raise UserError(f"--name {args.name[:100]}: give a plain, short name, and the folder with --output_dir")
     if not args.model_path:
@@ -84,10 +65,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         if not args.base_url:
             raise UserError("--backend openai: name the server with --base_url, as in http://127.0.0.1:8000/v1")
         if LIKELIHOOD in args.method:
-            raise UserError(
-                "--backend openai: servers do not tell the log-likelihood of a given text alike: use --method "
-                "generation, or score the model itself without --backend"
-            )
+            advice = "use --method generation, or score the model itself without --backend"
+            raise UserError(f"--backend openai: servers have no common way to score a given text: {advice}")
     elif args.base_url:
         raise UserError("--base_url goes with --backend openai")
 
@@ -107,20 +86,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     scores = parser.add_argument_group("scores")
     scores.add_argument("--method", nargs="+", choices=[*SCORE_OF], help="default: likelihood (openai: generation)")
-    scores.add_argument(
-        "--permutations", type=int, default=1, help="average likelihood over so many cyclic orders of the options"
-    )
-    scores.add_argument(
-        "--choices_only",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="the floor of the same model without the question (twice the time of likelihood)",
-    )
+    scores.add_argument("--permutations", type=int, default=1, help="cyclic orders of the options to average over")
+    floor = "the floor of the same model without the question (twice the time of likelihood)"
+    scores.add_argument("--choices_only", action=argparse.BooleanOptionalAction, default=True, help=floor)
     text = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
     text.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
 
     server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
-    server.add_argument("--backend", choices=["local", "openai"], default="local")
+    server.add_argument("--backend", choices=[*BACKENDS], default="local")
     server.add_argument("--base_url", help="where its API begins, as in http://127.0.0.1:8000/v1")
     server.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
     server.add_argument("--retries", type=int, default=5, help="of a failed request, with growing pauses")
@@ -145,48 +118,40 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
 
 
 def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Answers, state: Any) -> None:
-    """Have the model answer what has no answer yet, each process its share; the main process reads them all.
-
-    Raises:
-        UserError: a question does not fit into the context, a server fails, or other processes' answers are not here.
-    """
-    wanted = [(task.name, question["id"]) for task in tasks for question in task.questions]
-    missing = sum(key not in answers.by_key for key in wanted)
+    """Have the model answer what has no answer yet, each process its share; the main process reads them all."""
+    wanted = {(task.name, question["id"]) for task in tasks for question in task.questions}
+    missing, is_main = wanted - answers.by_key.keys(), state.is_main_process
     if not missing:
-        if state.is_main_process:
+        if is_main:
             print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
         return
-    answered = answered_locally if args.backend == "local" else answered_by_server
-    batches = answered(args, tasks, answers.by_key, state)
+    batches = BACKENDS[args.backend](args, tasks, answers.by_key, state)
     state.wait_for_everyone()  # every process has read what was there
-    if state.is_main_process:
+    if is_main:
         passes = f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} ({'; '.join(task.name for task in tasks)})"
-        counts = f"{len(wanted)} answers wanted, {len(wanted) - missing} found in {answers.folder}"
+        counts = f"{len(wanted)} answers wanted, {len(wanted) - len(missing)} found in {answers.folder}"
         print(f"{len(tasks[0].questions)} questions, {passes}: {counts}", flush=True)
         answers.begin()
         (answers.folder.parent / RESULTS).unlink(missing_ok=True)  # until it is true again
     state.wait_for_everyone()
-    share = -(-missing // state.num_processes)
-    with tqdm(total=share, desc="Asking", unit=" answers", disable=not state.is_main_process) as progress:
+    share = -(-len(missing) // state.num_processes)
+    with tqdm(total=share, desc="Asking", unit=" answers", disable=not is_main) as progress:
         for count in answers.write(state.process_index, batches):
             progress.update(count)
     state.wait_for_everyone()
-    if state.is_main_process:
+    if is_main:
         answers.read()
-        if any(key not in answers.by_key for key in wanted):
-            raise UserError(
-                f"answers of other processes are missing in {answers.folder}: put --output_dir where all machines "
-                "see it"
-            )
+        if wanted - answers.by_key.keys():
+            advice = "put --output_dir where all machines see it"
+            raise UserError(f"answers of other processes are missing in {answers.folder}: {advice}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    # What can be refused is refused before the model loads.
     if args.backend == "local":
         check_model_folder(args.model_path)
     samplings = [Sampling(args.max_new_tokens, args.temperature, args.top_p, seed) for seed in args.generation_seeds]
-    baseline = read_evaluation(args.baseline) if args.baseline else None
+    baseline = comparison.read_evaluation(args.baseline) if args.baseline else None
     split = load_split(args.dataset_path, args.split)
     questions = draw(split, args.num_samples or len(split), args.seed)
     check_questions(questions, args)
@@ -202,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
     fingerprint = fingerprint_of(args, questions, state.device.type)
     if baseline:
-        check_comparable(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
+        comparison.common_scores(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
     answers = Answers(folder / "answers", fingerprint, args.overwrite)
     tasks = tasks_of(args, questions, samplings)
     check_kept(folder, tasks, args.overwrite)
@@ -212,7 +177,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     scores, columns = results_of(questions, tasks, answers.by_key)
     results = {
-        "schema_version": SCHEMA_VERSION,
         "name": folder.name,
         "model": strip_local_paths(args.model_path),
         "dataset": strip_local_paths(args.dataset_path),
@@ -226,12 +190,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "fingerprint": fingerprint,
     }
     if baseline:
-        rows = zip(*columns.values(), strict=True)
-        by_id = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
-        results["paired"] = compare(Evaluation(results, by_id), baseline)
-    write_predictions(columns, folder / PREDICTIONS)
+        results["paired"] = comparison.paired_comparison(Evaluation(results, columns), baseline)
     write_report(results, columns, questions, folder / "report.html")
-    write_json(folder / RESULTS, results)
+    comparison.write_evaluation(Evaluation(results, columns), folder)
     print(results_text(results))
     print(f"Wrote {folder / RESULTS}, {PREDICTIONS} and report.html")
 

@@ -54,23 +54,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="with --web: address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="with --web (default: %(default)s)")
     parser.add_argument("--answer_format", choices=ANSWER_FORMATS, help="default: as the model was trained")
-    parser.add_argument(
-        "--thinking", choices=["show", "hide", "off"], default="hide", help="off: the model answers at once"
-    )
-    text = add_shared_options(
-        parser,
-        None,
+    parser.add_argument("--thinking", choices=["show", "hide", "off"], default="hide", help="off: answers at once")
+    temperature_help = (
         "above 0 the answer is sampled; DeepSeek advises 0.6 for its R1 models that think, because greedy decoding "
-        "makes them repeat themselves (default: 0, greedy; with --evaluate that of sft/evaluate.py)",
+        "makes them repeat themselves (default: 0, greedy; with --evaluate that of sft/evaluate.py)"
     )
+    text = add_shared_options(parser, None, temperature_help)
     text.add_argument("--seed", type=int, default=Sampling.seed, help="of what is sampled (default: %(default)s)")
     args = parser.parse_args()
-    check_arguments(args)
-    return args
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `UserError` for the first option that contradicts another or makes no sense."""
     for option, mode in (("choices", "question"), ("json", "question"), ("output", "input")):
         if getattr(args, option) and getattr(args, mode) is None:
             raise UserError(f"--{option} goes with --{mode}")
@@ -79,15 +70,14 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.output:
         check_output(args.output, args.overwrite)
     if args.evaluate and (args.thinking == "off" or args.answer_format):
-        raise UserError(
-            "--evaluate uses the model's own format, with thinking: leave out --answer_format and --thinking off"
-        )
+        raise UserError("--evaluate uses the model's own format and thinks: leave out --answer_format, --thinking off")
     if not 0 < args.port < 2**16:
         raise UserError(f"--port {args.port}: give a number from 1 to {2**16 - 1}")
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: give a positive number")
     if args.web and importlib.util.find_spec("gradio") is None:
         raise UserError("--web needs Gradio: pip install -c constraints.txt -e '.[web]'")
+    return args
 
 
 def main() -> None:
@@ -129,7 +119,6 @@ def main() -> None:
 
 
 def show(answer: Answer, thinking: str) -> None:
-    """Print an answer with its options as bars, and its reasoning if it is wanted."""
     print(f"\nQ: {answer.question}")
     print_probabilities(answer.choices.values(), answer.probabilities)
     if thinking == "show" and answer.reasoning:

@@ -5,7 +5,7 @@
 Run alone, it needs neither a GPU nor the model's weights: the launch file tells how the run would be started, --gpu
 on what (default: this machine). `sft/run.py` makes the same checks at every start.
 
-Exit status: 0 the run can start, 2 it is refused (one line says what, where and what to use instead).
+Exit status: 0 every check passed, 2 the run is refused (one line says what, where and what to use instead).
 """
 
 import argparse
@@ -13,22 +13,21 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from sft.common import models
 from sft.common.command import run
-from sft.training import hardware as machines
 from sft.training.checkpoints import resume_point
-from sft.training.checks import check_all, for_this_cpu
+from sft.training.checks import check_all, for_this_cpu, hardware_of
 from sft.training.config import resolve
+from sft.training.hardware import GPUS
 from sft.training.launch import current_launch, read_launch_file
-from sft.training.plan import load_and_check_data, print_plan
+from sft.training.plan import check_checkpoints_fit, load_and_check_data, make_plan, print_plan
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--config_file", type=Path, help="launch file (default: as this command was launched)")
-    parser.add_argument(
-        "--gpu", help=f"plan for GPUs of this kind instead of this machine: {', '.join(machines.GPUS)}"
-    )
+    parser.add_argument("--gpu", help=f"plan for GPUs of this kind instead of this machine: {', '.join(GPUS)}")
     parser.add_argument("--num_processes", type=int, help="processes, where the launch file says another number")
     args, overrides = parser.parse_known_args()
 
@@ -36,18 +35,15 @@ def main() -> None:
     if args.num_processes is not None:
         launch = dataclasses.replace(launch, processes=args.num_processes)
     settings = for_this_cpu(resolve([args.recipe, *overrides]).for_world_size(launch.processes), launch)
-    gpus = launch.processes // launch.machines
-    hardware = machines.planned_hardware(args.gpu, gpus) if args.gpu else machines.this_machine()
+    hardware = hardware_of(settings, launch, args.gpu)
     check_all(settings, launch, hardware)
-
-    from sft.common.models import check_model_folder
-
-    check_model_folder(settings.model_name_or_path)
+    models.check_model_folder(settings.model_name_or_path)
     if not args.gpu and not settings.is_trial:
         resume_point(settings)  # on the machine of the run, output_dir may hold an earlier one
-    _, _, _, lengths = load_and_check_data(settings)
-    print_plan(settings, launch, hardware, lengths)
-    print("The run can start.", file=sys.stderr)
+    plan = make_plan(settings, launch, hardware, load_and_check_data(settings).lengths)
+    check_checkpoints_fit(settings, plan)
+    print_plan(plan)
+    print("Every check passed.", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,13 @@ def main() -> None:
     # Imported here, so that --help and a misspelt recipe answer at once.
     from sft.common.models import check_model_folder
     from sft.training import checks, model, publication, trial
-    from sft.training.hardware import this_machine
     from sft.training.launch import current_launch
 
-    launch, hardware = current_launch(), this_machine()
-    if launch.kind == "deepspeed" and not hardware.count:
-        model.without_deepspeeds_inference_kernels()
+    launch = current_launch()
     settings = checks.for_this_cpu(settings.for_world_size(launch.processes), launch)
+    hardware = checks.hardware_of(settings, launch)
+    if launch.kind == "deepspeed" and not hardware.count:
+        model.skip_deepspeed_inference_kernels()
     is_main_process = int(os.environ.get("RANK", "0")) == 0
     if settings.print_config:
         if is_main_process:
@@ -54,7 +54,7 @@ def main() -> None:
     checks.check_all(settings, launch, hardware)
     check_model_folder(settings.model)
     if settings.is_trial:
-        trial.run(settings, launch, hardware)
+        trial.run_trial(settings, launch, hardware)
         return
 
     publishes = settings.push_to_hub and is_main_process
@@ -73,30 +73,45 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     from sft.training.callbacks import DevAccuracyCallback, HistoryCallback
 
     checkpoint = checkpoints.resume_point(settings)
+    continued = None if settings.resume_weights_only else checkpoint
     training_args = settings.build(SFTConfig)
+    if continued:
+        training_args.eval_on_start = False  # the base model was evaluated at the start of the run
 
     # Data: every row is looked at.
-    rows, dev, tokenizer, lengths = plan.load_and_check_data(settings)
-    plan.print_plan(settings, launch, hardware, lengths)
-    description = manifest.run_manifest(settings, launch, hardware, rows, tokenizer)
-    notes = checkpoints.compare(checkpoint, description) if checkpoint and not settings.resume_weights_only else []
+    data = plan.load_and_check_data(settings)
+    needs = plan.make_plan(settings, launch, hardware, data.lengths)
+    plan.check_checkpoints_fit(settings, needs)
+    plan.print_plan(needs)
+    run_manifest = manifest.describe_run(settings, launch, hardware, data.train, data.tokenizer)
+    notes = [f"continuing from {continued}", *checkpoints.compare(continued, run_manifest)] if continued else []
 
     # Model and train.
-    trainer = model.load_trainer(settings, training_args, rows, dev, tokenizer)
-    description["parameters"] = model.parameter_counts(trainer.model)
-    graceful_stop = stopping.begin(trainer, settings, description, checkpoint, notes)
+    trainer = model.load_trainer(settings, training_args, data)
+    run_manifest["parameters"] = model.parameter_counts(trainer.model)
+    if settings.use_peft:
+        trainer.model.active_peft_config.revision = run_manifest["base_model"]["revision"]
+    if settings.resume_weights_only:
+        checkpoints.load_weights(trainer.model, checkpoint)
+        notes.append(f"weights of {checkpoint}; optimizer, schedule and place in the data start anew")
+    manifest.begin_output_dir(trainer, run_manifest, notes)
+    graceful_stop = stopping.GracefulStopCallback(trainer, run_manifest)
+    trainer.add_callback(graceful_stop)
     if settings.mcq_eval_samples:
-        trainer.add_callback(DevAccuracyCallback(trainer, dev, settings.mcq_eval_samples))
+        trainer.add_callback(DevAccuracyCallback(trainer, data.dev, settings.mcq_eval_samples))
     trainer.add_callback(HistoryCallback())
-    graceful_stop.train()
-    if graceful_stop.stopped:
-        graceful_stop.print_resume_command()
-        return None
+    stopping.train(trainer, continued)
 
     # Evaluate, and save.
     # With load_best_model_at_end, transformers has loaded the checkpoint that is best by metric_for_best_model.
-    manifest.write_results(trainer)
-    final = manifest.save_final_model(trainer, settings, answer_format=rows[0]["answer_format"])
+    final = None
+    if not graceful_stop.stopped:
+        manifest.write_results(trainer)
+        final = manifest.save_final_model(trainer, settings, answer_format=data.train[0]["answer_format"])
+    elif trainer.is_world_process_zero():
+        print(f"Stopped by a signal after step {trainer.state.global_step}; the checkpoint is saved.")
+        print("Continue with the same command and --resume_from_checkpoint auto:")
+        print(f"  ... {stopping.resume_command(sys.argv)}", flush=True)
     trainer.end()
     return final
 

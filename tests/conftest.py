@@ -95,6 +95,18 @@ def here():
 
 
 @pytest.fixture(scope="session")
+def succeeds(here):
+    """Run a command as `here` does; fails unless it succeeds."""
+
+    def run(*words: object) -> subprocess.CompletedProcess:
+        done = here(*words)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def refused(here):
     """Run a command that must be refused: one line, exit status 2, no traceback. Returns the line."""
 
@@ -152,7 +164,7 @@ def toy_options(launched_as, tiny_deepseek, few_dev):
 def recipe_run(command, toy_options, tmp_path_factory):
     """Run a recipe once as its first lines say, with two processes where it wants several.
 
-    Returns (output folder, completed process); later calls get the same run.
+    Returns (output folder, completed process) of a run that succeeded; later calls get the same run.
     """
     from tests.benchmarks.memory import named_launch
 
@@ -168,7 +180,9 @@ def recipe_run(command, toy_options, tmp_path_factory):
                 *(*toy_options(recipe, **data), "--output_dir", out, *(() if recipe in CONTINUED else AT_THE_END)),
             )
             runs[recipe] = out, done
-        return runs[recipe]
+        out, done = runs[recipe]
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return out, done
 
     return run
 
@@ -178,8 +192,7 @@ def trained(recipe_run, tmp_path_factory) -> Path:
     """The final_model of a toy run, its adapter made strong enough to change every answer."""
     from safetensors.torch import load_file, save_file
 
-    out, done = recipe_run("pmcvqa")
-    assert done.returncode == 0, done.stderr
+    out, _ = recipe_run("pmcvqa")
     folder = tmp_path_factory.mktemp("trained") / "final_model"
     shutil.copytree(out / "final_model", folder)
     weights = load_file(folder / "adapter_model.safetensors")

@@ -12,7 +12,7 @@ from sft.training.checks import check_all
 from sft.training.config import resolve
 from sft.training.hardware import planned_hardware
 from sft.training.launch import read_launch_file
-from sft.training.memory import count_parameters, trained_meta_model
+from sft.training.memory import count_parameters
 from tests.benchmarks import measured, train
 from tests.benchmarks.memory import named_launch
 
@@ -81,7 +81,7 @@ def test_start_up_is_divided_and_adds_up(bench):
 def test_speed_leaves_the_warm_up_out_and_recomputed_activations_are_not_useful_work():
     steps = [[0.0, 9, 90, 90, 9], [5.0, 9, 90, 90, 9], [6.0, 4, 100, 80, 8], [9.0, 4, 100, 80, 8]]
     run = {"steps": steps, "peak_gib": 1.0, "estimated_gib": None, "processes": 1, "devices": 1, "losses": [2.0]}
-    numbers = train.summary({**run, "checkpointing": True, "held_out": 1.5}, (400.0, 200.0), 1e5)
+    numbers = train.speed_and_memory({**run, "checkpointing": True, "held_out": 1.5}, (400.0, 200.0), 1e5)
     assert numbers["examples/s"] == pytest.approx(8 / 4)
     assert numbers["tokens/s"] == pytest.approx(160 / 4)
     assert numbers["padding"] == pytest.approx(0.2)
@@ -90,7 +90,7 @@ def test_speed_leaves_the_warm_up_out_and_recomputed_activations_are_not_useful_
     # Two processes on two GPUs do twice the work at the same utilisation; on the cores of one CPU they share its peak.
     for devices, share in ((2, 1), (1, 2)):
         run |= {"processes": 2, "devices": devices, "checkpointing": False, "held_out": 1.5}
-        numbers = train.summary(run, (400.0, 200.0), 1e5)
+        numbers = train.speed_and_memory(run, (400.0, 200.0), 1e5)
         assert numbers["examples/s"] == pytest.approx(2 * 8 / 4)
         assert numbers["MFU"] == pytest.approx(share * 400 * 40 / 1e5)
 
@@ -100,7 +100,7 @@ def test_lora_costs_four_operations_a_frozen_parameter_and_two_more_to_recompute
     model = AutoModelForCausalLM.from_pretrained(tiny_deepseek)
     # Neither embeddings, which are looked up, nor the output layer, which sees the labelled tokens alone.
     frozen = sum(parameter.numel() for parameter in model.model.layers.parameters()) + model.config.hidden_size
-    trained = count_parameters(trained_meta_model(model.config, settings), settings).trained
+    trained = count_parameters(model.config, settings).trained
     monkeypatch.syspath_prepend(train.HERE)  # as Python does for the script
     useful, again = train.build_model(str(tiny_deepseek), settings, tmp_path / "model")
     assert useful == 4 * frozen + 6 * trained

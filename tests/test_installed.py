@@ -72,7 +72,7 @@ def test_a_dry_run_far_from_the_clone(installed, tiny_deepseek, few_dev, tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("Nothing was kept. The run can start.\n")
+    assert done.stdout.endswith("Nothing was kept.\n")
     assert not list(tmp_path.iterdir())
 
 

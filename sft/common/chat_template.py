@@ -259,8 +259,3 @@ def explain(tokenizer: Any, prompt: list[dict], completion: list[dict]) -> dict[
     ids = row["prompt_ids"] + row["completion_ids"]
     mask = [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"])
     return {"text": tokenizer.decode(ids), "input_ids": ids, "loss_mask": mask, "tokens": len(ids)}
-
-
-def trained_columns(dataset: Any) -> list[str]:
-    """The columns that SFTTrainer reads: token ids where preparation has made them, else messages."""
-    return ["input_ids", "labels"] if "input_ids" in dataset.column_names else ["prompt", "completion"]

@@ -1,4 +1,4 @@
-"""Answers stream to disk as they come, so that an evaluation that was stopped continues where it stopped.
+"""Answers are written as they come, so that an evaluation that was stopped continues where it stopped.
 
 The folder holds fingerprint.json (what decides the answers: model, data, options) and one answers-N.jsonl a process,
 one line an answer. Answers are written a batch at a time, and a batch of which a line is missing is asked again.
@@ -30,48 +30,37 @@ DIFFERS = {"questions": "questions (another --split, --dataset_path, --num_sampl
 
 
 class Answers:
-    """The answers in `folder`, by task and question id.
-
-    Raises:
-        UserError: the folder holds answers that another model, other data or other options gave, or something else.
-    """
+    """The answers in `folder`, by task and question id; raises `UserError` if their fingerprint is another one."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], overwrite: bool):
         self.folder, self.fingerprint = folder, fingerprint
         self.by_key: dict[tuple[str, str], dict] = {}
-        file = folder / FINGERPRINT
-        self.anew = overwrite or not file.is_file()  # whether `begin` empties the folder
-        if not file.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        finds_answers = (folder / FINGERPRINT).is_file()
+        if not finds_answers and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} holds something that is no evaluation's: choose another --name")
-        if self.anew:
-            return
-        try:
-            earlier = json.loads(file.read_text(encoding="utf-8"))
-            differs = [DIFFERS.get(key, key) for key in fingerprint if earlier.get(key) != fingerprint[key]]
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
-        if differs:
-            raise UserError(
-                f"{folder.parent} holds an evaluation with other {' and '.join(differs)}: pass --overwrite to replace "
-                "it, or choose another --name"
-            )
-        self.read()
+        self.starts_empty = overwrite or not finds_answers
+        if not self.starts_empty:
+            self.read()
 
     def read(self) -> None:
         """Read the answers of every process, without lines that were cut off."""
-        for file in sorted(self.folder.glob("answers-*.jsonl")):
-            try:
-                with file.open(encoding="utf-8", newline="\n") as lines:
-                    for line in lines:
-                        if line.endswith("\n"):
-                            answer = json.loads(line)
-                            self.by_key[answer.pop("task"), answer.pop("id")] = answer
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
+        file = self.folder / FINGERPRINT
+        try:
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+            other = [DIFFERS.get(key, key) for key in self.fingerprint if earlier.get(key) != self.fingerprint[key]]
+            if other:
+                advice = "pass --overwrite to replace it, or choose another --name"
+                raise UserError(f"{self.folder.parent} holds an evaluation with other {' and '.join(other)}: {advice}")
+            for file in sorted(self.folder.glob("answers-*.jsonl")):
+                for line in file.read_bytes().split(b"\n")[:-1]:
+                    answer = json.loads(line)
+                    self.by_key[answer.pop("task"), answer.pop("id")] = answer
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
 
     def begin(self) -> None:
         """Make the folder ready; one process does so, before any writes."""
-        if self.anew:
+        if self.starts_empty:
             shutil.rmtree(self.folder, ignore_errors=True)
             try:
                 self.folder.mkdir(parents=True)
@@ -96,8 +85,7 @@ def model_fingerprint(model_path: str) -> list[str]:
     """SHA-256 of every file that decides what a model answers, or its name and commit on the Hub; its base's too."""
     folder, base = Path(model_path), base_of(model_path)
     if folder.is_dir():
-        files = sorted(f for f in folder.iterdir() if f.suffix in DECIDE and f.is_file())
-        parts = [f"{file.name}:{sha256(file)}" for file in files]
+        parts = [f"{f.name}:{sha256(f)}" for f in sorted(folder.iterdir()) if f.suffix in DECIDE and f.is_file()]
     else:
         parts = [f"{pinned(model_path)[0]}@{commit_of(model_path)}"]
     return parts + (model_fingerprint(base) if base != model_path else [])
@@ -113,16 +101,15 @@ def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not an evaluation's: pass --overwrite, or choose another --name") from error
     if lost:
-        raise UserError(
-            f"{folder} holds also {'; '.join(sorted(lost))}: ask for it too, pass --overwrite, or choose another "
-            "--name"
-        )
+        advice = "ask for it too, pass --overwrite, or choose another --name"
+        raise UserError(f"{folder} holds also {'; '.join(sorted(lost))}: {advice}")
 
 
 def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
     """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
     from datasets import Dataset
 
+    columns = ["id", "question", "choices", "gold", "answer_format"]
     if args.backend == "local":
         model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
     else:  # the address may be private: its hash is enough
@@ -130,9 +117,7 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str)
         model, options = [f"{strip_local_paths(args.model_path)} at server {where}"], ("backend",)
     return {
         "model": model,
-        "questions": data_fingerprint(
-            Dataset.from_list(questions), ["id", "question", "choices", "gold", "answer_format"]
-        ),
+        "questions": data_fingerprint(Dataset.from_list(questions), columns),
         "prompt_version": PROMPT_VERSION,
         "chat_template": sha256(Path(args.chat_template)) if args.chat_template else None,
         "options": {key: getattr(args, key) for key in options},

@@ -1,24 +1,33 @@
-"""Two finished evaluations of the same questions: read them, check that they compare, and compare them in pairs."""
+"""The files that an evaluation leaves, and two evaluations of the same questions, compared in pairs."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft.common.command import UserError
+from sft.common.command import UserError, atomic_write, write_json
+from sft.evaluation.metrics import paired_difference
 
 # Raised with every change to results.json or predictions.parquet that a reader has to know of.
 SCHEMA_VERSION = 1
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
-# The scores of an evaluation, and how they are called.
-SCORES = {"option_likelihood": "option likelihood", "generation": "generation"}
 
 
 class Evaluation(NamedTuple):
-    """A finished evaluation: results.json, and the rows of predictions.parquet by question id."""
+    """results.json, and the columns of predictions.parquet, which have one value a question."""
 
     results: dict[str, Any]
-    rows: dict[str, dict]
+    columns: dict[str, list]
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write both files atomically, results.json last: where it is, the evaluation is finished."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic_write(folder / PREDICTIONS) as temporary:
+        pq.write_table(pa.table(evaluation.columns), temporary)
+    write_json(folder / RESULTS, {"schema_version": SCHEMA_VERSION, **evaluation.results})
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -28,61 +37,45 @@ def read_evaluation(folder: Path) -> Evaluation:
 
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        version = results["schema_version"]
-        rows = {row["id"]: row for row in pq.read_table(folder / PREDICTIONS).to_pylist()}
-        if version == SCHEMA_VERSION:
-            columns = {"article", *(f"{score}_right" for score in results["scores"])}
-            if results["n"] != len(rows) or not all(columns <= row.keys() for row in rows.values()):
-                raise ValueError("the two files do not belong together")
-            _ = results["name"], results["fingerprint"]["questions"]
+        columns = pq.read_table(folder / PREDICTIONS).to_pydict()
+        if (version := results["schema_version"]) != SCHEMA_VERSION:
+            raise UserError(f"{folder} has schema version {version}, not {SCHEMA_VERSION}: evaluate it again")
+        needed = {"article", *(f"{score}_right" for score in results["scores"])}
+        if not needed <= columns.keys() or results["n"] != len(set(columns["id"])):
+            raise ValueError("the two files do not belong together")
+        _ = results["name"], results["fingerprint"]["questions"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise UserError(
-            f"{folder} is not a finished evaluation ({type(error).__name__}): name a folder with {RESULTS} and "
-            f"{PREDICTIONS}, as sft/evaluate.py writes it"
-        ) from error
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{folder} was written with schema version {version}, not {SCHEMA_VERSION}: evaluate it again")
-    return Evaluation(results, rows)
+        advice = f"name a folder with {RESULTS} and {PREDICTIONS}, as sft/evaluate.py writes it"
+        raise UserError(f"{folder} is not a finished evaluation ({type(error).__name__}): {advice}") from error
+    return Evaluation(results, columns)
 
 
-def check_comparable(name: str, questions: str, scores: Iterable[str], baseline: Evaluation) -> list[str]:
-    """The scores that a run has in common with the baseline; `questions` is the fingerprint of its questions.
-
-    Raises:
-        UserError: the two do not answer the same questions, or have no score in common.
-    """
+def common_scores(name: str, questions: str, scores: Iterable[str], baseline: Evaluation) -> list[str]:
+    """The scores that both have; raises `UserError` if there are none, or `questions` (a fingerprint) differ."""
     other = baseline.results["name"]
     if questions != baseline.results["fingerprint"]["questions"]:
-        raise UserError(
-            f"{name} and {other} ({len(baseline.rows)} questions) do not answer the same questions: use the same "
-            "--dataset_path, --split, --num_samples and --seed for both"
-        )
-    common = [score for score in SCORES if score in scores and score in baseline.results["scores"]]
+        which = f"{name} and {other} ({baseline.results['n']} questions)"
+        advice = "use the same --dataset_path, --split, --num_samples and --seed for both"
+        raise UserError(f"{which} do not answer the same questions: {advice}")
+    common = [score for score in baseline.results["scores"] if score in scores]
     if not common:
         raise UserError(f"{name} and {other} have no score in common: evaluate both with the same --method")
     return common
 
 
-def compare(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
-    """``{"baseline": name, score: paired comparison, ...}`` for every score that both have.
-
-    Raises:
-        UserError: as `check_comparable`, or the two hold different question ids.
-    """
-    from sft.evaluation.metrics import paired
-
-    results = this.results
-    common = check_comparable(results["name"], results["fingerprint"]["questions"], results["scores"], baseline)
-    if this.rows.keys() != baseline.rows.keys():
-        raise UserError(f"{baseline.results['name']} has other question ids than {results['name']}: evaluate it again")
-    articles = [row["article"] for row in this.rows.values()]
-
-    return {"baseline": baseline.results["name"]} | {
-        score: paired(
-            [row[f"{score}_right"] for row in this.rows.values()],
-            [baseline.rows[id][f"{score}_right"] for id in this.rows],
-            articles,
-            asked_once=all(len(r["scores"][score].get("seeds", [0])) == 1 for r in (results, baseline.results)),
+def paired_comparison(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
+    """``{"baseline": name, score: paired difference, ...}``; raises `UserError` if the two cannot be compared."""
+    results, other = this.results, baseline.results
+    common = common_scores(results["name"], results["fingerprint"]["questions"], results["scores"], baseline)
+    # The fingerprint covers the ids in their order, so the rows of the two are in the same order.
+    if this.columns["id"] != baseline.columns["id"]:
+        raise UserError(f"{other['name']} has other question ids than {results['name']}: evaluate it again")
+    return {"baseline": other["name"]} | {
+        score: paired_difference(
+            this.columns[f"{score}_right"],
+            baseline.columns[f"{score}_right"],
+            this.columns["article"],
+            answered_once=all(len(run["scores"][score].get("seeds", [0])) == 1 for run in (results, other)),
         )
         for score in common
     }

@@ -1,7 +1,7 @@
-"""From right and wrong answers to numbers with intervals: what sft/evaluate.py reports, one function a number.
+"""From right and wrong answers to numbers with intervals: what sft/evaluate.py reports (docs/evaluation.md).
 
 `right` is always one value a question, 1.0 for a right answer and 0.0 for a wrong one, or the share of right answers
-where a question was answered several times. docs/evaluation.md explains each number to someone who will cite it.
+where a question was answered several times.
 """
 
 import math
@@ -28,10 +28,7 @@ def wilson_interval(correct: float, n: int) -> tuple[float, float]:
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
-    """Two-sided exact McNemar p-value, from the questions that one run alone answered rightly.
-
-    Under the null hypothesis each such question is a fair coin. Integers throughout, so exact for any number.
-    """
+    """Two-sided exact McNemar p-value, from the questions that one run alone answered rightly, in integers."""
     n, k = only_first + only_second, min(only_first, only_second)
     term, tail = 1, 0
     for i in range(k + 1):
@@ -57,31 +54,26 @@ def clustered_standard_error(values: Sequence[float], articles: Sequence[str]) -
 
 def calibration(confidences: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
     """Expected calibration error over equal-width bins (arXiv 1706.04599), and the bins of the reliability diagram."""
-    bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
+    by_bin: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for confidence, value in zip(confidences, right, strict=True):
-        bins[min(int(confidence * BINS), BINS - 1)].append((confidence, value))
-    described = [
-        {
-            "from": number / BINS,
-            "to": (number + 1) / BINS,
-            "n": len(pairs),
-            "confidence": fmean(confidence for confidence, _ in pairs),
-            "accuracy": fmean(value for _, value in pairs),
-        }
-        for number, pairs in enumerate(bins)
-        if pairs
-    ]
-    gaps = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in described)
-    return {"ece": gaps / len(right), "bins": described}
+        by_bin[min(int(confidence * BINS), BINS - 1)].append((confidence, value))
+    bins = []
+    for number, pairs in sorted(by_bin.items()):
+        mean_confidence, share = map(fmean, zip(*pairs, strict=True))
+        limits = {"from": number / BINS, "to": (number + 1) / BINS}
+        bins.append({**limits, "n": len(pairs), "confidence": mean_confidence, "accuracy": share})
+    gaps = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins)
+    return {"ece": gaps / len(right), "bins": bins}
 
 
-def accuracy(right: Sequence[float]) -> dict[str, Any]:
-    """``{"accuracy", "n", "ci95"}`` with Wilson's interval."""
+def accuracy(right: Sequence[float], articles: Sequence[str]) -> dict[str, Any]:
+    """Accuracy with Wilson's interval and the standard error that is clustered by article."""
     correct, n = sum(right), len(right)
-    return {"accuracy": correct / n, "n": n, "ci95": list(wilson_interval(correct, n))}
+    interval, error = list(wilson_interval(correct, n)), clustered_standard_error(right, articles)
+    return {"accuracy": correct / n, "n": n, "ci95": interval, "standard_error_clustered": error}
 
 
-def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
+def score_metrics(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
     """The numbers that every score has: accuracy and its errors, and letter bias (RStd: arXiv 2309.03882)."""
     articles = [question.get("article") or "" for question in questions]
     by_letter: dict[str, list[float]] = defaultdict(list)
@@ -89,8 +81,7 @@ def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]
         by_letter[LETTERS[question["gold"]]].append(value)
     recalls = {letter: fmean(values) for letter, values in sorted(by_letter.items())}
     return {
-        **accuracy(right),
-        "standard_error_clustered": clustered_standard_error(right, articles),
+        **accuracy(right, articles),
         "articles": len(set(articles) - {""}),
         "balanced_accuracy": fmean(recalls.values()),
         "recall_by_letter": recalls,
@@ -98,21 +89,20 @@ def summary(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]
     }
 
 
-def paired(
-    right: Sequence[float], baseline: Sequence[float], articles: Sequence[str], asked_once: bool = True
-) -> dict[str, Any]:
+def paired_difference(
+    right: list[float], baseline: list[float], articles: list[str], answered_once: bool = True
+) -> dict:
     """Two runs over the same questions, in the same order (arXiv 2411.00640).
 
-    ``difference`` of the accuracies with its 95 % interval, clustered by article, which is None where all differences
-    are the same and a normal interval has no width; and, where each question was `asked_once`, the questions that one
-    run alone answered rightly, with the exact McNemar p-value.
+    ``difference`` of the accuracies with its 95 % interval, clustered by article (None if all are equal); and, if each
+    question was `answered_once`, the questions that one run alone answered rightly, with the McNemar p-value.
     """
     differences = [a - b for a, b in zip(right, baseline, strict=True)]
     difference = sum(differences) / len(differences)
     half = Z95 * (clustered_standard_error(differences, articles) or 0.0)
     interval = [max(-1.0, difference - half), min(1.0, difference + half)] if half else None
     result = {"n": len(differences), "difference": difference, "ci95": interval}
-    if asked_once:
+    if answered_once:
         won, lost = differences.count(1.0), differences.count(-1.0)
         result |= {"won": won, "lost": lost, "mcnemar_p": mcnemar_p(lost, won)}
     return result

@@ -1,7 +1,4 @@
-"""The page to look at after an evaluation: one HTML file with its plots inside, without scripts or links.
-
-Every plot answers one question of a reader; docs/evaluation.md explains the numbers behind it.
-"""
+"""The page to look at after an evaluation: one HTML file with its plots inside, without scripts or links."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -20,40 +17,40 @@ COLOURS = {"option_likelihood": "#3273a8", "generation": "#c4682b"}
 GREY = "#888888"
 
 
-def plot(draw: Callable[[Any, Any], None], data: Any, height: float) -> str:
-    """What `draw(axes, data)` draws as SVG markup; the same numbers give the same bytes."""
+def as_svg(plot: Callable[[Any, Any], None], data: Any, height: float) -> str:
+    """What `plot(axes, data)` draws, `height` inches high; the same numbers give the same bytes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "pmcvqa", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=(8, height), layout="constrained")
         axes = figure.subplots()
-        draw(axes, data)
+        plot(axes, data)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside upper right", ncols=3, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-        picture = io.StringIO()
-        figure.savefig(picture, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = picture.getvalue()
-    return svg[svg.index("<svg") :]  # matplotlib has escaped the texts in it
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return svg.getvalue()[svg.getvalue().index("<svg") :]  # matplotlib has escaped the texts in it
 
 
-def draw_accuracy(axes: Any, results: dict[str, Any]) -> None:
+def plot_accuracy(axes: Any, results: dict[str, Any]) -> None:
     """Every score with its 95 % interval, and the floors that it has to stand above."""
     rows = rows_of(results)
     for place, (_, numbers, score) in enumerate(rows):
-        value, ci95 = numbers["accuracy"], numbers.get("ci95")
+        value = numbers["accuracy"]
+        low, high = numbers.get("ci95", (value, value))
         axes.barh(place, value, color=COLOURS.get(score, GREY), alpha=0.85 if score else 0.45, height=0.7)
-        if ci95:
-            axes.errorbar(value, place, xerr=[[value - ci95[0]], [ci95[1] - value]], color="black", capsize=4)
-        axes.annotate(f"{value:.3f}", (max(value, ci95[1] if ci95 else 0) + 0.01, place), va="center")
+        if "ci95" in numbers:
+            axes.errorbar(value, place, xerr=[[value - low], [high - value]], color="black", capsize=4)
+        axes.annotate(f"{value:.3f}", (high + 0.01, place), va="center")
     axes.axvline(max(results["floors"].values()), color=GREY, linestyle=":", label="highest floor")
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.05), xlabel=f"accuracy (n = {results['n']}; lines: 95 % intervals)")
 
 
-def draw_recall(axes: Any, results: dict[str, Any]) -> None:
+def plot_recall(axes: Any, results: dict[str, Any]) -> None:
     """Recall by the letter of the right option, the bars of every score side by side."""
     scores = scores_of(results)
     letters = sorted({letter for row in scores for letter in row.numbers["recall_by_letter"]})
@@ -66,20 +63,20 @@ def draw_recall(axes: Any, results: dict[str, Any]) -> None:
     axes.set_ylim(0, 1)
 
 
-def draw_calibration(axes: Any, bins: list[dict[str, Any]]) -> None:
+def plot_calibration(axes: Any, bins: list[dict[str, Any]]) -> None:
     """How often the model is right, by the probability of its answer."""
     most = max(each["n"] for each in bins)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfectly calibrated")
     for each in bins:
-        low, high, height = each["from"], each["to"], each["accuracy"]
-        style = {"color": COLOURS["option_likelihood"], "alpha": 0.25 + 0.75 * each["n"] / most, "edgecolor": "white"}
-        axes.bar(low, height, high - low, align="edge", **style)
-        axes.annotate(each["n"], ((low + high) / 2, height + 0.02), ha="center")
+        middle, width = (each["from"] + each["to"]) / 2, each["to"] - each["from"]
+        alpha = 0.25 + 0.75 * each["n"] / most
+        axes.bar(middle, each["accuracy"], width, color=COLOURS["option_likelihood"], alpha=alpha, edgecolor="white")
+        axes.annotate(each["n"], (middle, each["accuracy"] + 0.02), ha="center")
     axes.set(xlim=(0, 1), ylim=(0, 1.08), ylabel="share answered rightly")
     axes.set_xlabel("probability of the chosen option (above each bar: questions)")
 
 
-def draw_budgets(axes: Any, budgets: Sequence[dict[str, Any]]) -> None:
+def plot_budgets(axes: Any, budgets: Sequence[dict[str, Any]]) -> None:
     """Accuracy and truncated answers, had the token budget been smaller."""
     tokens = [budget["tokens"] for budget in budgets]
     axes.plot(tokens, [b["accuracy"] for b in budgets], "o-", color=COLOURS["generation"], label="accuracy")
@@ -95,11 +92,11 @@ def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> lis
     answers = zip(questions, columns["option_likelihood_answer"], columns["log_likelihoods"], strict=True)
     wrong = [(max(softmax(scores)), q, chosen) for q, chosen, scores in answers if chosen != q["gold"]]
     wrong.sort(key=lambda error: -error[0])  # errors of one probability stay in the order of the questions
-    errors = []
+    rows = []
     for probability, q, chosen in wrong[:ERRORS]:
         texts = [f"{LETTERS[option]}. {q['choices'][option]}" for option in (chosen, q["gold"])]
-        errors.append([q["id"], q["question"], *texts, f"{probability:.3f}"])
-    return errors
+        rows.append([q["id"], q["question"], *texts, f"{probability:.3f}"])
+    return rows
 
 
 def write_report(results: dict[str, Any], columns: dict[str, list], questions: Sequence[dict], file: Path) -> None:
@@ -112,10 +109,10 @@ def write_report(results: dict[str, Any], columns: dict[str, list], questions: S
         numbers=numbers,
         notes=notes_of(results),
         paired=paired_table(results) if "paired" in results else None,
-        accuracy=plot(draw_accuracy, results, 0.8 + 0.42 * (len(numbers) - 1)),
-        recall=plot(draw_recall, results, 3.4),
-        calibration=plot(draw_calibration, likelihood["calibration"]["bins"], 3.6) if likelihood else None,
-        token_budget=plot(draw_budgets, generation["by_token_budget"], 3.4) if generation else None,
+        accuracy=as_svg(plot_accuracy, results, 0.8 + 0.42 * (len(numbers) - 1)),
+        recall=as_svg(plot_recall, results, 3.4),
+        calibration=as_svg(plot_calibration, likelihood["calibration"]["bins"], 3.6) if likelihood else None,
+        token_budget=as_svg(plot_budgets, generation["by_token_budget"], 3.4) if generation else None,
         errors=confident_errors(columns, questions) if likelihood else None,
     )
     with atomic_write(file) as temporary:

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from sft.evaluation.comparison import SCORES
-
+# The scores of an evaluation as results.json names them, and their titles.
+SCORES = {"option_likelihood": "option likelihood", "generation": "generation"}
 # Of each column its head, and its text from the numbers of a row, which have the names of results.json.
 COLUMNS = {
     "accuracy": "{accuracy:.3f}",
@@ -23,7 +23,7 @@ PAIRED_COLUMNS = {
 
 
 class Row(NamedTuple):
-    """The label of a row, and its numbers as results.json has them; `score` is None for a floor."""
+    """A label, and numbers as results.json has them; `score` is None for a floor."""
 
     label: str
     numbers: dict[str, Any]
@@ -31,9 +31,7 @@ class Row(NamedTuple):
 
 
 def scores_of(results: dict[str, Any]) -> list[Row]:
-    """The scores of an evaluation."""
-    scores = results["scores"]
-    return [Row(title, scores[score], score) for score, title in SCORES.items() if score in scores]
+    return [Row(SCORES[score], numbers, score) for score, numbers in results["scores"].items()]
 
 
 def rows_of(results: dict[str, Any]) -> list[Row]:
@@ -43,8 +41,9 @@ def rows_of(results: dict[str, Any]) -> list[Row]:
         rows.append(row)
         if permutations := row.numbers.get("permutations"):
             rows.append(Row(f"average of {permutations['orders']} permutations", permutations, row.score))
-    floors = results["floors"].items()
-    return rows + [Row(f"floor: {name.replace('_', ' ')}", {"accuracy": value}, None) for name, value in floors]
+    for name, value in results["floors"].items():
+        rows.append(Row(f"floor: {name.replace('_', ' ')}", {"accuracy": value}, None))
+    return rows
 
 
 def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS, label: str = "score") -> list[list[str]]:
@@ -56,11 +55,10 @@ def table_of(rows: list[Row], columns: dict[str, str] = COLUMNS, label: str = "s
         except (KeyError, TypeError):  # TypeError: the number is None
             return "–"
 
-    return [[label, *columns]] + [[row.label, *(text(form, row.numbers) for form in columns.values())] for row in rows]
+    return [[label, *columns], *([row.label, *(text(form, row.numbers) for form in columns.values())] for row in rows)]
 
 
 def score_table(results: dict[str, Any]) -> list[list[str]]:
-    """The scores and floors of an evaluation."""
     return table_of(rows_of(results))
 
 
@@ -85,16 +83,16 @@ def notes_of(results: dict[str, Any]) -> list[str]:
         if permuted := permutations.get("questions_in_several_orders"):
             share = permutations["same_option_in_all_orders"]
             notes.append(f"{title}: the same option in all permutations for {share:.1%} of {permuted:,} questions.")
-        if "outcomes" in numbers:
+        if seeds := numbers.get("seeds"):
             sampling = ", ".join(f"{key} {value}" for key, value in numbers["sampling"].items())
-            seeds = ", ".join(str(seed["seed"]) for seed in numbers["seeds"])
+            names = ", ".join(str(seed["seed"]) for seed in seeds)
             shares = ", ".join(f"{outcome} {share:.1%}" for outcome, share in numbers["outcomes"].items())
-            tokens = numbers["tokens"]["mean"]
-            notes.append(f"{title} ({sampling}; seeds {seeds}): {shares}; {tokens:.0f} tokens an answer.")
-            if len(numbers["seeds"]) > 1:
-                each = ", ".join(f"{seed['accuracy']:.3f}" for seed in numbers["seeds"])
-                spread = numbers["standard_deviation_of_seeds"]
-                notes.append(f"{title} by seed: {each} (standard deviation {spread:.3f}).")
+            length = f"{numbers['tokens']['mean']:.0f} tokens an answer"
+            notes.append(f"{title} ({sampling}; seeds {names}): {shares}; {length}.")
+            if len(seeds) > 1:
+                accuracies = ", ".join(f"{seed['accuracy']:.3f}" for seed in seeds)
+                deviation = numbers["standard_deviation_of_seeds"]
+                notes.append(f"{title} by seed: {accuracies} (standard deviation {deviation:.3f}).")
         if numbers["articles"] and numbers["standard_error_clustered"] is not None:
             notes.append(f"{title}: the standard error is clustered by {numbers['articles']} articles.")
     return notes
@@ -103,9 +101,8 @@ def notes_of(results: dict[str, Any]) -> list[str]:
 def aligned(table: list[list[str]]) -> str:
     """A table for the terminal, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  " + "  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for label, *cells in table
-    )
+    lines = [[label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])] for label, *cells in table]
+    return "\n".join("  " + "  ".join(line) for line in lines)
 
 
 def paired_text(results: dict[str, Any]) -> str:
@@ -116,10 +113,7 @@ def paired_text(results: dict[str, Any]) -> str:
 
 def results_text(results: dict[str, Any]) -> str:
     """The results for the terminal: what the page shows, without its plots."""
-    parts = [
-        f"{results['name']}: {results['n']} questions, split {results['split']} of {results['dataset']}",
-        aligned(score_table(results)),
-        *([paired_text(results)] if "paired" in results else []),
-        "\n".join(f"  {note}" for note in notes_of(results)),
-    ]
-    return "\n\n".join(parts)
+    head = f"{results['name']}: {results['n']} questions, split {results['split']} of {results['dataset']}"
+    paired = [paired_text(results)] if "paired" in results else []
+    notes = "\n".join(f"  {note}" for note in notes_of(results))
+    return "\n\n".join([head, aligned(score_table(results)), *paired, notes])

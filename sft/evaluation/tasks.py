@@ -6,8 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sft.common.chat_template import token_ids
 from sft.common.command import UserError
+from sft.common.models import context_length, load_model, load_tokenizer
 from sft.common.prompts import LETTERS, OPEN, can_be_shuffled, prompt_messages
+from sft.inference.generation import Sampling, batch_seed, check_context, generate
+from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
+from sft.inference.server import Server
 
 LIKELIHOOD, GENERATION = "likelihood", "generation"
 # The names of --method, and of the scores in results.json.
@@ -23,10 +28,10 @@ class Task:
 
     name: str
     questions: list[dict]
-    sampling: Any = None
+    sampling: Sampling | None = None
 
 
-def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Any]) -> list[Task]:
+def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Sampling]) -> list[Task]:
     """The passes that the scores of --method need."""
     tasks = []
     if LIKELIHOOD in args.method:
@@ -39,8 +44,8 @@ def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequenc
             tasks.append(Task(f"{SHIFTED} {shift}", permuted))
     if GENERATION in args.method:
         for sampling in samplings:
-            how = ", ".join(f"{key}={value}" for key, value in asdict(sampling).items() if key != "thinking")
-            tasks.append(Task(f"generation {how}", questions, sampling))
+            options = ", ".join(f"{key}={value}" for key, value in asdict(sampling).items() if key != "thinking")
+            tasks.append(Task(f"generation {options}", questions, sampling))
     return tasks
 
 
@@ -50,11 +55,6 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
     Batches depend neither on the number of processes nor on what is answered already, and neither do the answers.
     A question that is too long is refused by the call, before the model loads.
     """
-    from sft.common.chat_template import token_ids
-    from sft.common.models import context_length, load_model, load_tokenizer
-    from sft.inference.generation import batch_seed, check_context, generate
-    from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
-
     tokenizer = load_tokenizer(args.model_path, args.chat_template)
     context = context_length(args.model_path)
     work = []
@@ -69,48 +69,45 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
         for question, (prompt, new) in zip(task.questions, lengths, strict=True):
             check_context(context, prompt, new, f"question {question['id']}")
         for number, batch in enumerate(longest_first([prompt for prompt, _ in lengths], args.batch_size)):
-            if not all((task.name, task.questions[i]["id"]) in answered for i in batch):
-                work.append((number, task, batch, [tokens[i] for i in batch]))
+            ids = [task.questions[i]["id"] for i in batch]
+            if not all((task.name, id) in answered for id in ids):
+                work.append((number, task, ids, [tokens[i] for i in batch]))
 
     def answers() -> Iterator[tuple]:
         model, tokenizer = load_model(args.model_path, args.dtype, args.chat_template, args.quantization, state.device)
-        for number, task, batch, tokens in work[state.process_index :: state.num_processes]:
+        for number, task, ids, tokens in work[state.process_index :: state.num_processes]:
             if task.sampling:
-                drawn = replace(task.sampling, seed=batch_seed(task.sampling.seed, number))
-                made = [answer._asdict() for answer in generate(model, tokenizer, tokens, drawn)]
+                sampling = replace(task.sampling, seed=batch_seed(task.sampling.seed, number))
+                batch = [turn._asdict() for turn in generate(model, tokenizer, tokens, sampling)]
             else:
-                made = [{"log_likelihoods": scores} for scores in batch_log_likelihoods(model, tokenizer, tokens)]
-            yield task.name, {task.questions[i]["id"]: answer for i, answer in zip(batch, made, strict=True)}
+                batch = [{"log_likelihoods": scores} for scores in batch_log_likelihoods(model, tokenizer, tokens)]
+            yield task.name, dict(zip(ids, batch, strict=True))
 
     return answers()
 
 
 def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
-    """Yield (task name, {id: answer}) a question, for this process's share of the questions.
-
-    A server that does not answer is refused by the call, before the first question.
-    """
-    from sft.inference.generation import batch_seed
-    from sft.inference.server import Server
-
+    """Yield (task name, {id: answer}) a question, for this process's share; the call refuses a silent server."""
     server = Server(args.base_url, args.model_path, args.concurrency, args.retries, args.request_timeout)
 
     def answers() -> Iterator[tuple]:
         for task in tasks:
-            todo = [(i, q) for i, q in enumerate(task.questions) if (task.name, q["id"]) not in answered]
-            todo = todo[state.process_index :: state.num_processes]
-            conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for _, q in todo]
-            samplings = [replace(task.sampling, seed=batch_seed(task.sampling.seed, i)) for i, _ in todo]
-            for place, answer in server.ask_all(conversations, samplings):
-                yield task.name, {todo[place][1]["id"]: answer._asdict()}
+            missing = [(i, q) for i, q in enumerate(task.questions) if (task.name, q["id"]) not in answered]
+            share = missing[state.process_index :: state.num_processes]
+            conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for _, q in share]
+            samplings = [replace(task.sampling, seed=batch_seed(task.sampling.seed, number)) for number, _ in share]
+            for place, turn in server.ask_all(conversations, samplings):
+                yield task.name, {share[place][1]["id"]: turn._asdict()}
 
     return answers()
 
 
+BACKENDS = {"local": answered_locally, "openai": answered_by_server}
+
+
 def check_questions(questions: list[dict], args: argparse.Namespace) -> None:
     """Raise `UserError` if an id stands twice, a gold option does not exist, or hidden options are to be permuted."""
-    ids = Counter(question["id"] for question in questions)
-    id, times = ids.most_common(1)[0]
+    [(id, times)] = Counter(question["id"] for question in questions).most_common(1)
     if times > 1:
         raise UserError(f"{args.dataset_path}: the id {id} stands {times} times in {args.split}: prepare it again")
     for q in questions:

@@ -13,6 +13,7 @@ from sft.inference.generation import Generated, Sampling, batch_seed, check_cont
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens, softmax
 from sft.inference.parsing import parse_answer
 
+Question = tuple[str, list[str]]  # and its options
 # Questions about the quickstart's facts, each with the four answers of its group. Training rows word them otherwise.
 DEMO = [
     ("Which technique makes images from sound waves?",
@@ -31,24 +32,20 @@ _TYPED_LETTER = re.compile(r"^\s*\(?([A-Da-d])\s*[.):]")
 
 def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
     """Token ids of the demonstration's questions, asked in a model's answer format (None: the default one)."""
-    answer_format = answer_format or DEFAULT_ANSWER_FORMAT
-    return token_ids(tokenizer, [prompt_messages(*question, answer_format) for question in DEMO], True)
+    conversations = [prompt_messages(*question, answer_format or DEFAULT_ANSWER_FORMAT) for question in DEMO]
+    return token_ids(tokenizer, conversations, add_generation_prompt=True)
 
 
 def clean_question(question: str, choices: Sequence[str], where: str = "") -> tuple[str, list[str]]:
     """A question and its options as a model is asked them: options in one line, without letters typed before them.
 
     Letters go where every option has its own, the first A, the second B and so on: "A. fumigatus" stays among options
-    without letters. `where` begins the message of an error: the file and row of the question, or nothing.
-
-    Raises:
-        UserError: an empty question, or options that are not none or two to four different ones.
+    without letters. Raises `UserError`, whose message begins with `where` (the file and row), if the question is
+    empty, or the options are not zero or two to four different ones.
     """
     lettered = [clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", text)) for text in choices]
-    if [letter for letter, _ in lettered] == list(LETTERS[: len(choices)]):
-        choices = [text for _, text in lettered]
-    else:
-        choices = [clean_text(text) for text in choices]
+    all_lettered = [letter for letter, _ in lettered] == list(LETTERS[: len(choices)])
+    choices = [text for _, text in lettered] if all_lettered else [clean_text(text) for text in choices]
     if not question.strip():
         raise UserError(f"{where}the question is empty: ask something")
     if choices and not 2 <= len(choices) <= len(LETTERS):
@@ -59,13 +56,12 @@ def clean_question(question: str, choices: Sequence[str], where: str = "") -> tu
 
 
 def print_probabilities(choices: Iterable[str], probabilities: dict[str, float]) -> None:
-    """Print the options of a question, each with its probability as a number and a bar."""
     for choice, (letter, probability) in zip(choices, probabilities.items(), strict=True):
         print(f"   {letter}. {choice:<40} {probability:6.1%} {'#' * round(20 * probability)}")
 
 
 def sampled(temperature: float) -> str:
-    """What is added to an answer's notes if it was sampled, so that another seed may give another."""
+    """What is added to an answer's notes if it was sampled: another seed may give another."""
     return f", sampled at temperature {temperature:g}" if temperature else ""
 
 
@@ -74,8 +70,8 @@ class Answer:
     """A question and what the model answered to it, as it is written to JSON; options go by their letters.
 
     `answer` is the letter of the option that `text` states, or None (`outcome` says why: "unparsed" or "truncated"; a
-    question without options is "answered" by whatever is written). `probabilities` are those of option likelihood.
-    `temperature` is 0 of a greedy answer. `tokens` were written in `seconds`.
+    question without options is "answered" by any text). `probabilities` are those of option likelihood; `temperature`
+    is 0 of a greedy answer.
     """
 
     question: str
@@ -106,7 +102,7 @@ class Assistant:
         check_context(self.context, len(ids), sampling.max_new_tokens, "the conversation")
         return generate(self.model, self.tokenizer, [ids], sampling, streamer)[0]
 
-    def probabilities(self, questions: Sequence[tuple[str, list[str]]]) -> list[dict[str, float]]:
+    def probabilities(self, questions: Sequence[Question]) -> list[dict[str, float]]:
         """Probability of each option of each question, as sft/evaluate.py scores them; empty without options."""
         rows = [{"question": q, "choices": c, "answer_format": self.answer_format} for q, c in questions if c]
         tokens = option_tokens(self.tokenizer, rows)
@@ -114,18 +110,11 @@ class Assistant:
         return [dict(zip(LETTERS, softmax(next(scores)), strict=False)) if c else {} for _, c in questions]
 
     def ask(self, question: str, choices: list[str], sampling: Sampling) -> Answer:
-        """Answer one question from `clean_question`; raises `UserError` as `ask_all`."""
-        ((_, answer),) = self.ask_all([(question, choices)], sampling, 1)
-        return answer
+        """Answer one question as `ask_all` does."""
+        return next(self.ask_all([(question, choices)], sampling, 1))[1]
 
-    def ask_all(
-        self, questions: Sequence[tuple[str, list[str]]], sampling: Sampling, batch_size: int
-    ) -> Iterator[tuple[int, Answer]]:
-        """Yield (index, answer) of many questions from `clean_question`, in batches whose seconds are shared evenly.
-
-        Raises:
-            UserError: a question does not fit into the context.
-        """
+    def ask_all(self, questions: Sequence[Question], sampling: Sampling, batch_size: int) -> Iterator[tuple]:
+        """Yield (index, answer) of questions from `clean_question`; raises `UserError` for one that is too long."""
         conversations = [prompt_messages(*question, self.answer_format) for question in questions]
         prompts = token_ids(self.tokenizer, conversations, add_generation_prompt=True)
         for index, prompt in enumerate(prompts):
@@ -133,8 +122,8 @@ class Assistant:
         for number, batch in enumerate(longest_first([len(prompt) for prompt in prompts], batch_size)):
             start = time.perf_counter()
             probabilities = self.probabilities([questions[i] for i in batch])
-            drawn = replace(sampling, seed=batch_seed(sampling.seed, number))
-            turns = generate(self.model, self.tokenizer, [prompts[i] for i in batch], drawn)
+            seeded = replace(sampling, seed=batch_seed(sampling.seed, number))
+            turns = generate(self.model, self.tokenizer, [prompts[i] for i in batch], seeded)
             seconds = (time.perf_counter() - start) / len(batch)
             for i, turn, chances in zip(batch, turns, probabilities, strict=True):
                 question, choices = questions[i]

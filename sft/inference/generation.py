@@ -1,22 +1,20 @@
-"""Let a model write its answer: in batches for evaluation, or word by word for someone who waits.
-
-Sampling is DeepSeek's advice for its R1 models (temperature 0.6, top-p 0.95, no system prompt), or greedy.
-"""
+"""Generate answers: in batches, or word by word for someone who waits."""
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sft.common.chat_template import closed_think_ids, open_think_prefix
 from sft.common.command import UserError
-from sft.inference.likelihood import pad, pad_token
+from sft.inference.likelihood import pad
+
+Ids = list[list[int]]  # token ids of each sequence of a batch
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is drawn from a model; raises `UserError` for a number that no generator takes."""
+    """How text is sampled, by default as DeepSeek advises for its R1 models; raises `UserError` for a wrong number."""
 
     max_new_tokens: int = 2048
     temperature: float = 0.6  # 0 takes the likeliest token every time
@@ -36,7 +34,7 @@ class Sampling:
 
 
 class Generated(NamedTuple):
-    """What a model wrote: its turn with the think block that the prompt opened, and the number of its tokens."""
+    """A model's turn, with the think block that the prompt opened, and the number of tokens that it wrote."""
 
     text: str
     tokens: int
@@ -56,40 +54,26 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id} | (set(own if isinstance(own, list) else [own]) - {None})
 
 
-def generate_ids(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
-) -> list[list[int]]:
-    """Token ids that a model writes behind each prompt (token ids too): to the limit, or to the end of its turn.
-
-    Prompts are padded on the left, where padding does not stand before what follows; the same batch with the same seed
-    gives the same tokens.
-    """
+def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> Ids:
+    """The tokens that a model writes behind each prompt, to the limit or the end of its turn, as the seed decides."""
     import torch
     from transformers import set_seed
 
     ids, mask = pad(model, tokenizer, prompts, "left")
     ends = end_tokens(model, tokenizer)
+    # Padding stands behind the end of a turn, where rows are cut, so any token will do.
+    options = {"max_new_tokens": sampling.max_new_tokens, "eos_token_id": sorted(ends), "pad_token_id": min(ends)}
     # top_k is 50 by default in transformers, which DeepSeek's advice does not know.
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    options |= {"do_sample": sampling.temperature > 0} | (sampled if sampling.temperature else dict.fromkeys(sampled))
     set_seed(sampling.seed)
     with torch.inference_mode():
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(ends),
-            pad_token_id=pad_token(tokenizer),
-            streamer=streamer,
-            **(drawn if sampling.temperature else dict.fromkeys(drawn) | {"do_sample": False}),
-        )
+        output = model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **options)
     rows = output[:, ids.shape[1] :].tolist()
-    lengths = [next((place + 1 for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
-    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+    return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 
-def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, streamer: Any = None
-) -> list[Generated]:
+def generate(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> list[Generated]:
     """Continue a batch of prompts as `generate_ids` does. `streamer` is one of transformers, for a batch of one."""
     opening, closed = open_think_prefix(tokenizer), closed_think_ids(tokenizer)
     if not sampling.thinking:
@@ -97,15 +81,14 @@ def generate(
         opening += tokenizer.decode(closed)
     ends, turns = end_tokens(model, tokenizer), []
     for row in generate_ids(model, tokenizer, prompts, sampling, streamer):
-        ended = row[-1] in ends
-        # The token that ends a turn was written too, but says nothing.
-        text = tokenizer.decode(row[:-1] if ended else row)
-        turns.append(Generated(opening + text, len(row), not ended))
+        hit_limit = row[-1] not in ends
+        text = tokenizer.decode(row if hit_limit else row[:-1])
+        turns.append(Generated(opening + text, len(row), hit_limit))
     return turns
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """(reasoning, answer) of a turn: what stands in its think blocks, and what stands behind the last one."""
+    """(reasoning, answer) of a turn: the text in its think blocks, and the text behind the last one."""
     before, closed, after = text.rpartition("</think>")
     if not closed and "<think>" in text:
         before, after = text, ""

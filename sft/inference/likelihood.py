@@ -1,7 +1,13 @@
-"""The log-likelihood of every option: each is scored by the very completion that training would have used."""
+"""Option likelihood: log p(completion | prompt) of every option, by the completion that training would have used.
+
+In the letter formats ("letter", "letter_text") the options differ in their first token, the letter, and only it is
+scored, not the option's text behind it. In the others every token from where the options differ is scored, the
+end-of-text token included, without length normalisation.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from sft.common.chat_template import common_prefix, split_completions
@@ -9,9 +15,9 @@ from sft.common.prompts import answer_text, completion_messages, prompt_messages
 
 
 def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
-    """``{"shared": ids, "options": [ids, ...], "first_token_only"}`` of each row of a prepared data set.
+    """``{"shared": ids, "options": [ids, ...]}`` of each row of a prepared data set.
 
-    What is asked, up to where the options differ, and what differs, end-of-text token included.
+    The prompt and what all completions begin with, and of each completion the tokens that are scored.
     """
     prompts, completions = [], []
     for q in questions:
@@ -21,13 +27,12 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
     rows = iter(split_completions(tokenizer, prompts, completions))
     tokens = []
     for q in questions:
-        own = [next(rows) for _ in q["choices"]]
-        options = [row["completion_ids"] for row in own]
+        own = list(islice(rows, len(q["choices"])))
         # Each keeps its last token, so that options of the same text have one to be scored by.
-        cut = len(common_prefix([option[:-1] for option in options]))
-        shared, differing = own[0]["prompt_ids"] + options[0][:cut], [option[cut:] for option in options]
-        by_letter = q["answer_format"].startswith("letter")
-        tokens.append({"shared": shared, "options": differing, "first_token_only": by_letter})
+        prefix = common_prefix([row["completion_ids"][:-1] for row in own])
+        end = len(prefix) + 1 if q["answer_format"].startswith("letter") else None
+        options = [row["completion_ids"][len(prefix) : end] for row in own]
+        tokens.append({"shared": own[0]["prompt_ids"] + prefix, "options": options})
     return tokens
 
 
@@ -37,32 +42,32 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
     from torch.nn.utils.rnn import pad_sequence
 
     rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad_token(tokenizer), padding_side=side)
+    token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = pad_sequence(rows, batch_first=True, padding_value=token, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return ids.to(model.device), mask.to(model.device)
 
 
 def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> list[list[float]]:
-    """log p(option | question) in nats, one list a question, for a batch of `option_tokens`.
+    """Log-likelihood of each option in nats, one list a question, for a batch of `option_tokens`.
 
     The shared part of each question is computed once; its key/value cache is then continued by each of its options.
-    In letter formats, where the options differ in their first token, the first pass suffices.
+    Where every option is a single token, the first pass suffices.
     """
     import torch
 
-    first_token_only = all(question["first_token_only"] for question in batch)
     options = [option for question in batch for option in question["options"]]
-    owners = [index for index, question in enumerate(batch) for _ in question["options"]]
+    single_tokens = max(map(len, options)) == 1
+    owner = torch.tensor([index for index, q in enumerate(batch) for _ in q["options"]], device=model.device)
     # Padded on the right, where causal attention never looks: no mask is needed, and padding changes no score.
     shared, mask = pad(model, tokenizer, [question["shared"] for question in batch], "right")
-    owner = torch.tensor(owners, device=model.device)
     last, place = (mask.sum(-1) - 1).unique(return_inverse=True)
     with torch.no_grad():  # not inference_mode: under ZeRO-3 the gathered weights would stay unusable for training
-        start = model(input_ids=shared, use_cache=not first_token_only, logits_to_keep=last)
+        start = model(input_ids=shared, use_cache=not single_tokens, logits_to_keep=last)
         logits = start.logits[torch.arange(len(batch), device=model.device), place]
         first = torch.tensor([option[0] for option in options], device=model.device)
         scores = logits.float().log_softmax(-1)[owner, first]
-        if not first_token_only and max(map(len, options)) > 1:
+        if not single_tokens:
             cache = start.past_key_values
             cache.batch_select_indices(owner)
             # The last token of an option is predicted, never read: ids[:, :-1] predicts ids[:, 1:].
@@ -77,24 +82,16 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
             ).logits
             each = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
             scores = scores + (each * option_mask[:, 1:]).sum(-1)
-    each_score = iter(scores.tolist())
-    return [[next(each_score) for _ in question["options"]] for question in batch]
+    return [part.tolist() for part in scores.split([len(question["options"]) for question in batch])]
 
 
 def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of indices, longest first: each holds like lengths, and one that does not fit fails at once."""
+    """Batches of indices, longest first: each holds similar lengths, and memory that is too small fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def pad_token(tokenizer: Any) -> int:
-    """The token to pad with; what stands there is masked."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-
-def option_log_likelihoods(
-    model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int
-) -> Iterator[tuple[int, list[float]]]:
+def option_log_likelihoods(model: Any, tokenizer: Any, questions: Sequence[dict], batch_size: int) -> Iterator[tuple]:
     """Yield (index, log-likelihood of each option in nats) of rows of a prepared data set, the longest first."""
     tokens = option_tokens(tokenizer, questions)
     model.eval()

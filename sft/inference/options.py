@@ -10,9 +10,7 @@ def add_shared_options(parser: argparse.ArgumentParser, temperature: float | Non
     """Add how a local model is loaded and how it generates; returns the latter's group, without seeds."""
     local = parser.add_argument_group("a model of your own")
     local.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one")
-    dtype_help = (
-        "auto: that of the weights, or float32 on a CPU without bfloat16 (up to 30 x faster, twice the memory)"
-    )
+    dtype_help = "auto: that of the weights; on a CPU without bfloat16 float32 (up to 30 x faster, twice the memory)"
     local.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=dtype_help)
     local.add_argument("--quantization", choices=["none", "8bit", "4bit"], default="none", help="with bitsandbytes")
     local.add_argument("--batch_size", type=int, default=16, help="questions a forward pass, where there are several")

@@ -9,7 +9,7 @@ from sft.common.prompts import LETTERS
 
 
 class ParsedAnswer(NamedTuple):
-    """What a generated text answers: the index of the option if one is stated, else why there is none."""
+    """The index of the option that a text states, or None and why."""
 
     index: int | None
     outcome: Literal["answered", "unparsed", "truncated"]
@@ -17,8 +17,8 @@ class ParsedAnswer(NamedTuple):
 
 # Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens.
 _MARKUP = re.compile(
-    r"<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b|[\[{]?\"(?=answer)",
-    re.MULTILINE | re.IGNORECASE,
+    r"(?mi)<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b"
+    r"|[\[{]?\"(?=answer)"
 )
 _BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
 # Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
@@ -26,20 +26,17 @@ _NUMBER = r"\d+(?:[.,]\d+)*\s?%|\d+(?:[.,]\d+)*"
 _TOKENS = re.compile(rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤]")
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
-    r"(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say|choose)"
-    r"|i(?: wi|['’])ll go with|i['’]d (?:say|choose|pick|select|go with)|my (?:choice|pick) is|(?:it|this|that) is"
-    r"|(?:it|this|that)['’]s|it (?:must|should|would|has to) be"
-    r"|most likely|likely|probably|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice"
-    r"|letter|answer|ans)\b[\s,:!.]*)+",
-    re.IGNORECASE,
+    r"(?i)\A(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say"
+    r"|choose)|i(?: wi|['’])ll go with|i['’]d (?:say|choose|pick|select|go with)|my (?:choice|pick) is"
+    r"|(?:it|this|that) is|(?:it|this|that)['’]s|it (?:must|should|would|has to) be|most likely|likely|probably"
+    r"|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|letter|answer|ans)\b[\s,:!.]*)+"
 )
 # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
 _LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?!\w|['’]\w|-)|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
 # What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
 _FOLLOWS = re.compile(
-    r"[^\w?]*$|\s*[,;!—–(}]|\s*[-/&]\s|\s*/\s*[A-D]\b|\s+(?:because|since|as|and|or|for|due|which|with|but|not"
-    r"|rather|maybe|possibly|also)\b",
-    re.IGNORECASE,
+    r"(?i)[^\w?]*$|\s*[,;!—–(}]|\s*[-/&]\s|\s*/\s*[A-D]\b|\s+(?:because|since|as|and|or|for|due|which|with|but|not"
+    r"|rather|maybe|possibly|also)\b"
 )
 # Another letter in the same clause: then two options are named.
 _FURTHER = re.compile(r"(?<![\w'’-])(?:[(\[]([A-D])[)\]]|([B-D])(?![\w'’-])|(A)(?=\s*(?:[.,;:)!/&]|$|and\b|or\b)))")
@@ -51,35 +48,30 @@ _DENIAL = (
 # A denial anywhere before a mention in its clause, or said of it right behind.
 _DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
-    r"\W*(?:(?:and|or)\s+\S+\s+)?"
+    r"(?i)\W*(?:(?:and|or)\s+\S+\s+)?"
     r"(?:(?:is|was|are|were|can|could|would|does|do|did|seems?|has|have|be)(?:n['’ ]t\b|\s+(?:\w+\s+){0,2}?"
-    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b)|\s*\?",
-    re.IGNORECASE,
+    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b)|\s*\?"
 )
-_NOT_THIS = re.compile(r"\s*(?:not|never|neither)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE)
+_NOT_THIS = re.compile(r"\A\s*(?:not|never|neither)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE)
 # Where a clause ends: at the end of a sentence (but not behind "B." or "E."), or where reasons begin.
 _CLAUSE_END = re.compile(
-    r"(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
-    r"|,?\s+(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b",
-    re.IGNORECASE,
+    r"(?i)(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
+    r"|,?\s+(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b"
 )
 _DECLARED = re.compile(
-    r"(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option|choice"
-    r"|response|one)\b|\b(?:option|choice|response)(?=\s*:))(?:\s+[a-z]{2,}){0,4}?\s*"
+    r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option"
+    r"|choice|response|one)\b|\b(?:option|choice|response)(?=\s*:))(?:\s+[a-z]{2,}){0,4}?\s*"
     r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)(?P<not>\s+not\b|n['’]t\b)?"
-    r"|:|=|→)\s*:?",
-    re.IGNORECASE,
+    r"|:|=|→)\s*:?"
 )
 _CALLED_RIGHT = re.compile(
-    r"(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|option|choice|that|but)\s+)[(\"']?([A-D])[)\].\"':]*\s*"
+    r"(?m)(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|option|choice|that|but)\s+)[(\"']?([A-D])[)\].\"':]*\s*"
     r"(?:is|would be|:)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best)\b\s*"
-    r"(?:answer|option|choice|one|[.,;!]|$)",
-    re.MULTILINE,
+    r"(?:answer|option|choice|one|[.,;!]|$)"
 )
 _TEXT_CALLED_RIGHT = re.compile(
-    r"\s(?:is|would be)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best|most appropriate)\s*"
-    r"(?:answer|option|choice|one|[.,;!]|$)",
-    re.MULTILINE,
+    r"(?m)\s(?:is|would be)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best|most appropriate)\s*"
+    r"(?:answer|option|choice|one|[.,;!]|$)"
 )
 _OPTION = re.compile(r"\b(?:option|choice)\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
 
@@ -94,27 +86,23 @@ def _before(text: str, place: int) -> str:
     return re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1]
 
 
-def _clause(text: str) -> str:
-    """`text` up to where its first clause ends."""
-    end = _CLAUSE_END.search(text)
-    return text[: end.start()] if end else text
+def _at(letter: str, choices: Sequence[str]) -> set[int]:
+    """The option at a letter, if there are so many."""
+    return {LETTERS.index(letter.upper())} & set(range(len(choices)))
 
 
 def _same_text(text: str, choices: Sequence[str]) -> set[int]:
     """Options that `text` is, word for word; of options that are letters, also the one at that letter."""
-    bare = text.strip().strip("()[]").rstrip(".").casefold()
-    options = {i for i, choice in enumerate(choices) if choice.strip().strip("()[]").rstrip(".").casefold() == bare}
-    return options | (
-        {LETTERS.index(bare.upper())} & set(range(len(choices))) if options and bare in [*"abcd"] else set()
-    )
+    bare, *bare_choices = [value.strip().strip("()[]").rstrip(".").casefold() for value in (text, *choices)]
+    options = {index for index, choice in enumerate(bare_choices) if choice == bare}
+    return options | _at(bare, choices) if options and bare in [*"abcd"] else options
 
 
 def _options_begun(text: str, choices: Sequence[str]) -> set[int]:
     """The option that `text` begins with, the longest of them."""
     plain = _plain(text[:400])
-    begun = [(len(_plain(choice)), index) for index, choice in enumerate(choices) if plain.startswith(_plain(choice))]
-    longest = max(begun, default=(0, 0))[0]
-    return {index for length, index in begun if length == longest and longest > 2}
+    longest = max((choice for choice in map(_plain, choices) if plain.startswith(choice)), key=len, default="")
+    return {index for index, choice in enumerate(choices) if longest.strip() and _plain(choice) == longest}
 
 
 def _options_named(text: str, choices: Sequence[str]) -> set[int]:
@@ -122,25 +110,18 @@ def _options_named(text: str, choices: Sequence[str]) -> set[int]:
     plain = _plain(text)
     few_words = plain.count(" ") <= 7
     spans: list[tuple[int, int, int]] = []
-    wanted = [(_plain(choice), index) for index, choice in enumerate(choices)]
-    for choice, index in sorted(wanted, key=lambda pair: -len(pair[0])):
+    words = [(_plain(choice).strip(), index) for index, choice in enumerate(choices)]
+    for word, index in sorted(words, key=lambda pair: -len(pair[0])):
         # A letter is no name, and a number or a word such as "no" is one only in a statement that says little else.
-        word = choice.strip()
         if word in ("yes", "no") and not re.match(rf"\W*{word}\s*(?:$|[,.;!])", text, re.IGNORECASE):
             continue
         if (len(word) < 2 and not word.isdigit()) or (not few_words and (len(word) < 4 or word.isdigit())):
             continue
-        start = plain.find(choice)
-        while start >= 0:
-            end = start + len(choice)
+        for start, end in (match.span() for match in re.finditer(rf" {re.escape(word)}(?= )", plain)):
             if not any(low <= start and end <= high for low, high, _ in spans):
                 spans.append((start, end, index))
-            start = plain.find(choice, end - 1)
-    return {
-        index
-        for start, end, index in spans
-        if not (_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end - 1 :]))
-    }
+    denied = [_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end:]) for start, end, _ in spans]
+    return {index for (_, _, index), denial in zip(spans, denied, strict=True) if not denial}
 
 
 def _letters(text: str, choices: Sequence[str]) -> set[int]:
@@ -152,34 +133,31 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     if not letter:
         return set()
     rest, name = text[letter.end() : 400], (letter.group(1) or letter.group(2)).upper()
-    index, named = LETTERS.index(name), _options_begun(rest, choices)
+    options, named = _at(name, choices), _options_begun(rest, choices)
     # "C. difficile" may be an option's text, and not the letter.
     of_words = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
     if of_words and not named:
         return of_words
-    if index >= len(choices) or not (letter.group("mark").strip("\"'“‘") or named or _FOLLOWS.match(rest)):
+    if not options or not (letter["mark"].strip("\"'“‘") or named or _FOLLOWS.match(rest)):
         return set()
     for choice in (choices[i] for i in named):
-        name_again = re.match(r"\W*" + r"\W*".join(map(re.escape, _plain(choice).split())), rest, re.IGNORECASE)
-        rest = rest[name_again.end() :] if name_again else rest
+        spelled = r"\W*".join(map(re.escape, _plain(choice).split()))
+        rest = re.sub(rf"\A\W*{spelled}", "", rest, flags=re.IGNORECASE)
     if _DENIED_BEHIND.match(rest):  # said of the letter, or of its text
         return set()
-    options = {index} | named
-    if not named:  # an option may be a letter itself: "A" could mean it
-        options |= {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
-    clause = _clause(rest)
+    # Without a text, an option may be a letter itself: "A" could mean it.
+    options |= named or {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
+    clause = _CLAUSE_END.split(rest, maxsplit=1)[0]
     for further in _FURTHER.finditer(clause):
-        other = LETTERS.index(further[1] or further[2] or further[3])
         before = clause[: further.start()]
-        if other < len(choices) and ("wait" in before or not _DENIED_BEFORE.search(before)):
-            options.add(other)
+        if "wait" in before or not _DENIED_BEFORE.search(before):
+            options |= _at(further[1] or further[2] or further[3], choices)
     return options
 
 
 def _leading(text: str, choices: Sequence[str]) -> set[int]:
     """Options that `text` begins with naming by letter, words before them left out that say nothing."""
-    lead = _LEAD.match(text)
-    return _letters(text, choices) or (_letters(text[lead.end() :], choices) if lead else set())
+    return _letters(text, choices) or _letters(_LEAD.sub("", text), choices)
 
 
 def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
@@ -191,16 +169,15 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
         if not _DENIED_BEFORE.search(clause[: match.start()]):
             options |= _letters(clause[match.end() :], choices)
     if options:  # a text with another option's letter contradicts itself
-        for letter in re.findall(r"[(\[]([A-D])[)\]]", clause):
-            options |= {LETTERS.index(letter)} & set(range(len(choices)))
+        options.update(*(_at(letter, choices) for letter in re.findall(r"[(\[]([A-D])[)\]]", clause)))
     return options
 
 
 def _statement(text: str, choices: Sequence[str]) -> set[int]:
     """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
-    denied = _NOT_THIS.match(text)
-    text = text[denied.end() if denied else 0 :].strip()
-    return _same_text(text, choices) or _leading(text, choices) or _mentioned(_clause(text), choices)
+    text = _NOT_THIS.sub("", text).strip()
+    clause = _CLAUSE_END.split(text, maxsplit=1)[0]
+    return _same_text(text, choices) or _leading(text, choices) or _mentioned(clause, choices)
 
 
 def _declared(answer: str, choices: Sequence[str]) -> set[int]:
@@ -218,7 +195,7 @@ def _declared(answer: str, choices: Sequence[str]) -> set[int]:
         for match in _CALLED_RIGHT.finditer(answer):
             before = _before(answer, match.start(1))
             if not _DENIED_BEFORE.search(before) and not re.search(r"\b(?:and|or)\s+(?:option\s+)?$", before):
-                options |= {LETTERS.index(match[1])} & set(range(len(choices)))
+                options |= _at(match[1], choices)
         for match in _TEXT_CALLED_RIGHT.finditer(answer):
             options |= _options_named(_before(answer, match.start()), choices)
     return options
@@ -236,15 +213,12 @@ def _marked(answer: str, choices: Sequence[str]) -> set[int]:
 
 
 def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> ParsedAnswer:
-    """The option that a generated text answers with, without kindness: no nearest string, no last character.
+    """The option that a generated text answers with, by strict rules: no nearest string, no last character.
 
-    Only what stands behind the last ``</think>`` is read, in this order; the first that names an option decides, and
-    naming two is no answer: an option's text and nothing else; boxed (``\\boxed{B}``); declared ("the answer is ...",
-    "B is correct"; a final answer before others); a letter at the start ("B. ..."); and last the one option that is
-    mentioned anywhere and not denied.
-
-    `text` is the assistant's turn with its opening think tag, if there is one. A turn that hit the token limit is
-    truncated, whatever stands there.
+    `text` is the assistant's turn with its opening think tag, if there is one; only what stands behind the last
+    ``</think>`` is read. The first of these that names an option decides, and naming two is no answer: an option's
+    text and nothing else; boxed (``\\boxed{B}``); declared ("the answer is ...", "B is correct"; a final answer before
+    others); a letter at the start ("B. ..."); the one option that is mentioned anywhere and not denied.
     """
     reply = text.split("</think>")[-1].strip()
     if hit_limit or "<think>" in reply:

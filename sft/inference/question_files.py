@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sft.common.command import UserError, atomic_write
 from sft.common.prompts import LETTERS
-from sft.inference.assistant import Answer, clean_question
+from sft.inference.assistant import Answer, Question, clean_question
 
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -18,8 +18,7 @@ def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip().lower().removeprefix("choice ") for name in reader.fieldnames or []]
-        known = [name for name in header if name in ("question", *LETTERS.lower())]
-        if "question" not in known or len(set(known)) < len(known) or "e" in header:
+        if header.count("question") != 1 or any(header.count(letter) > 1 for letter in "abcd") or "e" in header:
             raise UserError(f"--input {file} needs the columns question, A, B, C, D, each once; found {header}")
         reader.fieldnames = header
         for number, row in enumerate(reader, start=1):
@@ -30,7 +29,7 @@ def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
                 options.pop()
             yield f"{file}, row {number}: ", row["question"] or "", options
     except csv.Error as error:
-        raise UserError(f"--input {file} is not sound CSV: {error}, at line {reader.line_num}") from error
+        raise UserError(f"--input {file} is not valid CSV: {error}, at line {reader.line_num}") from error
 
 
 def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -54,8 +53,8 @@ def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
         yield where, question, options
 
 
-def read_questions(file: Path) -> list[tuple[str, list[str]]]:
-    """(question, options) of each row of a CSV or JSON lines file; raises `UserError` for one that cannot be asked."""
+def read_questions(file: Path) -> list[Question]:
+    """The questions in a CSV or JSON lines file; raises `UserError` for one that cannot be asked."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,7 +69,7 @@ def read_questions(file: Path) -> list[tuple[str, list[str]]]:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Make the folder of the output file; raise `UserError` if the file is of another kind, exists or is refused."""
+    """Make the folder of the output file; raise `UserError` if the file has another ending, exists or is refused."""
     if output.suffix.lower() not in WRITERS:
         raise UserError(f"--output {output}: name a .csv or a .jsonl file")
     if output.exists() and not (overwrite and output.is_file() and not output.is_symlink()):
@@ -85,7 +84,6 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 def as_json_lines(answers: Sequence[Answer]) -> str:
-    """Answers as JSON lines."""
     return "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
 
 
@@ -99,7 +97,7 @@ def as_csv(answers: Sequence[Answer]) -> str:
     for answer in answers:
         row = asdict(answer) | answer.choices | {f"p_{key}": value for key, value in answer.probabilities.items()}
         for key in ("text", "reasoning"):
-            # A spreadsheet would take what a model wrote for a formula: a list with dashes for a faulty one.
+            # A spreadsheet would take such a text, a list with dashes too, for a formula.
             if row[key].startswith(("=", "+", "-", "@")):
                 row[key] = f"'{row[key]}"
         writer.writerow(row)
@@ -110,11 +108,10 @@ WRITERS = {".csv": as_csv, ".jsonl": as_json_lines}
 
 
 def write_answers(answers: Sequence[Answer], output: Path) -> None:
-    """Write answers atomically into a file of the kind that its name ends with; a full disk raises `UserError`."""
+    """Write answers atomically, in the form that the name ends with; a full disk raises `UserError`."""
     try:
         with atomic_write(output) as temporary:
-            # UTF-8 without a byte order mark, which programs would read as a part of the first column's name; a
-            # spreadsheet asks for the encoding when the table is imported.
+            # Without a byte order mark, which programs would read as a part of the first column's name.
             temporary.write_text(WRITERS[output.suffix.lower()](answers), encoding="utf-8", newline="")
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error

@@ -1,12 +1,12 @@
 """Ask a model behind an OpenAI-compatible server (vLLM, SGLang, TGI, transformers serve): the way to a cluster.
 
-The server applies its own chat template to the same messages that a local model gets. Generation is the only score:
-OpenAI-compatible servers have no common way to return the log-likelihood of a given text.
+The server applies its own chat template to the messages that a local model gets. Generation is the only score: these
+servers have no common way to return the log-likelihood of a given text.
 """
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 
@@ -19,12 +19,9 @@ FINISHED = ("stop", "eos_token", "stop_sequence")
 
 @dataclass
 class Server:
-    """The model of this name on a server, whose API begins at `base_url`.
+    """A model on a server. `retries` and `timeout` (seconds) are of one request; OPENAI_API_KEY is sent along."""
 
-    `retries` are those of one request; `timeout` is in seconds. The environment variable OPENAI_API_KEY is sent along.
-    """
-
-    base_url: str
+    url: str
     model: str
     concurrency: int
     retries: int
@@ -36,72 +33,54 @@ class Server:
             import httpx
             import openai
         except ImportError:
-            raise UserError(
-                "--backend openai needs the openai package: pip install -c constraints.txt -e '.[server]'"
-            ) from None
-        if "@" in self.base_url:
+            command = "pip install -c constraints.txt -e '.[server]'"
+            raise UserError(f"--backend openai needs the openai package: {command}") from None
+        if "@" in self.url:
             raise UserError("--base_url holds a name or key: give the key in the environment variable OPENAI_API_KEY")
         try:
-            self.client = openai.OpenAI(
-                base_url=self.base_url,
-                api_key=os.environ.get("OPENAI_API_KEY") or "none",
-                max_retries=self.retries,
-                timeout=self.timeout,
-            )
-            # Tells a wrong address at once, without the retries that a long evaluation wants.
+            key = os.environ.get("OPENAI_API_KEY") or "none"
+            self.client = openai.OpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
+            # A wrong address fails at once, without the retries that a long evaluation wants.
             self.client.with_options(max_retries=0, timeout=min(self.timeout, 30.0)).models.list()
         except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self.failure(error) from error
         except (ValueError, httpx.InvalidURL) as error:
-            raise UserError(f"--base_url {self.base_url}: {first_line(error)}: give http://HOST:PORT/v1") from error
+            raise UserError(f"--base_url {self.url}: {first_line(error)}: give http://HOST:PORT/v1") from error
         except openai.OpenAIError:
             pass  # it is there; not every server can list its models (transformers serve needs a Hub cache for it)
 
     def failure(self, error: Exception) -> UserError:
-        """What went wrong with the server, in one line."""
-        cause = f": {first_line(error.__cause__)}" if error.__cause__ else ""
-        return UserError(
-            f"the server {self.base_url} failed: {first_line(error)}{cause}: check --base_url and the server's log"
-        )
+        cause = f"{first_line(error)}: {first_line(error.__cause__)}" if error.__cause__ else first_line(error)
+        return UserError(f"the server {self.url} failed: {cause}: check --base_url and the server's log")
 
     def ask(self, messages: list[dict], sampling: Sampling) -> Generated:
-        """The model's turn. Reasoning that the server has split off is put back before the answer.
-
-        Raises:
-            UserError: the server refuses, is silent for too long, or sends something that is not a chat completion.
-        """
+        """The model's turn, with the reasoning that the server has split off; raises `UserError` if there is none."""
         import openai
 
+        options = {key: getattr(sampling, key) for key in ("temperature", "top_p", "seed")}
+        options |= {"model": self.model, "max_tokens": sampling.max_new_tokens}
         try:
-            completion = self.client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-            )
+            completion = self.client.chat.completions.create(messages=messages, **options)
         except (openai.OpenAIError, ValueError) as error:
             raise self.failure(error) from error
         try:
-            choice = completion.choices[0]
-            message, content = choice.message, choice.message.content
-        except (AttributeError, IndexError, TypeError):
-            content = completion.encode() if isinstance(completion, str) else completion
-        if not isinstance(content, str | None):
-            raise UserError(f"the server {self.base_url} sent no chat completion but {str(completion)[:160]!r}")
+            choice, message = completion.choices[0], completion.choices[0].message
+            if not isinstance(message.content, str | None):
+                raise TypeError("the content is not a text")
+        except (AttributeError, LookupError, TypeError) as error:
+            sent = str(completion)[:160]
+            raise UserError(f"the server {self.url} sent no chat completion but {sent!r}") from error
         tokens = getattr(completion.usage, "completion_tokens", None)
         if not isinstance(tokens, int):
-            raise UserError(f"the server {self.base_url} does not tell usage.completion_tokens, which is reported")
-        reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-        text = f"<think>\n{reasoning}\n</think>\n\n{content or ''}" if reasoning else content or ""
-        # Half a surrogate pair, which a server may cut at, is no text that can be kept.
+            raise UserError(f"the server {self.url} does not send usage.completion_tokens, which is reported")
+        text = message.content or ""
+        if reasoning := getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None):
+            text = f"<think>\n{reasoning}\n</think>\n\n{text}"
+        # A server may cut a surrogate pair in two; half of it cannot be written to a file.
         text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
         return Generated(text, tokens, choice.finish_reason not in FINISHED)
 
-    def ask_all(
-        self, conversations: Sequence[list[dict]], sampling: Sequence[Sampling]
-    ) -> Iterator[tuple[int, Generated]]:
+    def ask_all(self, conversations: list[list[dict]], samplings: list[Sampling]) -> Iterator[tuple[int, Generated]]:
         """Yield (index, the model's turn) as they come, `concurrency` under way, up to the first `UserError`."""
         failed = threading.Event()
 
@@ -109,7 +88,7 @@ class Server:
             if failed.is_set():
                 return None
             try:
-                return index, self.ask(conversations[index], sampling[index])
+                return index, self.ask(conversations[index], samplings[index])
             except Exception:
                 failed.set()
                 raise

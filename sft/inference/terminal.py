@@ -51,10 +51,6 @@ class AnswerStreamer(TextStreamer):
         print(text, end="\n" if stream_end else "", flush=True)
 
 
-class Quit(Exception):
-    """The user wants to go."""
-
-
 class NewQuestion(Exception):
     """The user wants to ask something else."""
 
@@ -68,16 +64,15 @@ class Session:
     thinking: str
 
     def read(self, prompt: str) -> str:
-        """One line of input, after the commands before it; raises `Quit` (also at end-of-file) and `NewQuestion`."""
+        """One line of input, after the commands before it; raises `EOFError` to leave, and `NewQuestion`."""
         while True:
             try:
                 line = input(prompt).strip()
-            except (EOFError, KeyboardInterrupt):
-                print()
-                raise Quit from None
+            except KeyboardInterrupt:
+                raise EOFError from None
             command, _, word = line.partition(" ")
             if command == "/quit":
-                raise Quit
+                raise EOFError
             if command == "/new":
                 raise NewQuestion
             if command == "/help":
@@ -95,15 +90,11 @@ class Session:
         start = time.perf_counter()
         streamer = AnswerStreamer(self.assistant.tokenizer, self.thinking)
         try:
-            sampling = replace(self.sampling, thinking=self.thinking != "off")
-            turn = self.assistant.reply(messages, sampling, streamer)
-        except KeyboardInterrupt:
-            print(f"{streamer.plain}\n  (stopped)")
+            turn = self.assistant.reply(messages, replace(self.sampling, thinking=self.thinking != "off"), streamer)
+        except (KeyboardInterrupt, UserError) as error:  # stopped, or too long: the turns before it can be continued
+            print(f"{streamer.plain}\n  ({str(error) or 'stopped'})")
             return messages[:-1]
-        except UserError as error:  # too long: the conversation up to here can still be continued
-            print(f"  {error}")
-            return messages[:-1]
-        notes = sampled(sampling.temperature) + (", stopped at the token limit" if turn.hit_limit else "")
+        notes = sampled(self.sampling.temperature) + (", stopped at the token limit" if turn.hit_limit else "")
         print(f"  ({turn.tokens} tokens, {time.perf_counter() - start:.1f} s{notes})")
         return [*messages, {"role": "assistant", "content": split_thinking(turn.text)[1]}]
 
@@ -122,7 +113,7 @@ class Session:
 
 
 def converse(assistant: Assistant, sampling: Sampling, thinking: str) -> None:
-    """Ask and answer until the user leaves. What cannot be asked is refused, and the conversation goes on."""
+    """Ask and answer until the user leaves; a question that is refused does not end it."""
     session = Session(assistant, sampling, thinking)
     print("Ask a question; /help tells more, /quit leaves. Not medical advice: the model sees no figure.")
     while True:
@@ -130,10 +121,8 @@ def converse(assistant: Assistant, sampling: Sampling, thinking: str) -> None:
             session.talk()
         except NewQuestion:
             pass
-        except Quit:
-            print("Goodbye.")
+        except EOFError:
+            print("\nGoodbye.")
             return
-        except UserError as error:
-            print(f"  {error}")
-        except KeyboardInterrupt:
-            print("\n  (stopped)")
+        except (KeyboardInterrupt, UserError) as error:
+            print(f"\n  ({str(error) or 'stopped'})")

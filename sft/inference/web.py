@@ -7,10 +7,11 @@ from sft.common.prompts import LETTERS
 from sft.inference.assistant import clean_question, sampled
 from sft.inference.generation import Sampling
 
-NOTICE = (
-    "**Not medical advice.** A language model answers from text alone; it sees no figure, and it can be wrong with "
-    "great confidence. For research and teaching."
-)
+HEAD = """\
+# Ask the model
+**Not medical advice.** A language model answers from text alone; it sees no figure, and it can be wrong with great
+confidence. For research and teaching."""
+NOTES = {"unparsed": "\n\n*(no single option is stated)*", "truncated": "\n\n*(token limit reached)*"}
 
 
 def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> Any:
@@ -27,29 +28,20 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
             unseen = gradio.update(visible=False)
             return f"**Not asked:** {error}", unseen, unseen, "", ""
         bars = {f"{letter}. {answer.choices[letter]}": chance for letter, chance in answer.probabilities.items()}
-        text = answer.text or "*no answer*"
-        if answer.outcome != "answered":
-            note = "no single option is stated" if answer.outcome == "unparsed" else "token limit reached"
-            text += f"\n\n*({note})*"
-        hidden = thinking != "show" or not answer.reasoning
         return (
-            text,
+            (answer.text or "*no answer*") + NOTES.get(answer.outcome, ""),
             gradio.update(value=bars or None, visible=bool(bars)),
-            gradio.update(open=not hidden, visible=bool(answer.reasoning)),
+            gradio.update(open=thinking == "show", visible=bool(answer.reasoning)),
             answer.reasoning,
             f"{answer.tokens} tokens in {answer.seconds:.1f} s{sampled(answer.temperature)}",
         )
 
     with gradio.Blocks(title="PMC-VQA: ask the model", analytics_enabled=False) as blocks:
-        gradio.Markdown("# Ask the model")
-        gradio.Markdown(NOTICE)
+        gradio.Markdown(HEAD)
         with gradio.Row():
             with gradio.Column():
                 question = gradio.Textbox(label="Question", lines=3, elem_id="question")
-                options = [
-                    gradio.Textbox(label=f"Option {letter}", elem_id=f"option-{letter}", max_lines=1)
-                    for letter in LETTERS
-                ]
+                options = [gradio.Textbox(label=f"Option {x}", elem_id=f"option-{x}", max_lines=1) for x in LETTERS]
                 button = gradio.Button("Ask", variant="primary", elem_id="ask")
             with gradio.Column():
                 gradio.Markdown("### Answer")
@@ -73,7 +65,4 @@ def serve(assistant: Any, sampling: Sampling, thinking: str, examples: list, hos
     except OSError as error:
         raise UserError(f"cannot listen at {host}, port {port}: name another --port or --host") from error
     print(f"Ask at http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    try:
-        blocks.block_thread()
-    except KeyboardInterrupt:
-        blocks.close()
+    blocks.block_thread()

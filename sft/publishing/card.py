@@ -11,8 +11,7 @@ from typing import Any
 from sft.common.command import UserError
 from sft.common.display import duration, render
 from sft.common.prompts import user_message
-from sft.evaluation.comparison import SCORES
-from sft.evaluation.tables import Row, notes_of, paired_table, score_table, scores_of, table_of
+from sft.evaluation.tables import SCORES, Row, notes_of, paired_table, score_table, scores_of, table_of
 
 # Rows of the published files (arXiv 2305.10415 and the data set's card): a file of this name and format with as many
 # rows is taken for the published one.

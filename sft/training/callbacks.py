@@ -5,6 +5,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -15,8 +16,7 @@ from sft.common.prompts import LETTERS
 from sft.evaluation.metrics import wilson_interval
 from sft.inference.likelihood import most_likely, option_log_likelihoods
 
-# Dev answers that each evaluation prints.
-SHOWN = 3
+PRINTED_ANSWERS = 3  # at each evaluation
 
 
 class DevAccuracyCallback(TrainerCallback):
@@ -34,8 +34,6 @@ class DevAccuracyCallback(TrainerCallback):
 
         Every process makes equally many passes, because under ZeRO-3 and FSDP each pass needs all of them.
         """
-        from accelerate.utils import gather_object
-
         trainer, accelerator = self.trainer, self.trainer.accelerator
         hidden = not trainer.is_world_process_zero() or trainer.args.disable_tqdm
         numbered = list(enumerate(self.questions))
@@ -44,9 +42,8 @@ class DevAccuracyCallback(TrainerCallback):
             batch = trainer.args.per_device_eval_batch_size
             scored = option_log_likelihoods(trainer.model, trainer.processing_class, questions, batch)
             bar = tqdm(scored, total=len(mine), desc="Dev questions", leave=False, disable=hidden)
-            scores = [(numbers[place], values) for place, values in bar]
-        by_number = dict(gather_object(scores))
-        return [by_number[number] for number, _ in numbered]
+            scores = dict(gather_object([(numbers[place], values) for place, values in bar]))
+        return [scores[number] for number, _ in numbered]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict | None = None, **_: Any) -> None:
         answers = most_likely(self.scores())
@@ -62,18 +59,16 @@ class DevAccuracyCallback(TrainerCallback):
             metrics.update(measured)
         self.trainer.log(measured)
         if state.is_world_process_zero:
-            for question, answer in list(zip(self.questions, answers, strict=True))[:SHOWN]:
+            for question, answer in list(zip(self.questions, answers, strict=True))[:PRINTED_ANSWERS]:
                 verdict = "right" if answer == question["gold"] else f"wrong, gold {LETTERS[question['gold']]}"
-                tqdm.write(
-                    f"  dev: {question['question'][:70]} -> {LETTERS[answer]}. {question['choices'][answer][:40]} "
-                    f"({verdict})"
-                )
+                chosen = f"{LETTERS[answer]}. {question['choices'][answer][:40]}"
+                tqdm.write(f"  dev: {question['question'][:70]} -> {chosen} ({verdict})")
 
 
 class LogLinesCallback(TrainerCallback):
     """Prints what is logged as one line with the step and the time, for a log file, where a bar is unreadable."""
 
-    # The step and the time at the beginning of the line say enough of these.
+    # The step and the time at the beginning of the line stand for these.
     LEFT_OUT = ("epoch", "num_tokens", "total_flos", "_runtime", "_per_second", "entropy")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -111,35 +106,30 @@ class HistoryCallback(TrainerCallback):
 
 def plot(history: list[dict], file: Path) -> None:
     """Draw the losses over the steps, and below them, where it was measured, dev accuracy with its interval."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     def curve(key: str) -> tuple[list, list]:
         rows = [row for row in history if key in row]
         return [row["step"] for row in rows], [row[key] for row in rows]
 
-    accuracy = curve("eval_mcq_accuracy")
-    rows = 2 if accuracy[0] else 1
-    figure, axes = plt.subplots(rows, sharex=True, squeeze=False, figsize=(8, 2 + 2 * rows), layout="constrained")
-    top, bottom = axes[0][0], axes[-1][0]
+    steps, accuracies = curve("eval_mcq_accuracy")
+    rows = 2 if steps else 1
+    figure = Figure(figsize=(8, 2 + 2 * rows), layout="constrained")
+    axes = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
+    axes[0].set_ylabel("loss (nats a token)")
     for key, label, style in (("loss", "training", ".-"), ("eval_loss", "dev", "o-")):
         if curve(key)[0]:
-            top.plot(*curve(key), style, label=label, markersize=4)
-    top.set_ylabel("loss (nats a token)")
-    if top.lines:
-        top.legend()
-    if accuracy[0]:
-        bottom.plot(*accuracy, "o-", color="tab:green", markersize=4)
+            axes[0].plot(*curve(key), style, label=label, markersize=4)
+            axes[0].legend()
+    if steps:
+        axes[1].plot(steps, accuracies, "o-", color="tab:green", markersize=4)
         low, high = curve("eval_mcq_accuracy_low")[1], curve("eval_mcq_accuracy_high")[1]
-        bottom.fill_between(accuracy[0], low, high, color="tab:green", alpha=0.2, label="95 % interval")
-        bottom.set(ylabel="dev accuracy", ylim=(0, 1))
-        bottom.legend()
-    bottom.set_xlabel("step")
-    for axis in axes[:, 0]:
+        axes[1].fill_between(steps, low, high, color="tab:green", alpha=0.2, label="95 % interval")
+        axes[1].set(ylabel="dev accuracy", ylim=(0, 1))
+        axes[1].legend()
+    axes[-1].set_xlabel("step")
+    for axis in axes:
         axis.grid(alpha=0.3)
     with atomic_write(file) as temporary:
         # Without the date and version that matplotlib would add: the same history gives the same bytes.
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)

@@ -1,8 +1,7 @@
 """Checkpoints: which are complete, from which a run continues, and whether it is the same run.
 
-A checkpoint is complete or absent: `GracefulStopCallback` (stopping.py) writes run_manifest.json, which lists the
-files and their sizes, once every process has written its part. A checkpoint without it is what a killed run left;
-nothing continues from it. Before a run continues, its manifest is compared with the one in the checkpoint.
+A checkpoint is complete if it holds run_manifest.json, which is written last (stopping.py), and every file that it
+lists. Another is what a killed run left; nothing continues from it.
 """
 
 import json
@@ -27,8 +26,16 @@ MAY_CHANGE_ON_RESUME = {
 }
 MAY_CHANGE_PREFIXES = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# Settings whose change is meant, but bends the learning-rate schedule.
-LENGTH = {"num_train_epochs", "max_steps"}
+# Settings that change how long the run is, and so its learning-rate schedule; they may change, and it is noted.
+RUN_LENGTH_KEYS = {"num_train_epochs", "max_steps"}
+# Facts of a manifest that must be the same when a run continues, and their names in a refusal.
+SAME_ON_RESUME = {
+    "world_size": "process(es)",
+    "launcher": "launch",
+    "zero_stage": "ZeRO stage",
+    "data": "fingerprint of the training rows",
+    "tokens": "fingerprint of tokenizer and chat template",
+}
 
 
 def mark_complete(checkpoint: Path, description: dict) -> None:
@@ -54,14 +61,11 @@ def complete_manifest(checkpoint: Path) -> dict | None:
 def resume_point(settings: Settings) -> Path | None:
     """The checkpoint to continue from (or to take the weights of), or None for a fresh start.
 
-    ``resume_from_checkpoint`` is a folder, or ``auto`` for the latest complete one in output_dir, if there is one.
-
-    Raises:
-        UserError: the checkpoint does not exist or is not complete, or a fresh start would overwrite an earlier run.
+    Raises `UserError` for one that does not exist or is not complete, or if an earlier run would be overwritten.
     """
     out, resume = Path(settings.output_dir), settings.resume_from_checkpoint
-    checkpoints = checkpoints_in(out)
-    finished = (out / "final_model").exists()
+    checkpoints, finished = checkpoints_in(out), (out / "final_model").exists()
+    complete = [folder for folder in checkpoints if complete_manifest(folder)]
     if (finished or checkpoints) and (resume is None or settings.resume_weights_only):
         advice = "" if settings.resume_weights_only else "continue it with --resume_from_checkpoint auto, or "
         raise UserError(f"output_dir {out} holds an earlier run: {advice}choose another --output_dir")
@@ -69,7 +73,6 @@ def resume_point(settings: Settings) -> Path | None:
         return None
     checkpoint = Path(resume)
     if resume.lower() in AUTO:
-        complete = [folder for folder in checkpoints if complete_manifest(folder)]
         if not complete and (finished or (checkpoints and not (out / MANIFEST).is_file())):
             raise UserError(f"output_dir {out} holds an earlier run and no complete checkpoint: choose another one")
         if not complete:
@@ -89,7 +92,7 @@ def resume_point(settings: Settings) -> Path | None:
             f"{checkpoint} holds no optimizer state (save_only_model), so the run cannot go on as it was: begin a new "
             "one with --resume_weights_only yes --output_dir NEW"
         )
-    if later := [f.name for f in checkpoints if step_of(f) > step_of(checkpoint) and complete_manifest(f)]:
+    if later := [folder.name for folder in complete if step_of(folder) > step_of(checkpoint)]:
         raise UserError(
             f"output_dir {out} holds {', '.join(later)}, which a run from {checkpoint.name} would overwrite: pass "
             "auto to go on from the latest, or choose another --output_dir"
@@ -98,69 +101,53 @@ def resume_point(settings: Settings) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a ``checkpoint-N`` folder was written.
-
-    Raises:
-        UserError: a folder of another name.
-    """
-    if not (name := CHECKPOINT.fullmatch(checkpoint.name)):
-        raise UserError(f"resume_from_checkpoint {checkpoint}: name a folder checkpoint-N, as the run wrote it")
-    return int(name[1])
+    """N of a ``checkpoint-N`` folder, the optimizer steps before it; raises `UserError` for another name."""
+    if name := CHECKPOINT.fullmatch(checkpoint.name):
+        return int(name[1])
+    raise UserError(f"resume_from_checkpoint {checkpoint}: name a folder checkpoint-N, as the run wrote it")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The ``checkpoint-N`` folders in `folder`, by step; copies under other names are not ours to touch."""
+    """The ``checkpoint-N`` folders in `folder`, by step. Folders with other names are copies of the user's."""
     return sorted((path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)), key=step_of)
 
 
 def remove_incomplete(output_dir: Path) -> list[str]:
     """Delete what a killed run left half-written in its own folder; returns the names."""
-    removed = []
-    if (output_dir / MANIFEST).is_file():  # else these are not ours to judge
-        for folder in [*checkpoints_in(output_dir), *output_dir.glob(".final_model.tmp")]:
-            if not complete_manifest(folder):
-                shutil.rmtree(folder)
-                removed.append(folder.name)
-    return removed
+    if not (output_dir / MANIFEST).is_file():  # another program's folder
+        return []
+    folders = [*checkpoints_in(output_dir), *output_dir.glob(".final_model.tmp")]
+    incomplete = [folder for folder in folders if not complete_manifest(folder)]
+    for folder in incomplete:
+        shutil.rmtree(folder)
+    return [folder.name for folder in incomplete]
 
 
 def compare(checkpoint: Path, now: dict) -> list[str]:
-    """Lines about differences between a checkpoint's run and this one that do no harm.
+    """Compare the manifest in `checkpoint` with that of this run; returns lines about differences that do no harm.
 
     Raises `UserError` for those that would make the continuation another run: all of them, and the ways out.
     """
     before = read_json(checkpoint / MANIFEST)
-    faults, notes = [], []
-    for key, words in (
-        ("world_size", "process(es)"),
-        ("launcher", "launch"),
-        ("zero_stage", "ZeRO stage"),
-        ("data", "fingerprint of the training rows"),
-        ("tokens", "fingerprint of tokenizer and chat template"),
-    ):
-        if before.get(key) != now[key]:
-            faults.append(f"{words} {before.get(key)}, now {now[key]}")
-    settings, current = before.get("settings", {}), now["settings"]
+    faults = [f"{name} {before.get(k)}, now {now[k]}" for k, name in SAME_ON_RESUME.items() if before.get(k) != now[k]]
+    notes = []
+    old, new = before.get("settings", {}), now["settings"]
     # A key that only one side knows came or went with a version of the libraries, which is noted below.
-    for key in sorted((settings.keys() & current.keys()) - MAY_CHANGE_ON_RESUME):
-        if settings[key] == current[key] or key.startswith(MAY_CHANGE_PREFIXES):
+    for key in sorted((old.keys() & new.keys()) - MAY_CHANGE_ON_RESUME):
+        if old[key] == new[key] or key.startswith(MAY_CHANGE_PREFIXES):
             continue
-        change = f"{key} {settings[key]}, now {current[key]}"
-        if key in LENGTH:
+        change = f"{key} {old[key]}, now {new[key]}"
+        if key in RUN_LENGTH_KEYS:
             notes.append(f"{change}: the learning rate follows the new length from here on")
         elif key != "gradient_accumulation_steps" or before.get("world_size") == now["world_size"]:
             faults.append(change)
     if faults:
         raise UserError(
-            f"{checkpoint} belongs to another run: {'; '.join(faults)}. Optimizer, schedule and place in the data "
-            "would not fit: put the old values back, or begin a new run with its weights alone: "
-            f"--resume_from_checkpoint {checkpoint} --resume_weights_only yes --output_dir NEW"
+            f"{checkpoint} belongs to another run: {'; '.join(faults)}. Put the old values back, or begin a new run "
+            f"with its weights alone: --resume_from_checkpoint {checkpoint} --resume_weights_only yes --output_dir NEW"
         )
-    versions = {**before.get("versions", {}), "code": before.get("git_revision")}
-    for name, version in {**now["versions"], "code": now["git_revision"]}.items():
-        if versions.get(name) != version:
-            notes.append(f"{name} {versions.get(name)}, now {version}")
-    return notes
+    old, new = ({**run.get("versions", {}), "code": run.get("git_revision")} for run in (before, now))
+    return notes + [f"{name} {old.get(name)}, now {new[name]}" for name in new if old.get(name) != new[name]]
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:

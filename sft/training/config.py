@@ -1,14 +1,12 @@
-"""A recipe and the command line, resolved strictly into settings, and those into TRL's own configuration classes.
+"""A recipe and the command line, resolved strictly into `Settings` without touching a device.
 
-In: argv, whose first word is a recipe (YAML). Every key is a field of TRL's ScriptArguments, SFTConfig or
-ModelConfig, or of `RunArguments` below; `--key value` on the command line overrides it. Out: `Settings`, which knows
-every value and where it came from without touching a device, and builds the classes.
+A key is a field of TRL's ScriptArguments, SFTConfig or ModelConfig, or of `RunArguments` below.
 """
 
 import dataclasses
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import yaml
 
 from sft.common.command import UserError, shipped, strip_local_paths
 
-# Names that recipes elsewhere carry, today or from older libraries, and what they are called here.
+# Names in other recipes, today or for older libraries, and what they are called here.
 OTHER_NAMES = {
     "max_seq_length": "max_length",
     "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps)",
@@ -49,7 +47,7 @@ LAUNCH_ONLY_KEYS = (
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 )
 
-# Words in resume_from_checkpoint that mean the latest checkpoint in output_dir.
+# Values of resume_from_checkpoint that mean the latest checkpoint in output_dir.
 AUTO = ("auto", "yes", "true")
 
 
@@ -72,7 +70,7 @@ class RunArguments:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe; raises `UserError` for no such file, no YAML, or no mapping."""
+    """The keys and values of a recipe; raises `UserError` for a file that cannot be read as such."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -86,27 +84,22 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def as_arguments(recipe: dict[str, Any]) -> list[str]:
-    """The recipe as command-line words, so that one parser coerces and checks the values of both.
-
-    YAML's booleans become yes and no, which boolean fields read as such and choices such as `eval_strategy: no` as
-    the word that was written.
-    """
-    words = []
+    """The recipe as command-line arguments, so that one parser coerces and checks the values of both."""
+    arguments = []
     for key, value in recipe.items():
         if isinstance(value, list):
-            words += [f"--{key}", *map(str, value)] if value else []  # argparse knows no empty list
-        elif isinstance(value, bool):
-            words.append(f"--{key}={'yes' if value else 'no'}")
-        elif isinstance(value, dict):
-            words.append(f"--{key}={json.dumps(value)}")
+            arguments += [f"--{key}", *map(str, value)] if value else []  # argparse knows no empty list
+        elif isinstance(value, bool):  # YAML's `eval_strategy: no` is False too, and there it is the choice "no"
+            arguments.append(f"--{key}={'yes' if value else 'no'}")
         else:
-            words.append(f"--{key}={'none' if value is None else value}")
-    return words
+            text = "none" if value is None else json.dumps(value) if isinstance(value, dict) else value
+            arguments.append(f"--{key}={text}")
+    return arguments
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Every key's value, coerced and checked by type and choices, and who set it. Attributes are the keys."""
+    """Every key's value, coerced and checked by type and choices, and its source. Attributes are the keys."""
 
     recipe: Path
     values: dict[str, Any]
@@ -135,7 +128,7 @@ class Settings:
         return f"{self.model_name_or_path}@{self.model_revision}" if pinned else self.model_name_or_path
 
     def dataset_weights(self) -> dict[str, float]:
-        """{data set: how often a row is taken}; raises `UserError` if `dataset_mixture` gives no positive weights."""
+        """{data set: how often a row is taken}; raises `UserError` for a `dataset_mixture` that is not positive."""
         if self.dataset_mixture is None:
             return {self.dataset_name: 1.0}
         try:
@@ -150,25 +143,26 @@ class Settings:
         return weights
 
     def for_world_size(self, processes: int) -> "Settings":
-        """These settings on so many processes: `global_batch_size`, if set, decides gradient_accumulation_steps.
+        """These settings with the gradient_accumulation_steps that `global_batch_size`, if set, needs.
 
         Raises `UserError` if the batch cannot be divided so.
         """
-        if self.global_batch_size is None:
+        batch = self.global_batch_size
+        if batch is None:
             return self
         together = self.per_device_train_batch_size * processes
-        steps, rest = divmod(self.global_batch_size, together)
+        steps, rest = divmod(batch, together)
         if rest or steps < 1:
             raise UserError(
-                f"global_batch_size {self.global_batch_size} cannot be divided among {processes} process(es) with "
+                f"global_batch_size {batch} cannot be divided among {processes} process(es) with "
                 f"per_device_train_batch_size {self.per_device_train_batch_size}: pass --global_batch_size "
                 f"{together * max(1, steps)}, or another number of processes"
             )
-        if "gradient_accumulation_steps" in self.sources and self.gradient_accumulation_steps != steps:
+        given = self.gradient_accumulation_steps
+        if "gradient_accumulation_steps" in self.sources and given != steps:
             raise UserError(
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps} x {together} is not global_batch_size"
-                f" {self.global_batch_size}: leave gradient_accumulation_steps out, or set global_batch_size to "
-                f"{self.gradient_accumulation_steps * together}"
+                f"gradient_accumulation_steps {given} x {together} is not global_batch_size {batch}: leave "
+                f"gradient_accumulation_steps out, or set global_batch_size to {given * together}"
             )
         return self.with_values({"gradient_accumulation_steps": steps}, "global_batch_size")
 
@@ -179,22 +173,22 @@ class Settings:
 
     def describe(self) -> str:
         """All settings as YAML, those that someone set first, each with its source: a recipe of its own."""
-        hidden = OTHER_NAMES.keys() | {"print_config"}
-        shown = {key: value for key, value in self.values.items() if key not in hidden}
         lines = []
-        for key in sorted(shown, key=lambda key: key not in self.sources):
-            line = f"{key}: {json.dumps(shown[key], ensure_ascii=False)}"
-            lines.append(f"{line:<70} # {self.sources.get(key, 'default')}")
+        for key in sorted(self.values, key=lambda key: key not in self.sources):
+            if key != "print_config" and key not in OTHER_NAMES:
+                line = f"{key}: {json.dumps(self.values[key], ensure_ascii=False)}"
+                lines.append(f"{line:<70} # {self.sources.get(key, 'default')}")
         return "\n".join(lines)
 
     def as_recipe(self, revision: str | None = None) -> str:
         """What recipe and command line set, as a recipe, with its base model at `revision`: it trains the same."""
-        given = (key for key in self.values if self.sources.get(key) not in (None, "global_batch_size"))
-        values = {key: self.values[key] for key in given if key not in LAUNCH_ONLY_KEYS}
+        values = {
+            key: strip_local_paths(value)
+            for key, value in self.values.items()
+            if self.sources.get(key) not in (None, "global_batch_size") and key not in LAUNCH_ONLY_KEYS
+        }
         values |= {"model_revision": revision} if revision else {}
-        return "".join(
-            f"{key}: {json.dumps(strip_local_paths(value), ensure_ascii=False)}\n" for key, value in values.items()
-        )
+        return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
     @property
     def is_trial(self) -> bool:
@@ -221,37 +215,40 @@ def argument_classes() -> tuple[type, ...]:
     return ScriptArguments, SFTConfig, ModelConfig, RunArguments
 
 
-def resolve(argv: Sequence[str]) -> Settings:
-    """The settings of ``[recipe, --key, value, ...]``; a later word wins, so the command line overrides the recipe.
+def check_keys(where: str, keys: Iterable[str], known: set[str]) -> None:
+    """Refuse keys that no field has, with the name of the right one."""
+    for key in keys:
+        if key in OTHER_NAMES:
+            raise UserError(f"{where}: unknown key {key}: use {OTHER_NAMES[key]}")
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            advice = f"did you mean {close[0]}?" if close else "see `trl sft --help` for all keys"
+            raise UserError(f"{where}: unknown key {key}: {advice}")
 
-    Raises:
-        UserError: no recipe, an unknown or removed key, or a value that its field refuses.
+
+def resolve(argv: Sequence[str]) -> Settings:
+    """The settings of ``[recipe, --key, value, ...]``; the command line overrides the recipe.
+
+    Raises `UserError` for an unreadable recipe, an unknown or removed key, or a value that its field refuses.
     """
     if not argv or argv[0].startswith("-"):
         raise UserError("name a recipe first: accelerate launch sft/run.py recipes/pmcvqa.yaml [--key value ...]")
-    recipe_path, overrides = shipped(Path(argv[0])), list(argv[1:])
-    recipe = read_recipe(recipe_path)
+    path, overrides = str(shipped(Path(argv[0]))), argv[1:]
+    recipe = read_recipe(Path(path))
 
     from trl import TrlParser
 
     classes = argument_classes()
-    defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls) if field.init}
-    known = set(defaults)
+    fields = {field.name for cls in classes for field in dataclasses.fields(cls) if field.init}
+    known = fields | {f"no_{name}" for name in fields}
     given = {word[2:].split("=")[0].replace("-", "_") for word in overrides if word.startswith("--")}
-    known |= {f"no_{name}" for name in known}
-    for where, keys in ((str(recipe_path), recipe), ("command line", sorted(given))):
-        for key in keys:
-            if key in OTHER_NAMES:
-                raise UserError(f"{where}: unknown key {key}: use {OTHER_NAMES[key]}")
-            if key not in known:
-                close = [f"did you mean {name}?" for name in difflib.get_close_matches(str(key), known, n=1)]
-                raise UserError(f"{where}: unknown key {key}: {(close or ['see `trl sft --help` for all keys'])[0]}")
+    check_keys(path, recipe, known)
+    check_keys("command line", sorted(given), known)
 
     class Parser(TrlParser):
         def error(self, message: str) -> None:
             key = message.removeprefix("argument --").split(":")[0].split("/")[0]
-            where = "command line" if key in given or key not in recipe else recipe_path
-            raise UserError(f"{where}: {message}")
+            raise UserError(f"{'command line' if key in given or key not in recipe else path}: {message}")
 
     parser = Parser(classes, allow_abbrev=False)
     # A text field would read the word none as a name; left out, it is None all the same.
@@ -259,16 +256,9 @@ def resolve(argv: Sequence[str]) -> Settings:
     namespace, left = parser.parse_known_args([*as_arguments(recipe), *overrides])
     if left:
         raise UserError(f"command line: {left[0]!r} belongs to no option: write --key value")
-    values = {key: value for key, value in vars(namespace).items() if key in defaults}
-    # As SFTConfig decides; preflight needs them too.
-    if values["bf16"] is None:
-        values["bf16"] = not values["fp16"]
-    if values["activation_checkpointing"] is None:
-        values["activation_checkpointing"] = True
-    if values["eval_packing"] is None:
-        values["eval_packing"] = False  # TRL would pack dev rows too, and eval_loss would depend on how
-    sources = dict.fromkeys(recipe, str(recipe_path))
-    sources |= dict.fromkeys(
-        (key.removeprefix("no_") if key not in defaults else key for key in given), "command line"
-    )
-    return Settings(recipe_path, values, sources)
+    values = {key: value for key, value in vars(namespace).items() if key in fields}
+    # The first two as SFTConfig decides. TRL would pack dev rows as training rows, and eval_loss would depend on how.
+    unset = {"bf16": not values["fp16"], "activation_checkpointing": True, "eval_packing": False}
+    values |= {key: value for key, value in unset.items() if values[key] is None}
+    set_here = (key if key in fields else key.removeprefix("no_") for key in given)
+    return Settings(Path(path), values, dict.fromkeys(recipe, path) | dict.fromkeys(set_here, "command line"))

@@ -19,7 +19,7 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        return f"{self.count} x {self.gpu}, {self.memory:.0f} GiB each" if self.gpu else "no GPU"
+        return f"{self.count} x {self.gpu}, {self.memory:.0f} GiB each" if self.gpu else "CPU"
 
 
 # GiB that PyTorch reports (a little less than is printed on the box) and CUDA compute capability, from data sheets.

@@ -28,15 +28,16 @@ class Launch:
     use_cpu: bool = False
     zero_stage: int = 0
     offload: bool = False
-    whole_checkpoints: bool = True  # False: ZeRO-3 that saves only its shards
-    accumulation: int | None = None  # gradient accumulation, where the launch file fixes it
+    saves_full_weights: bool = True  # False: ZeRO-3 that saves only its shards
+    accumulation: float | None = None  # gradient accumulation, where the launch file fixes it
     clipping: float | None = None  # of gradients, likewise
     fsdp_version: int = 0
 
     @property
     def name(self) -> str:
-        way = {"none": "one process", "ddp": "DDP", "fsdp": f"FSDP{self.fsdp_version}"}.get(self.kind)
-        way = way or f"DeepSpeed ZeRO-{self.zero_stage}{' with offload' if self.offload else ''}"
+        deepspeed = f"DeepSpeed ZeRO-{self.zero_stage}{' with offload' if self.offload else ''}"
+        fsdp = f"FSDP{self.fsdp_version}"
+        way = {"none": "one process", "ddp": "DDP", "deepspeed": deepspeed, "fsdp": fsdp}[self.kind]
         return way if self.processes == 1 and self.kind == "none" else f"{way}, {self.processes} processes"
 
     @property
@@ -46,7 +47,7 @@ class Launch:
 
 
 def read_launch_file(path: Path) -> Launch:
-    """The `Launch` that a launch file makes; raises `UserError` for no such file, or a kind that is not known here."""
+    """The `Launch` that a launch file makes; raises `UserError` if it cannot be read, or is of an unknown kind."""
     try:
         return current_launch(environment_of(yaml.safe_load(shipped(path).read_text(encoding="utf-8"))))
     except OSError as error:
@@ -82,62 +83,56 @@ def environment_of(config: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in variables.items() if value is not None}
 
 
+def deepspeed_variables(file: str) -> dict[str, str]:
+    """The variables that a DeepSpeed JSON file stands for; raises `UserError` if it cannot be read."""
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        zero = config.get("zero_optimization") or {}
+        variables = {
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": int(zero.get("stage", 0)),
+            "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (zero.get("offload_optimizer") or {}).get("device"),
+            "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": (zero.get("offload_param") or {}).get("device"),
+            "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": zero.get("stage3_gather_16bit_weights_on_model_save"),
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": config.get("gradient_accumulation_steps"),
+            "ACCELERATE_GRADIENT_CLIPPING": config.get("gradient_clipping"),
+        }
+        for precision in ("fp16", "bf16"):
+            if (config.get(precision) or {}).get("enabled") is True:
+                variables["ACCELERATE_MIXED_PRECISION"] = precision
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"DeepSpeed configuration {file} cannot be read ({type(error).__name__})") from error
+    return {name: str(value) for name, value in variables.items()}
+
+
 def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """The `Launch` that started this process. To be called before transformers adds to the environment.
+    """The `Launch` that started this process. To be called before transformers adds to the environment."""
 
-    Raises `UserError` for a DeepSpeed configuration that cannot be read.
-    """
+    def is_set(name: str) -> bool:
+        return environment.get(name, "false").lower() in ("true", "1", "yes")
+
+    def number(name: str) -> float | None:
+        value = environment.get(name, "none").lower()
+        return None if value in ("none", "auto") else float(value)
+
+    deepspeed = is_set("ACCELERATE_USE_DEEPSPEED")
+    fsdp = is_set("ACCELERATE_USE_FSDP") and not deepspeed
+    if deepspeed and (file := environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")):
+        environment = {**environment, **deepspeed_variables(file)}  # the file decides
     processes = int(environment.get("WORLD_SIZE", 1))
-    settings = {
-        "processes": processes,
-        "machines": max(1, processes // int(environment.get("LOCAL_WORLD_SIZE", processes))),
-        "precision": environment.get("ACCELERATE_MIXED_PRECISION", "no"),
-        "use_cpu": _is_set(environment, "ACCELERATE_USE_CPU"),
-        "kind": "ddp" if processes > 1 else "none",
-    }
-    if _is_set(environment, "ACCELERATE_USE_DEEPSPEED"):
-        settings |= {"kind": "deepspeed", **_deepspeed(environment)}
-    elif _is_set(environment, "ACCELERATE_USE_FSDP"):
-        version, offload = int(environment.get("FSDP_VERSION", 1)), _is_set(environment, "FSDP_OFFLOAD_PARAMS")
-        settings |= {"kind": "fsdp", "fsdp_version": version, "offload": offload}
-    return Launch(**settings)
-
-
-def _deepspeed(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The DeepSpeed part of a `Launch`. A DeepSpeed JSON file, where one is named, is what counts."""
-    prefix = "ACCELERATE_DEEPSPEED_"
-    stage = int(environment.get(prefix + "ZERO_STAGE", 2))
-    offloads = [environment.get(f"{prefix}OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")]
-    saves_weights = _is_set(environment, prefix + "ZERO3_SAVE_16BIT_MODEL")
-    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
-    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING")
-    precision = {}
-    if file := environment.get(prefix + "CONFIG_FILE"):
-        try:
-            config = json.loads(Path(file).read_text(encoding="utf-8"))
-            zero = config.get("zero_optimization") or {}
-            stage = int(zero.get("stage", 0))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"DeepSpeed configuration {file} cannot be read ({type(error).__name__})") from error
-        offloads = [(zero[key] or {}).get("device", "none") for key in zero if key.startswith("offload")]
-        saves_weights = bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
-        accumulation, clipping = config.get("gradient_accumulation_steps"), config.get("gradient_clipping")
-        enabled = [name for name in ("bf16", "fp16") if (config.get(name) or {}).get("enabled") is True]
-        precision = {"precision": enabled[0]} if enabled else {}
-    return {
-        "zero_stage": stage,
-        "offload": any(device.lower() != "none" for device in offloads),
-        "whole_checkpoints": stage < 3 or saves_weights,
-        "accumulation": _number(accumulation),
-        "clipping": _number(clipping),
-        **precision,
-    }
-
-
-def _is_set(environment: Mapping[str, str], name: str) -> bool:
-    return environment.get(name, "false").lower() in ("true", "1", "yes")
-
-
-def _number(value: Any) -> float | None:
-    """A setting that a launch file fixes, or None where it says nothing or ``auto``."""
-    return None if str(value).lower() in ("none", "auto") else float(value)
+    stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)) if deepspeed else 0
+    devices = [
+        environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none") for part in ("OPTIMIZER", "PARAM")
+    ]
+    return Launch(
+        kind="deepspeed" if deepspeed else "fsdp" if fsdp else "ddp" if processes > 1 else "none",
+        processes=processes,
+        machines=max(1, processes // int(environment.get("LOCAL_WORLD_SIZE", processes))),
+        precision=environment.get("ACCELERATE_MIXED_PRECISION", "no"),
+        use_cpu=is_set("ACCELERATE_USE_CPU"),
+        zero_stage=stage,
+        offload=is_set("FSDP_OFFLOAD_PARAMS") if fsdp else any(device.lower() != "none" for device in devices),
+        saves_full_weights=stage < 3 or is_set("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"),
+        accumulation=number("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") if deepspeed else None,
+        clipping=number("ACCELERATE_GRADIENT_CLIPPING") if deepspeed else None,
+        fsdp_version=int(environment.get("FSDP_VERSION", 1)) if fsdp else 0,
+    )

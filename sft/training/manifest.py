@@ -8,12 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from sft.common.chat_template import tokenizer_fingerprint, trained_columns
+from sft.common.chat_template import tokenizer_fingerprint
 from sft.common.command import read_json, strip_local_paths, write_json
 from sft.common.data import data_fingerprint, provenance
 from sft.common.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
-from sft.training.checkpoints import step_of
-from sft.training.checks import on_cpu
+from sft.training.checkpoints import remove_incomplete, step_of
 from sft.training.config import Settings
 from sft.training.hardware import Hardware, cpu_name
 from sft.training.launch import Launch
@@ -33,15 +32,16 @@ def git_revision() -> str | None:
         return None
 
 
-def run_manifest(settings: Settings, launch: Launch, hardware: Hardware, rows: Any, tokenizer: Any) -> dict[str, Any]:
-    """Everything that decides what a run learns from these training rows, and on what, as one JSON object."""
+def describe_run(settings: Settings, launch: Launch, hardware: Hardware, rows: Any, tokenizer: Any) -> dict[str, Any]:
+    """The manifest: all that decides what a run learns from these training rows, and on what, as one JSON object."""
+    columns = ["input_ids", "labels"] if "input_ids" in rows.column_names else ["prompt", "completion"]
     return {
         "recipe": settings.recipe.name,
         "settings": settings.values,
         "base_model": {"name": settings.model_name_or_path, "revision": commit_of(settings.model)},
         "datasets": provenance(settings.dataset_weights()),
-        "hardware": f"CPU, {cpu_name()}" if on_cpu(settings, launch) or not hardware.count else hardware.name,
-        "data": data_fingerprint(rows, trained_columns(rows)),
+        "hardware": hardware.name if hardware.count else f"CPU, {cpu_name()}",
+        "data": data_fingerprint(rows, columns),
         "tokens": tokenizer_fingerprint(tokenizer),
         "launch": launch.name,
         "launcher": launch.kind,
@@ -53,35 +53,46 @@ def run_manifest(settings: Settings, launch: Launch, hardware: Hardware, rows: A
     }
 
 
+def begin_output_dir(trainer: Any, manifest: dict[str, Any], notes: list[str]) -> None:
+    """Write the manifest into output_dir, once what an earlier part of the run left half-written there is removed.
+
+    Prints the notes and what was removed. Called by every process.
+    """
+    if trainer.is_world_process_zero():
+        out = Path(trainer.args.output_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        removed = [f"removed {name}, which an earlier run left half-written" for name in remove_incomplete(out)]
+        write_json(out / MANIFEST, manifest)
+        print("".join(f"Note: {note}\n" for note in [*notes, *removed]), end="", flush=True)
+    trainer.accelerator.wait_for_everyone()
+
+
 def write_results(trainer: Any) -> None:
     """Write eval_results.json: loss and accuracy on dev of the base model (step 0) and of the model kept.
 
     Called by every process: a kept model that is not that of the last step was loaded, and is evaluated once more.
     """
-    logged: dict[int, dict[str, Any]] = {}
-    for row in trainer.state.log_history:
-        logged.setdefault(row["step"], {}).update(row)
-    base, kept = logged.get(0, {}), logged.get(trainer.state.global_step, {})
-    best = trainer.state.best_model_checkpoint
-    loaded = best is not None and step_of(Path(best)) != trainer.state.global_step
-    if trainer.eval_dataset is not None and (loaded or "eval_loss" not in kept):
-        kept = trainer.evaluate()
 
-    def measured(metrics: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in metrics.items() if key == "eval_loss" or key.startswith("eval_mcq")}
+    def measured(*rows: dict[str, Any]) -> dict[str, Any]:
+        merged = {key: value for row in rows for key, value in row.items()}
+        return {key: value for key, value in merged.items() if key == "eval_loss" or key.startswith("eval_mcq")}
 
+    state, best = trainer.state, trainer.state.best_model_checkpoint
     # Without eval_on_start nothing is known of the base model.
+    base, kept = (measured(*(row for row in state.log_history if row["step"] == n)) for n in (0, state.global_step))
+    loaded = best is not None and step_of(Path(best)) != state.global_step
+    if trainer.eval_dataset is not None and (loaded or "eval_loss" not in kept):
+        kept = measured(trainer.evaluate())
     if trainer.is_world_process_zero():
-        metrics = {name: row for name, row in (("base", measured(base)), ("best", measured(kept))) if row}
-        results = {"best_checkpoint": Path(best).name if best else None, **metrics}
+        results = {"best_checkpoint": Path(best).name if best else None}
+        results |= {name: metrics for name, metrics in (("base", base), ("best", kept)) if metrics}
         write_json(Path(trainer.args.output_dir) / "eval_results.json", results)
 
 
 def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Path:
     """Save OUTPUT_DIR/final_model, ready to be published, under a temporary name, then rename.
 
-    It holds model, tokenizer and chat template, its prompt format, and the facts of the run without the paths
-    of this machine. Called by every process: under ZeRO-3 each holds a part of the weights.
+    Called by every process: under ZeRO-3 each holds a part of the weights.
     """
     final = Path(trainer.args.output_dir) / "final_model"
     temporary = final.with_name(".final_model.tmp")
@@ -96,9 +107,9 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
         for name in FACTS:
             if (final.parent / name).is_file():
                 shutil.copyfile(final.parent / name, temporary / name)
-        description = read_json(final.parent / MANIFEST)
-        write_json(temporary / MANIFEST, strip_local_paths(description))
-        (temporary / RECIPE).write_text(settings.as_recipe(description["base_model"]["revision"]), encoding="utf-8")
+        manifest = read_json(final.parent / MANIFEST)
+        write_json(temporary / MANIFEST, strip_local_paths(manifest))
+        (temporary / RECIPE).write_text(settings.as_recipe(manifest["base_model"]["revision"]), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         print(f"Wrote {final}", flush=True)

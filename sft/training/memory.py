@@ -1,9 +1,8 @@
-"""Peak GPU memory of a recipe before it runs, part by part.
+"""Peak GPU memory of a recipe before it runs, part by part, in GiB on each GPU.
 
-In: a model's configuration, settings and launch. Out: GiB per GPU. Parameters are counted on the model itself, built
-without memory (PyTorch's meta device); activations are counted by running two layers on fake tensors, which have
-shapes but no data, and adding up what autograd keeps for the backward pass (of packed rows under sdpa, which keeps a
-little more than FlashAttention). The rest is arithmetic.
+Parameters are counted on the model itself, built without memory (PyTorch's meta device). Activations are counted by
+running two layers on fake tensors, which have shapes but no data, and adding up what autograd keeps for the backward
+pass (of packed rows under sdpa, which keeps a little more than FlashAttention). The rest is arithmetic.
 """
 
 import copy
@@ -33,10 +32,6 @@ class Parameters:
     quantised: int
     quantised_rows: int  # output rows of the quantised matrices: each has a scale of its own in 8-bit
 
-    @property
-    def share(self) -> float:
-        return self.trained / self.total
-
 
 def trained_meta_model(config: Any, settings: Settings) -> Any:
     """The model with its adapter, on the meta device: every shape, no memory."""
@@ -46,20 +41,13 @@ def trained_meta_model(config: Any, settings: Settings) -> Any:
     config = copy.deepcopy(config)
     config._attn_implementation = "eager" if settings.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
-        model = meta_model(config).to(dtype_of(settings))
+        model = meta_model(config).to(getattr(torch, settings.dtype))
         if settings.use_peft:
-            model = get_peft_model(model, lora_config(settings), autocast_adapter_dtype=False)
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.to(torch.float32 if settings.quantised is None else torch.bfloat16)
+            model = get_peft_model(model, lora_config(settings))
+    if settings.quantised:  # TRL trains their adapters in bf16
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16) if parameter.requires_grad else parameter.data
     return model
-
-
-def dtype_of(settings: Settings) -> Any:
-    """The type that unquantised weights are loaded in."""
-    import torch
-
-    return getattr(torch, settings.dtype)
 
 
 def lora_config(settings: Settings) -> Any:
@@ -69,20 +57,18 @@ def lora_config(settings: Settings) -> Any:
     return get_peft_config(settings.build(ModelConfig))
 
 
-def count_parameters(model: Any, settings: Settings) -> Parameters:
-    """Count a model's parameters; bitsandbytes quantises every linear layer but the output layer."""
-    import torch
+def count_parameters(config: Any, settings: Settings) -> Parameters:
+    """Count the parameters of a model; bitsandbytes quantises every linear layer but the output layer."""
+    from torch.nn import Linear
 
+    model = trained_meta_model(config, settings)
     head = model.get_output_embeddings()
-    matrices = [
-        module
-        for name, module in model.named_modules()
-        if settings.quantised and isinstance(module, torch.nn.Linear) and module is not head and "lora_" not in name
-    ]
+    modules = [module for name, module in model.named_modules() if "lora_" not in name and module is not head]
+    quantised = [module for module in modules if isinstance(module, Linear)] if settings.quantised else []
     return Parameters(
         **parameter_counts(model),
-        quantised=sum(matrix.weight.numel() for matrix in matrices),
-        quantised_rows=sum(matrix.out_features for matrix in matrices),
+        quantised=sum(layer.weight.numel() for layer in quantised),
+        quantised_rows=sum(layer.out_features for layer in quantised),
     )
 
 
@@ -105,10 +91,11 @@ def saved_by_autograd(parameters: Iterable[Any]) -> Iterator[dict[int, Any]]:
 
 
 def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
-    """Bytes that autograd keeps of one layer for `tokens` tokens, all of them, without activation checkpointing."""
+    """Bytes that autograd keeps of one layer for `tokens` tokens, without activation checkpointing."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
     sizes = []
     for layers in (1, 2):
         smaller = copy.deepcopy(config)
@@ -125,7 +112,6 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
                 for name, tensor in (*body.named_parameters(), *body.named_buffers())
             }
             inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
-            half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
             autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
             with saved_by_autograd(weights.values()) as saved, autocast:
                 torch.func.functional_call(body, weights, kwargs=inputs)
@@ -133,34 +119,36 @@ def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
     return sizes[1] - sizes[0]
 
 
+def weight_bytes(settings: Settings) -> int:
+    """Bytes of an unquantised weight as it is loaded."""
+    return 4 if settings.dtype == "float32" else 2
+
+
 def trained_bytes(settings: Settings, launch: Launch) -> int:
     """Bytes of one trained parameter: TRL keeps adapters of quantised models in bf16, PEFT others in fp32."""
     if settings.quantised:
-        return 2 if settings.bf16 else 4  # cast by `trained_in_float32` in sft/training/model.py
-    if launch.kind == "deepspeed" and (launch.zero_stage == 3 or not settings.use_peft):
-        return dtype_of(settings).itemsize
-    if launch.kind == "fsdp" or settings.use_peft:
-        return 4
-    return dtype_of(settings).itemsize
+        return 2 if settings.bf16 else 4  # cast by `cast_trained_to_float32` in sft/training/model.py
+    if launch.kind == "deepspeed":
+        in_float32 = settings.use_peft and launch.zero_stage < 3
+    else:
+        in_float32 = settings.use_peft or launch.kind == "fsdp"
+    return 4 if in_float32 else weight_bytes(settings)
 
 
 def frozen_bytes(settings: Settings, parameters: Parameters) -> float:
     """Bytes of the frozen weights: in 8-bit 1 each and 4 a row, in NF4 half each and 4 per 64, else as their type."""
-    unquantised = parameters.total - parameters.trained - parameters.quantised
-    size = unquantised * dtype_of(settings).itemsize
+    size = (parameters.total - parameters.trained - parameters.quantised) * weight_bytes(settings)
     if settings.load_in_8bit:
-        size += parameters.quantised + 4 * parameters.quantised_rows
-    elif settings.load_in_4bit:
-        scales = 1 / 64 + 4 / (64 * 256) if settings.use_bnb_nested_quant else 4 / 64
-        size += parameters.quantised * (0.5 + scales)
-    return size
+        return size + parameters.quantised + 4 * parameters.quantised_rows
+    scales = 1 / 64 + 4 / (64 * 256) if settings.use_bnb_nested_quant else 4 / 64
+    return size + parameters.quantised * (0.5 + scales)
 
 
 def gathered_bytes(config: Any, launch: Launch, parameters: Parameters) -> float:
     """Bytes of what DeepSpeed and FSDP gather from the processes: gradient buckets, and weights that are in use."""
     if launch.kind == "deepspeed":
-        bucket = 2 * min(ZERO_BUCKET, parameters.trained)
-        return bucket + (2 * min(ZERO3_LIVE, parameters.total) if launch.zero_stage == 3 else 0)
+        weights = min(ZERO3_LIVE, parameters.total) if launch.zero_stage == 3 else 0
+        return 2 * (min(ZERO_BUCKET, parameters.trained) + weights)
     embeddings = config.vocab_size * config.hidden_size
     layer = (parameters.total - 2 * embeddings) / config.num_hidden_layers
     return 2 * (2 * layer + embeddings)
@@ -189,7 +177,7 @@ def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parame
         weights /= launch.processes  # and most of a ZeRO-3 shard waits in the machine's memory
 
     layer = layer_activations(config, settings, tokens)
-    width = 2 if settings.precision != "no" else dtype_of(settings).itemsize
+    width = 2 if settings.precision != "no" else weight_bytes(settings)
     if settings.activation_checkpointing:
         activations = layer + config.num_hidden_layers * tokens * config.hidden_size * width
     else:

@@ -1,61 +1,66 @@
 """The model as it is trained: loading, attention, types and counts of its parameters, and two patches for a CPU."""
 
+import functools
 import sys
 from collections import Counter
 from typing import Any
 
-from sft.common.chat_template import trained_columns
 from sft.training.config import Settings
 
 
-def load_trainer(settings: Settings, training_args: Any, rows: Any, dev: Any, tokenizer: Any) -> Any:
-    """SFTTrainer with the model loaded, its adapter added, and its parameters printed."""
+def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
+    """SFTTrainer with the model loaded, its adapter added, and its parameters printed; `data` is a `plan.Data`."""
     from transformers import PrinterCallback, ProgressCallback
     from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
     from sft.training.callbacks import LogLinesCallback
 
     model_args = settings.build(ModelConfig)
+    attention = model_args.attn_implementation or attention_implementation(training_args.device, settings.precision)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
-        "attn_implementation": model_args.attn_implementation
-        or attention_implementation(training_args.device.type == "cpu", settings.precision),
+        "attn_implementation": attention,
         **(training_args.model_init_kwargs or {}),
         # Nothing that a model's repository holds is run: no code, no pickle.
         "trust_remote_code": False,
         "use_safetensors": True,
     }
+    training_args.chat_template_path = None  # the tokenizer has it, as `set_chat_template` read it
     if not training_args.packing:
         training_args.max_length = None  # no row exceeds it; TRL would look at every row again
     score_labelled_positions_only()
+    # Without labels SFTTrainer trains on every token, question included.
+    columns = ["input_ids"] if settings.completion_only_loss is False else ["input_ids", "labels"]
     trainer = SFTTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
-        # Formatting, tokenisation, the completion mask and packing all happen inside SFTTrainer.
-        train_dataset=rows.select_columns(trained_columns(rows)),
-        eval_dataset=dev.select_columns(trained_columns(dev)) if dev is not None else None,
-        processing_class=tokenizer,
+        # Tokens are the very ones that SFTTrainer would make; it packs and batches them.
+        train_dataset=data.train_tokens.select_columns(columns),
+        eval_dataset=data.dev_tokens.select_columns(columns) if data.dev_tokens else None,
+        processing_class=data.tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    model = trainer.model
+    if settings.use_peft:
+        # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model
+        # in bf16. Without this, a continued 8-bit run differs from the one that was stopped (test_stopping.py).
+        model.load_adapter = functools.partial(model.load_adapter, autocast_adapter_dtype=False)
     if settings.fp16 or (settings.use_peft and not settings.bf16):
-        trained_in_float32(trainer.model)
+        cast_trained_to_float32(model)
     if not sys.stderr.isatty():  # a bar is unreadable in a log file
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(LogLinesCallback())
     if trainer.is_world_process_zero():
-        attention = training_args.model_init_kwargs["attn_implementation"]
-        print("\n".join([*describe_model(trainer.model), f"Attention: {attention}"]), flush=True)
+        attention = f"Attention: {training_args.model_init_kwargs['attn_implementation']}"
+        print(*describe_model(model), attention, sep="\n", flush=True)
     return trainer
 
 
-def without_deepspeeds_inference_kernels() -> None:
-    """Keep DeepSpeed from compiling, at its first start on a CPU, what its inference alone calls.
-
-    That needs a C++ compiler and takes it a minute; training under DeepSpeed talks through gloo in any case.
-    """
+def skip_deepspeed_inference_kernels() -> None:
+    """Keep DeepSpeed from compiling what its inference alone calls: that needs a C++ compiler, and a minute."""
     import deepspeed
     import deepspeed.ops
 
@@ -67,9 +72,8 @@ def without_deepspeeds_inference_kernels() -> None:
 def score_labelled_positions_only() -> bool:
     """Let TRL's fused LM head score the labelled positions alone on a CPU too; returns whether it was done.
 
-    With Triton, TRL projects only the positions that carry a label onto the vocabulary. Elsewhere it projects all of
-    them, because accelerators that compile for a fixed shape would recompile. A CPU does not compile, and with about
-    five labelled positions in sixty nearly all of those projections are thrown away. Loss and gradients are the same
+    TRL does so with Triton; elsewhere it scores all positions, about sixty for five with a label, because accelerators
+    that compile for a fixed shape would recompile. A CPU does not compile. Loss and gradients are the same
     (tests/training/test_model.py). Read in trl 1.16; other versions stay untouched.
     """
     import torch
@@ -98,10 +102,7 @@ def parameter_counts(model: Any) -> dict[str, int]:
 
 
 def describe_model(model: Any) -> list[str]:
-    """Lines that say how many parameters there are by data type, and how many of them are trained.
-
-    In a quantised run, weights that stayed unquantised are visible here by their type.
-    """
+    """Lines that say how many parameters are frozen and trained, by data type."""
     by_type: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for parameter in model.parameters():
         by_type[parameter.requires_grad][str(parameter.dtype).removeprefix("torch.")] += parameter_size(parameter)
@@ -113,12 +114,12 @@ def describe_model(model: Any) -> list[str]:
     return [f"Frozen parameters: {frozen}", f"Trained parameters: {trained} ({share:.2%} of all)"]
 
 
-def attention_implementation(use_cpu: bool, precision: str) -> str:
+def attention_implementation(device: Any, precision: str) -> str:
     """The fastest attention that is installed and that the device can run; all of them keep packed rows apart."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    if use_cpu or precision == "no" or not torch.cuda.is_available():
+    if device.type != "cuda" or precision == "no":
         return "sdpa"
     capability = torch.cuda.get_device_capability()
     if capability[0] == 9 and is_flash_attn_3_available():
@@ -126,12 +127,12 @@ def attention_implementation(use_cpu: bool, precision: str) -> str:
     return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else "sdpa"
 
 
-def trained_in_float32(model: Any) -> int:
-    """Recast trained parameters to float32; returns how many there were.
+def cast_trained_to_float32(model: Any) -> int:
+    """Recast trained parameters to float32; returns how many were recast.
 
-    For runs that are not in bf16: TRL keeps the adapters of quantised models in bf16. Their gradients the fp16 loss
-    scaler cannot unscale (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``), and a
-    CPU without bfloat16 instructions multiplies them slowly.
+    TRL keeps the adapters of quantised models in bf16. Their gradients the fp16 loss scaler cannot unscale
+    (``_amp_foreach_non_finite_check_and_unscale_cuda not implemented for 'BFloat16'``), and a CPU without bfloat16
+    instructions multiplies them slowly.
     """
     import torch
 

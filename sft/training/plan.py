@@ -1,135 +1,144 @@
 """What a run will take: its rows, its steps, its disk space, its peak memory."""
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft.common.command import GIB, UserError, check_disk, first_line
-from sft.training.checks import NO_BF16, on_cpu
+from sft.common.data import load_mixture, load_split
+from sft.common.models import load_config, load_tokenizer
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
-from sft.training.memory import count_parameters, estimate, trained_meta_model
+from sft.training.memory import count_parameters, estimate
+from sft.training.tokens import lengths_of, tokenized
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lines to print; trained parameters and peak in GiB on each GPU, None where they could not be counted."""
+
+    lines: list[str]
+    trained: int | None = None
+    peak: float | None = None
 
 
 def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]:
-    """(optimizer steps of an epoch, of the whole run) for so many rows, or packs of rows."""
+    """(optimizer steps of an epoch, of the run) for so many rows, or packs of rows."""
     batches = math.ceil(sequences / (settings.per_device_train_batch_size * processes))
     epoch = math.ceil(batches / settings.gradient_accumulation_steps)
-    whole = settings.max_steps if settings.max_steps > 0 else math.ceil(epoch * settings.num_train_epochs)
-    return epoch, whole
+    return epoch, settings.max_steps if settings.max_steps > 0 else math.ceil(epoch * settings.num_train_epochs)
 
 
-def check_checkpoints_fit(settings: Settings, trained: int) -> None:
+class Data(NamedTuple):
+    """The rows of a run and their tokens, as SFTTrainer gets them; without evaluations, dev is None."""
+
+    train: Any
+    dev: Any
+    tokenizer: Any
+    train_tokens: Any
+    dev_tokens: Any
+    lengths: list[int]  # tokens of each training row
+
+
+def load_and_check_data(settings: Settings) -> Data:
+    """Open the data, and check and tokenize every row.
+
+    Raises `UserError` for a data set, tokenizer or template that is missing, or a row that would be trained wrongly.
+    """
+    seed = settings.seed if settings.data_seed is None else settings.data_seed
+    train, dev = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed), None
+    if settings.eval_strategy != "no":
+        dev = load_split(settings.dataset_name, settings.dataset_test_split)
+        trained, asked = train[0]["answer_format"], dev[0]["answer_format"]
+        if trained != asked:
+            raise UserError(
+                f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {asked}, the "
+                f"training rows have {trained}: prepare them with the same --answer_format"
+            )
+    tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
+    for key in ("eos_token", "pad_token"):
+        if token := settings.values[key]:
+            if token not in tokenizer.get_vocab():
+                raise UserError(f"{key} {token} is not a token of {settings.model}: name one of its vocabulary")
+            setattr(tokenizer, key, token)
+    options = {"max_length": settings.max_length, "num_proc": settings.dataset_num_proc}
+    train_tokens = tokenized(train, tokenizer, name="train", **options)
+    dev_tokens = None if dev is None else tokenized(dev, tokenizer, name="dev", **options)
+    return Data(train, dev, tokenizer, train_tokens, dev_tokens, lengths_of(train_tokens))
+
+
+def make_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> Plan:
+    """The plan of a run on rows of these lengths; raises `UserError` for a model configuration that cannot be read."""
+    # Packs are taken as full: bfd leaves few gaps.
+    sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
+    in_epoch, in_run = steps(settings, launch.processes, sequences)
+    packs, pack_size = ("packs", f", packs of {settings.max_length}") if settings.packing else ("rows", "")
+    batch = settings.per_device_train_batch_size * launch.processes * settings.gradient_accumulation_steps
+    precision = "float32" if settings.precision == "no" else settings.precision
+    source = settings.sources.get("bf16")
+    if source not in (None, str(settings.recipe), "command line"):
+        precision += f", because {source}"
+    memory = plan_memory(settings, launch, hardware, max(lengths))
+    lines = [
+        f"Launch: {launch.name}; {hardware.name}",
+        f"Precision: {precision}; frozen weights {settings.quantised or settings.dtype}",
+        f"Batch: {settings.per_device_train_batch_size} {packs} x {launch.processes} process(es) x "
+        f"{settings.gradient_accumulation_steps} accumulated = {batch} {packs} a step",
+        f"Data: {len(lengths):,} rows, {sum(lengths):,} tokens an epoch, longest row {max(lengths)} tokens{pack_size}",
+        f"Steps: about {in_epoch:,} an epoch, {in_run:,} in all",
+    ]
+    return replace(memory, lines=[*lines, *memory.lines])
+
+
+def plan_memory(settings: Settings, launch: Launch, hardware: Hardware, longest: int) -> Plan:
+    """The plan's part about trained parameters and memory; `longest` is the longest row in tokens.
+
+    An architecture that cannot be counted gets a line that says why: an estimate refuses no run.
+    """
+    config = load_config(settings.model)
+    tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else longest)
+    try:
+        parameters = count_parameters(config, settings)
+        parts = estimate(config, settings, launch, parameters, tokens)
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return Plan([f"Peak memory: not estimated for this architecture ({first_line(error)})"])
+    peak, share = sum(parts.values()), parameters.trained / parameters.total
+    listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.
+    where, rest = (" on each GPU", "CUDA itself") if hardware.count else ("", "the libraries")
+    lines = [
+        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({share:.2%})",
+        f"Peak memory, estimated: {peak:.1f} GiB{where} ({listed}), and about 1 GiB for {rest}",
+    ]
+    if hardware.count and peak + 1 > hardware.memory:
+        lines.append(
+            f"WARNING: that is more than the {hardware.memory:.0f} GiB of {hardware.gpu}: use "
+            "recipes/pmcvqa_16gb.yaml, or turn on activation_checkpointing, or lower per_device_train_batch_size"
+        )
+    return Plan(lines, parameters.trained, peak)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print the plan's lines, in the first process."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print("\n".join(plan.lines), flush=True)
+
+
+def check_checkpoints_fit(settings: Settings, plan: Plan) -> None:
     """Raise `UserError` if the checkpoints that are kept, one that is being written, and the final model do not fit.
 
-    A checkpoint holds at most the `trained` parameters, AdamW's states and a float32 copy beside them. What an earlier
+    A checkpoint holds at most the trained parameters, AdamW's states and a float32 copy beside them. What an earlier
     part of the run has written counts as free.
     """
-    needed = trained * ((4 if settings.use_peft else 2) + (0 if settings.save_only_model else 12))
+    if plan.trained is None or settings.is_trial:
+        return
+    needed = plan.trained * ((4 if settings.use_peft else 2) + (0 if settings.save_only_model else 12))
     folder = Path(settings.output_dir).resolve()
     written = sum(file.stat().st_size for file in folder.glob("*/**/*") if file.is_file())
     kept = (settings.save_total_limit + 1 if settings.save_strategy != "no" else 0) + 1
     purpose = f"output_dir {settings.output_dir}: {kept} checkpoints of {needed / GIB:.1f} GiB need"
     check_disk(folder, kept * needed, purpose, "lower save_total_limit or choose another disk", written)
-
-
-def load_and_check_data(settings: Settings) -> tuple[Any, Any, Any, list[int]]:
-    """(train, dev or None, tokenizer, tokens of each training row), every row checked.
-
-    The first process checks; the others wait for it here and get its counts.
-
-    Raises:
-        UserError: a data set, tokenizer or template that is not there, or a row that would be trained wrongly or cut.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    from sft.common.chat_template import check_rows
-    from sft.common.data import load_mixture, load_split
-    from sft.common.models import load_tokenizer
-
-    seed = settings.seed if settings.data_seed is None else settings.data_seed
-    train = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed)
-    evaluating = settings.eval_strategy != "no"
-    dev = load_split(settings.dataset_name, settings.dataset_test_split) if evaluating else None
-    formats = [rows[0]["answer_format"] for rows in (train, dev) if rows is not None]
-    if len(set(formats)) > 1:
-        raise UserError(
-            f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {formats[1]}, the "
-            f"training rows have {formats[0]}: prepare them with the same --answer_format"
-        )
-    tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
-    lengths = [None]
-    if PartialState().is_main_process:
-        lengths = [check_rows(train, tokenizer, settings.max_length, "train")]
-        if dev is not None:
-            check_rows(dev, tokenizer, settings.max_length, "dev")
-    return train, dev, tokenizer, broadcast_object_list(lengths)[0]
-
-
-def print_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> float | None:
-    """Print, in the first process, what a run on rows of these lengths will be; returns its peak in GiB on each GPU.
-
-    The peak is None for an architecture that cannot be counted. Raises `UserError` if the model's configuration cannot
-    be read, or the checkpoints do not fit on the disk.
-    """
-    from accelerate import PartialState
-
-    # Packs are taken as full: bfd leaves few gaps.
-    sequences = math.ceil(sum(lengths) / settings.max_length) if settings.packing else len(lengths)
-    epoch, whole = steps(settings, launch.processes, sequences)
-    packs = "packs" if settings.packing else "rows"
-    batch = settings.per_device_train_batch_size * launch.processes * settings.gradient_accumulation_steps
-    precision = "float32" if settings.precision == "no" else settings.precision
-    if settings.sources.get("bf16") == NO_BF16:
-        precision += f", because {NO_BF16}"
-    memory_lines, peak = plan_memory(settings, launch, hardware, max(lengths))
-    lines = [
-        f"Launch: {launch.name}; {'CPU' if on_cpu(settings, launch) else hardware.name}",
-        f"Precision: {precision}; frozen weights {settings.quantised or settings.dtype}",
-        f"Batch: {settings.per_device_train_batch_size} {packs} x {launch.processes} process(es) x "
-        f"{settings.gradient_accumulation_steps} accumulated = {batch} {packs} a step",
-        f"Data: {len(lengths):,} rows, {sum(lengths):,} tokens an epoch, longest row {max(lengths)} tokens"
-        + (f", packs of {settings.max_length}" if settings.packing else ""),
-        f"Steps: about {epoch:,} an epoch, {whole:,} in all",
-        *memory_lines,
-    ]
-    if PartialState().is_main_process:
-        print("\n".join(lines), flush=True)
-    return peak
-
-
-def plan_memory(
-    settings: Settings, launch: Launch, hardware: Hardware, longest: int
-) -> tuple[list[str], float | None]:
-    """(lines about trained parameters and memory, peak in GiB on each GPU); `longest` is the longest row in tokens.
-
-    For an architecture that cannot be counted the peak is None and the line says why: an estimate refuses no run.
-    Raises `UserError` as `print_plan`.
-    """
-    from sft.common.models import load_config
-
-    config = load_config(settings.model)
-    tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else longest)
-    try:
-        parameters = count_parameters(trained_meta_model(config, settings), settings)
-        parts = estimate(config, settings, launch, parameters, tokens)
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return [f"Peak memory: not estimated for this architecture ({first_line(error)})"], None
-    if not settings.is_trial:
-        check_checkpoints_fit(settings, parameters.trained)
-    peak = sum(parts.values())
-    listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-    # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.
-    where, rest = ("", "the libraries") if on_cpu(settings, launch) else (" on each GPU", "CUDA itself")
-    lines = [
-        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%})",
-        f"Peak memory, estimated: {peak:.1f} GiB{where} ({listed}), and about 1 GiB for {rest}",
-    ]
-    if hardware.count and not on_cpu(settings, launch) and peak + 1 > hardware.memory:
-        lines.append(
-            f"WARNING: that is more than the {hardware.memory:.0f} GiB of {hardware.gpu}: use "
-            "recipes/pmcvqa_16gb.yaml, or turn on activation_checkpointing, or lower per_device_train_batch_size"
-        )
-    return lines, peak

@@ -17,16 +17,14 @@ LAUNCHERS_OWN = re.compile(r"RANK$|WORLD_SIZE$|^(MASTER|TORCHELASTIC|ACCELERATE|
 
 
 def check_hub(settings: Settings) -> None:
-    """Make the repository, empty and private: nothing else tells for certain that the token may write there.
+    """Make the repository, empty and private: nothing else shows for certain that the token may write there.
 
-    Raises:
-        UserError: as `check_push`, or the repository holds files already, or cannot be made.
+    Raises `UserError` as `check_push`, or if the repository holds files already, or cannot be made.
     """
     repo = settings.hub_model_id
     names = files_of(check_push("hub_model_id", repo, "model", settings.hub_private_repo is False))
-    # A run that is continued may have published already; sft/publish.py looks whether it was this one.
-    continued = settings.resume_from_checkpoint is not None and MANIFEST in names
-    if names and not continued:
+    # A run that is continued may have published already; sft/publish.py checks that it was this one.
+    if names and (settings.resume_from_checkpoint is None or MANIFEST not in names):
         raise UserError(
             f"hub_model_id {repo} holds files already: choose another name, or publish afterwards with "
             "sft/publish.py --update"
@@ -35,11 +33,7 @@ def check_hub(settings: Settings) -> None:
 
 
 def publish(settings: Settings, final: Path) -> None:
-    """Publish the final model in a process without the launcher's environment or the memory that the trainer holds.
-
-    Raises:
-        UserError: it could not be published; the model is complete all the same.
-    """
+    """Publish the final model in a process without the launcher's environment or the trainer's memory."""
     words = ["--model_path", str(final), "--repo", settings.hub_model_id]
     words += ["--public"] if settings.hub_private_repo is False else []
     environment = {name: value for name, value in os.environ.items() if not LAUNCHERS_OWN.search(name)}

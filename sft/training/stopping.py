@@ -1,58 +1,22 @@
-"""Stop and continue: signals, the checkpoint that a signal saves, and the words that continue the run."""
+"""Stop and continue: signals, the checkpoint that a signal saves, and the command that continues the run."""
 
-import functools
+import itertools
 import os
-import re
 import shlex
 import signal
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
-from sft.common.command import write_json
-from sft.common.models import MANIFEST
-from sft.training.checkpoints import load_weights, mark_complete, remove_incomplete
-from sft.training.config import Settings
+from sft.training.checkpoints import mark_complete
 
 # A second signal within so many seconds is an echo of the first; later it ends the process at once.
 SECOND_SIGNAL_SECONDS = 5.0
-
-
-def begin(
-    trainer: Any, settings: Settings, description: dict, checkpoint: Path | None, notes: list[str]
-) -> "GracefulStopCallback":
-    """Make a run ready to be stopped and continued: clean up, write its manifest, and listen for signals.
-
-    `notes` are what `compare` returned for `checkpoint`.
-
-    Raises:
-        UserError: the weights of `checkpoint` do not fit.
-    """
-    if checkpoint and settings.resume_weights_only:
-        load_weights(trainer.model, checkpoint)
-        notes = [f"weights of {checkpoint}; optimizer, schedule and place in the data start anew"]
-    elif checkpoint:
-        notes = [f"continuing from {checkpoint}", *notes]
-        trainer.args.eval_on_start = False  # the base model was evaluated at the start of the run
-    if trainer.is_world_process_zero():
-        out = Path(settings.output_dir)
-        out.mkdir(parents=True, exist_ok=True)
-        notes += [f"removed {name}, which an earlier run left half-written" for name in remove_incomplete(out)]
-        write_json(out / MANIFEST, description)
-        print("".join(f"Note: {note}\n" for note in notes), end="", flush=True)
-    trainer.accelerator.wait_for_everyone()
-    if settings.use_peft:
-        trainer.model.active_peft_config.revision = description["base_model"]["revision"]
-        # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model
-        # in bf16. Without this, a continued 8-bit run differs from the one that was stopped (test_stopping.py).
-        trainer.model.load_adapter = functools.partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
-    continued = str(checkpoint) if checkpoint and not settings.resume_weights_only else None
-    graceful_stop = GracefulStopCallback(trainer, description, continued)
-    trainer.add_callback(graceful_stop)
-    return graceful_stop
+RESUME_OPTIONS = ("--resume_from_checkpoint", "--resume_weights_only")
 
 
 class AlreadyTrained(Exception):
@@ -63,25 +27,14 @@ class GracefulStopCallback(TrainerCallback):
     """Marks every checkpoint complete; on SIGTERM or SIGUSR1 saves one after the current step and ends the training.
 
     SLURM sends SIGUSR1 some minutes before the time limit if the job requests it (docs/slurm.sh). A second signal acts
-    as usual.
+    as usual. `manifest` is written into every checkpoint.
     """
 
-    def __init__(self, trainer: Any, description: dict, continued: str | None):
+    def __init__(self, trainer: Any, manifest: dict):
         self.trainer = trainer
-        self.description = description
-        self.continued = continued  # the checkpoint that the run goes on from
+        self.manifest = manifest
         self.received_at: float | None = None  # when the first signal came
         self.stopped = False
-
-    def train(self) -> None:
-        """Train, from the checkpoint if there is one, to the end or to a signal."""
-        try:
-            self.trainer.train(resume_from_checkpoint=self.continued)
-        except AlreadyTrained:
-            trainer = self.trainer
-            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-                trainer._load_best_model()
-            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Listen, on every process.
@@ -111,8 +64,6 @@ class GracefulStopCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Agree with the other processes, whose signal may come a step later, and stop together."""
-        import torch
-
         received = self.received_at is not None
         if self.trainer.accelerator.num_processes > 1:
             flag = torch.tensor(int(received), device=args.device)
@@ -133,13 +84,24 @@ class GracefulStopCallback(TrainerCallback):
         """Mark the checkpoint complete when every process has written its part."""
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.description)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.manifest)
 
-    def print_resume_command(self) -> None:
-        """Say where the run stopped and how it goes on: by the same command, from the checkpoint just saved."""
-        if self.trainer.is_world_process_zero():
-            words = re.sub(r" --(resume_from_checkpoint|resume_weights_only)[= ]\S+", "", shlex.join(sys.argv))
-            print(f"Stopped by a signal after step {self.trainer.state.global_step}; the checkpoint is saved.")
-            print("Continue with the same command and --resume_from_checkpoint auto:")
-            print(f"  ... {words} --resume_from_checkpoint auto", flush=True)
-        self.trainer.end()
+
+def train(trainer: Any, checkpoint: Path | None) -> None:
+    """Train to the end or to a signal, from `checkpoint` if there is one."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except AlreadyTrained:
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer._load_best_model()
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
+
+def resume_command(argv: Sequence[str]) -> str:
+    """This command, its own options about resuming replaced by `--resume_from_checkpoint auto`."""
+    kept = [
+        word
+        for before, word in itertools.pairwise(["", *argv])
+        if not word.startswith(RESUME_OPTIONS) and (before not in RESUME_OPTIONS or word.startswith("--"))
+    ]
+    return shlex.join([*kept, "--resume_from_checkpoint", "auto"])

@@ -16,7 +16,7 @@ from sft.common.command import UserError, sha256
 ROWS_PER_PROCESS = 5_000
 
 
-def tokenized(dataset: Any, tokenizer: Any, max_length: int | None, name: str, num_proc: int | None = None) -> Any:
+def tokenized(dataset: Any, tokenizer: Any, name: str, max_length: int | None, num_proc: int | None = None) -> Any:
     """The rows of a prepared data set as `input_ids` and `labels`, in their order, each row checked.
 
     Rows with tokens (`prepare.py --pretokenize`) were checked when they were made; here only that they were made for
@@ -54,7 +54,7 @@ def tokenized(dataset: Any, tokenizer: Any, max_length: int | None, name: str, n
                 num_proc=cores if len(dataset) > ROWS_PER_PROCESS * cores > ROWS_PER_PROCESS else None,
                 desc=f"Tokenizing {name} rows",
             )
-    if max_length is not None and (too_long := [length for length in lengths(tokens) if length > max_length]):
+    if max_length is not None and (too_long := [length for length in lengths_of(tokens) if length > max_length]):
         raise UserError(
             f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
             f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
@@ -62,7 +62,7 @@ def tokenized(dataset: Any, tokenizer: Any, max_length: int | None, name: str, n
     return tokens
 
 
-def lengths(tokens: Any) -> list[int]:
+def lengths_of(tokens: Any) -> list[int]:
     """Tokens of each row."""
     import pyarrow.compute as pc
 

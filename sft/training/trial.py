@@ -1,4 +1,4 @@
-"""Before the night-long run: one step on the longest rows (--dry_run), or some measured steps (--probe_steps N).
+"""Before a long run: one step on the longest rows (--dry_run), or some measured steps (--probe_steps N).
 
 Both train for real, in a temporary folder, with the recipe's own model, launcher and data, and leave nothing behind.
 """
@@ -9,7 +9,9 @@ import tempfile
 import time
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from sft.common.command import GIB
 from sft.common.display import duration, marked, shows_colour
@@ -17,41 +19,33 @@ from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
 from sft.training.model import load_trainer, parameter_size
-from sft.training.plan import load_and_check_data, print_plan, steps
+from sft.training.plan import load_and_check_data, make_plan, print_plan, steps
 
-# The first steps of a run warm up kernels and allocators.
-WARM_UP = 2
-# Rows that a dry run shows.
-PREVIEWED = 3
-
-
-def trial_settings(settings: Settings, output_dir: str) -> Settings:
-    """The same settings for a trial: a few steps, no evaluation, no checkpoint, every step logged."""
-    changes = {
-        "max_steps": settings.probe_steps + WARM_UP if settings.probe_steps else 1,
-        "output_dir": output_dir,
-        "eval_strategy": "no",
-        "eval_on_start": False,
-        "mcq_eval_samples": 0,
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "resume_from_checkpoint": None,
-        "resume_weights_only": False,
-        "report_to": "none",
-        "logging_steps": 1,
-    }
-    return settings.with_values(changes, "trial")
+WARM_UP = 2  # the first steps of a run, which warm up kernels and allocators
+PREVIEWED_ROWS = 3
+# No evaluation, no checkpoint, every step logged.
+TRIAL_SETTINGS = {
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "mcq_eval_samples": 0,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "resume_from_checkpoint": None,
+    "resume_weights_only": False,
+    "report_to": "none",
+    "logging_steps": 1,
+}
 
 
 def longest_rows(train: Any, lengths: list[int], settings: Settings, processes: int) -> Any:
     """The rows of one step with the most tokens: as many as fill its packs, or its batches."""
-    sequences = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    if not settings.packing:
-        return train.select(order[:sequences])
-    tokens = itertools.accumulate(lengths[index] for index in order)
-    filling = sum(1 for total in tokens if total < sequences * settings.max_length) + 1
-    return train.select(order[: filling + sequences])  # some more, for the gaps in packs
+    count = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    if settings.packing:
+        tokens = itertools.accumulate(lengths[index] for index in order)
+        filling = sum(total < count * settings.max_length for total in tokens) + 1
+        count += filling  # a row more for each pack, because packs have gaps
+    return train.select(order[:count])
 
 
 class Clock(TrainerCallback):
@@ -61,20 +55,17 @@ class Clock(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        import torch
-
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
 
 def flops_per_token(model: Any) -> float:
-    """Floating-point operations of training on one token, recomputation not counted.
+    """Floating-point operations of training on one token, recomputation not counted (Chowdhery et al. 2022, app. B).
 
-    Two a weight forward, two a weight for the gradients of activations and two a trained weight for its own gradient;
-    embeddings are looked up and the output layer sees only the labelled tokens, so neither counts. Attention scores
-    are left out: a few percent for packs of 1,024 tokens of an 8B model. Method: Chowdhery et al. 2022 (PaLM),
-    appendix B.
+    Two a weight forward, two a weight for the gradients of activations and two a trained weight for its own gradient.
+    Left out: embeddings (looked up), the output layer (only labelled tokens) and attention scores, which are a few
+    percent for packs of 1,024 tokens of an 8B model.
     """
     ends = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()}
     return sum(
@@ -84,22 +75,22 @@ def flops_per_token(model: Any) -> float:
     )
 
 
-def run(settings: Settings, launch: Launch, hardware: Hardware) -> None:
+def run_trial(settings: Settings, launch: Launch, hardware: Hardware) -> None:
     """Train some steps in a temporary folder, and print what they show; raises `UserError` as the run itself does."""
-    import torch
-    from trl import SFTConfig
-
     with tempfile.TemporaryDirectory() as scratch:
-        shortened = trial_settings(settings, scratch)
+        max_steps = settings.probe_steps + WARM_UP if settings.probe_steps else 1
+        shortened = settings.with_values({**TRIAL_SETTINGS, "max_steps": max_steps, "output_dir": scratch}, "trial")
         training_args = shortened.build(SFTConfig)
-        rows, _, tokenizer, lengths = load_and_check_data(shortened)
-        estimated = print_plan(settings, launch, hardware, lengths)
+        data = load_and_check_data(shortened)
+        plan = make_plan(settings, launch, hardware, data.lengths)
+        print_plan(plan)
         if settings.dry_run:
-            rows = longest_rows(rows, lengths, settings, launch.processes)
-        trainer = load_trainer(shortened, training_args, rows, None, tokenizer)
+            longest = longest_rows(data.train_tokens, data.lengths, settings, launch.processes)
+            data = data._replace(train_tokens=longest)
+        trainer = load_trainer(shortened, training_args, data)
         is_main = trainer.is_world_process_zero()
         if settings.dry_run and is_main:
-            print("\n".join(preview(trainer, PREVIEWED)), flush=True)
+            print("\n".join(preview(trainer, PREVIEWED_ROWS)), flush=True)
         clock = Clock()
         trainer.add_callback(clock)
         start = time.perf_counter()
@@ -111,18 +102,18 @@ def run(settings: Settings, launch: Launch, hardware: Hardware) -> None:
         print(f"Dry run: one step on the longest rows in {seconds:.1f} s, loss {result.training_loss:.3f}")
     else:
         print("\n".join(report(trainer, clock, settings, hardware)))
-    if trainer.args.device.type == "cuda":
+    if hardware.count:
         peak, of_what = torch.cuda.max_memory_allocated() / GIB, "allocated on the first GPU"
     else:  # ru_maxrss is in KiB
         peak, of_what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "of the first process on the CPU"
-    against = "not estimated" if estimated is None else f"estimated {estimated:.1f} GiB without CUDA or the libraries"
-    print(f"Peak memory: {peak:.1f} GiB {of_what}; {against}")
-    print("Nothing was kept." + (" The run can start." if settings.dry_run else ""))
+    estimate = "not estimated" if plan.peak is None else f"estimated {plan.peak:.1f} GiB without CUDA or the libraries"
+    print(f"Peak memory: {peak:.1f} GiB {of_what}; {estimate}")
+    print("Nothing was kept.")
 
 
 def preview(trainer: Any, count: int) -> list[str]:
     """The first rows of SFTTrainer's own training set, taken out of their packs, the trained tokens marked."""
-    colour, lines = shows_colour(), []
+    lines: list[str] = []
     for pack in trainer.train_dataset:
         start = 0
         for length in pack.get("seq_lengths") or [len(pack["input_ids"])]:
@@ -130,7 +121,7 @@ def preview(trainer: Any, count: int) -> list[str]:
             start += length
             mask = [int(label != -100) for label in labels]
             lines.append(f"--- {length} tokens, {sum(mask)} trained")
-            lines.append(marked(trainer.processing_class, ids, mask, colour))
+            lines.append(marked(trainer.processing_class, ids, mask, shows_colour()))
     return lines[: 2 * count]
 
 
@@ -145,8 +136,8 @@ def report(trainer: Any, clock: Clock, settings: Settings, hardware: Hardware) -
     rate = (logged[-1] - logged[WARM_UP - 1]) / seconds
     _, total = steps(settings, processes, len(trainer.train_dataset))
     utilisation = "not known, because this device's peak is not known"
-    on_gpu = trainer.args.device.type == "cuda" and hardware.gpu
-    if flops := get_peak_flops(hardware.gpu, "float16" if settings.fp16 else "bfloat16") if on_gpu else None:
+    precision = "float16" if settings.fp16 else "bfloat16"
+    if hardware.gpu and (flops := get_peak_flops(hardware.gpu, precision)):
         share = flops_per_token(trainer.model) * rate / (processes * flops)
         utilisation = f"{share:.1%} of {flops / 1e12:g} TFLOPS a GPU"
     price = settings.price_per_hour

@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from train import SMOLLM2, Bench, check_folder, one_line, summary
+from train import SMOLLM2, Bench, check_folder, one_line, speed_and_memory
 
 from sft.common.command import UserError, atomic_write, run
 
@@ -37,7 +37,7 @@ AXES = {
 
 
 def measure(rows: int) -> dict[str, dict]:
-    """{axis: {point: numbers of `train.summary`, and `start`: seconds to the end of the first step}}."""
+    """{axis: {point: `train.speed_and_memory`, and `start`: seconds to the end of the first step}}."""
     measured: dict[str, dict] = {axis: {} for axis in AXES}
     for axis, points in AXES.items():
         for point, contender in points.items():
@@ -49,18 +49,16 @@ def measure(rows: int) -> dict[str, dict]:
             print(f"{axis} {point}: {one_line(result, bench.flops, 1.0)}", flush=True)
             if "failed" not in result:
                 start = sum(result["seconds"].values())
-                measured[axis][point] = {**summary(result, bench.flops, 1.0), "start": start}
+                measured[axis][point] = {**speed_and_memory(result, bench.flops, 1.0), "start": start}
     return measured
 
 
 def draw(measured: dict[str, dict], file: Path) -> None:
     """One column an axis: examples/s (for rows: seconds to the first step) above, peak memory below."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(2, len(measured), figsize=(3.2 * len(measured), 5.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(measured), 5.2), layout="constrained")
+    panels = figure.subplots(2, len(measured))
     for column, (axis, points) in enumerate(measured.items()):
         keys = ("start" if axis == "rows" else "examples/s", "GiB")
         for panel, key in zip(panels[:, column], keys, strict=True):
@@ -81,7 +79,6 @@ def draw(measured: dict[str, dict], file: Path) -> None:
     with atomic_write(file) as temporary:
         # As in sft/training/callbacks.py: the same numbers give the same bytes.
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
 
 
 def table(measured: dict[str, dict]) -> list[str]:
@@ -107,12 +104,13 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     from train import ROOT
 
     from sft.training.config import resolve
-    from sft.training.memory import count_parameters, trained_meta_model
+    from sft.training.memory import trained_meta_model
+    from sft.training.model import parameter_counts
     from sft.training.trial import flops_per_token
 
     settings = resolve([str(ROOT / "recipes/pmcvqa_zero3.yaml")])
     model = trained_meta_model(LLAMA_8B, settings)
-    counted = count_parameters(model, settings)
+    counted = parameter_counts(model)
     step = settings.global_batch_size * settings.max_length * flops_per_token(model) / (utilisation * tflops * 1e12)
     lines = [
         f"A model, not measured. One step on one GPU at {utilisation:.0%} of {tflops:g} TFLOPS: {step:.2f} s",
@@ -122,9 +120,9 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     ]
     for count in (2, 4, 8):
         share = (count - 1) / count
-        gradients = 2 * share * counted.trained * 4 / 1e9
+        gradients = 2 * share * counted["trained"] * 4 / 1e9
         passes = settings.global_batch_size / count / settings.per_device_train_batch_size
-        weights = 2 * share * counted.total * 2 / 1e9 * passes + gradients / 2
+        weights = 2 * share * counted["total"] * 2 / 1e9 * passes + gradients / 2
         cells = []
         for speed in LINKS.values():
             left = [step / count / (step / count + sent / speed) for sent in (gradients, weights)]

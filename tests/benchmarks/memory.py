@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from sft.common.command import run
 from sft.training.config import resolve
 from sft.training.launch import Launch, read_launch_file
-from sft.training.memory import count_parameters, estimate, trained_meta_model
+from sft.training.memory import count_parameters, estimate
 
 # DeepSeek-R1-Distill-Llama-8B's own configuration, as far as it decides sizes.
 LLAMA_8B = LlamaConfig(
@@ -41,7 +41,7 @@ def peak(recipe: Path) -> tuple[Launch, int, dict[str, float]]:
     """(launch, trained parameters, GiB on each GPU by part) of the 8B model."""
     _, launch = named_launch(recipe)
     settings = resolve([str(recipe)]).for_world_size(launch.processes)
-    parameters = count_parameters(trained_meta_model(LLAMA_8B, settings), settings)
+    parameters = count_parameters(LLAMA_8B, settings)
     tokens = settings.per_device_train_batch_size * settings.max_length
     return launch, parameters.trained, estimate(LLAMA_8B, settings, launch, parameters, tokens)
 

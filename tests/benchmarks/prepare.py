@@ -182,14 +182,8 @@ def main() -> None:
             print(line, flush=True)
         if args.start:
             for what in runs:
-                words = [
-                    "sft/run.py",
-                    "recipes/pmcvqa.yaml",
-                    "--use_cpu",
-                    "yes",
-                    "--model_name_or_path",
-                    args.tokenizer,
-                ]
+                words = ["sft/run.py", "recipes/pmcvqa.yaml", "--use_cpu", "yes"]
+                words += ["--model_name_or_path", args.tokenizer]
                 words += ["--dataset_name", str(work / what), "--output_dir", str(work / f"out-{what}")]
                 words += ["--chat_template_path", str(work / "tiny/chat_template.jinja"), "--max_steps", "1"]
                 words += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "no"]

@@ -40,7 +40,8 @@ from pathlib import Path
 
 from sft.common.command import UserError, run, write_json
 from sft.common.models import cpu_has_bf16
-from sft.training.hardware import cpu_name
+from sft.training.config import read_recipe, resolve
+from sft.training.hardware import cpu_name, this_machine
 from sft.training.launch import read_launch_file
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -52,7 +53,7 @@ WARM_UP = 2
 # Rows of the held-out loss, scored one at a time.
 HELD_OUT = 64
 SMOLLM2 = ROOT / "outputs/models/SmolLM2-135M-Instruct"
-# What a CPU needs said: it has no fp16 and, under DeepSpeed, no bf16 either.
+# Options that a CPU needs: it has no fp16 and, under DeepSpeed, no bf16 either.
 ON_CPU = {
     "none": ("--use_cpu", "yes", "--fp16", "no", "--bf16", "yes", "--dtype", "bfloat16"),
     "ddp": ("--use_cpu", "yes"),
@@ -69,8 +70,6 @@ class Bench:
     """The model, the rows and the words that all contenders share, in a temporary folder."""
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
-        from sft.training.config import read_recipe, resolve
-
         if read_recipe(args.recipe).get("use_cpu"):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for all contenders
         self.args, self.work, self.runs = args, work, 0
@@ -79,7 +78,7 @@ class Bench:
         self.flops = build_model(args.model, self.settings, self.model)
         template = (self.model / "chat_template.jinja").read_text(encoding="utf-8")
         self.llamafactory_template = "deepseekr1" if "<｜Assistant｜>" in template else "smollm2"
-        # On a CPU as ours, which ON_CPU tells, or sft/run.py decides.
+        # On a CPU as ours, which ON_CPU or sft/run.py decides.
         self.precision, self.dtype = self.settings.precision, self.settings.dtype
         if not has_gpu() and self.precision != "no":
             self.precision, self.dtype = ("bf16", "bfloat16") if cpu_has_bf16() else ("no", "float32")
@@ -123,7 +122,7 @@ class Bench:
         return [*launcher, *watched, "sft/run.py", recipe, *TRAINING_ALONE, *paths, *template, *own], environment
 
     def words_of_trl(self, contender: str, out: Path) -> list[str]:
-        """What `trl sft` and the plain trainer are told: the recipe's model and learning rate, else their defaults."""
+        """Options of `trl sft` and the plain trainer: the recipe's model and learning rate, else their defaults."""
         s = self.settings
         words = ["--model_name_or_path", self.model, "--dataset_name", self.data, "--output_dir", out]
         words += ["--dtype", self.dtype, "--use_peft", "--lora_r", s.lora_r, "--lora_alpha", s.lora_alpha]
@@ -191,10 +190,9 @@ class Bench:
         estimated = re.search(r"Peak memory, estimated: ([\d.]+) GiB", "\n".join(lines))
         measured["devices"] = measured["processes"] if has_gpu() else 1
         measured["estimated_gib"] = float(estimated[1]) if estimated and has_gpu() else None
-        steps = len(measured["steps"])
-        return (
-            measured if steps > WARM_UP else {"failed": f"{steps} steps, none after {WARM_UP} to warm up: more --rows"}
-        )
+        if (steps := len(measured["steps"])) <= WARM_UP:
+            return {"failed": f"{steps} steps, none after {WARM_UP} to warm up: more --rows"}
+        return measured
 
 
 def check_folder(file: Path | None) -> None:
@@ -205,8 +203,6 @@ def check_folder(file: Path | None) -> None:
 
 def has_gpu() -> bool:
     """Whether contenders train on a GPU."""
-    from sft.training.hardware import this_machine
-
     return this_machine().count > 0
 
 
@@ -250,7 +246,8 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sft.common.models import load_tokenizer
-    from sft.training.memory import count_parameters, trained_meta_model
+    from sft.training.memory import trained_meta_model
+    from sft.training.model import parameter_counts
     from sft.training.trial import flops_per_token
 
     folder.mkdir()
@@ -277,7 +274,7 @@ def build_model(model: str, settings, folder: Path) -> tuple[float, float]:
     tokenizer.save_pretrained(folder)
     body = trained_meta_model(AutoConfig.from_pretrained(folder), settings)
     useful = flops_per_token(body)
-    return useful, (useful - 2 * count_parameters(body, settings).trained) / 2
+    return useful, (useful - 2 * parameter_counts(body)["trained"]) / 2
 
 
 def build_rows(source: Path | None, rows: int, work: Path) -> None:
@@ -313,8 +310,6 @@ def peak_flops() -> tuple[float, str]:
     import torch
     from trl.trainer.utils import get_peak_flops
 
-    from sft.training.hardware import this_machine
-
     hardware = this_machine()
     if hardware.count:
         return get_peak_flops(hardware.gpu, "bfloat16") or float("nan"), "the device's data sheet"
@@ -328,8 +323,8 @@ def peak_flops() -> tuple[float, str]:
     return 2 * 2048**3 / statistics.median(times[2:]), "a product of 2048 x 2048 matrices, measured"
 
 
-def summary(result: dict, flops: tuple[float, float], peak: float) -> dict[str, float]:
-    """One run in numbers: everything per second of the steps after the warm-up."""
+def speed_and_memory(result: dict, flops: tuple[float, float], peak: float) -> dict[str, float]:
+    """The numbers of one run: everything per second of the steps after the warm-up."""
     steps = result["steps"]
     seconds = steps[-1][0] - steps[WARM_UP - 1][0]
     # The first process counted its own share; the others' are as large.
@@ -357,11 +352,9 @@ def one_line(result: dict, flops: tuple[float, float], peak: float) -> str:
     """One run in a line."""
     if "failed" in result:
         return f"failed: {result['failed']}"
-    s = summary(result, flops, peak)
-    return (
-        f"{s['examples/s']:.2f} examples/s, {s['GiB']:.2f} GiB, {s['steps']} steps, first loss {s['first loss']:.3f}, "
-        f"held-out loss {s['held out']:.3f}"
-    )
+    m = speed_and_memory(result, flops, peak)
+    losses = f"first loss {m['first loss']:.3f}, held-out loss {m['held out']:.3f}"
+    return f"{m['examples/s']:.2f} examples/s, {m['GiB']:.2f} GiB, {m['steps']} steps, {losses}"
 
 
 def table(runs: dict[str, list[dict]], flops: tuple[float, float], peak: float) -> list[str]:
@@ -371,15 +364,15 @@ def table(runs: dict[str, list[dict]], flops: tuple[float, float], peak: float) 
         "| steps | tokens a row | first loss | held-out loss |",
         "|---" * 13 + "|",
     ]
-    summaries = {c: [None if "failed" in r else summary(r, flops, peak) for r in rs] for c, rs in runs.items()}
-    first = next(iter(summaries.values()))
+    numbers = {c: [None if "failed" in r else speed_and_memory(r, flops, peak) for r in rs] for c, rs in runs.items()}
+    first = next(iter(numbers.values()))
     for contender in runs:
-        rounds = [one for one in summaries[contender] if one]
+        rounds = [one for one in numbers[contender] if one]
         if not rounds:
             lines.append(f"| {contender} | failed: {runs[contender][-1]['failed']} |" + " |" * 11)
             continue
         m = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-        both = [(a, b) for a, b in zip(first, summaries[contender], strict=False) if a and b]
+        both = [(a, b) for a, b in zip(first, numbers[contender], strict=False) if a and b]
         ratios = [a["examples/s"] / b["examples/s"] for a, b in both]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
         estimated = "" if math.isnan(m["estimated"]) else f" (estimated {m['estimated']:.1f})"
@@ -408,23 +401,19 @@ class Parser(argparse.ArgumentParser):
     """Reads @FILE a line a contender, blank lines and comments left out."""
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
-        """One line of the file."""
         return [line.strip()] if line.strip() and not line.lstrip().startswith("#") else []
 
 
 def main() -> None:
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, fromfile_prefix_chars="@"
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=plain, fromfile_prefix_chars="@")
     parser.add_argument("contenders", nargs="*", metavar="CONTENDER")
     parser.add_argument("--model", default=str(SMOLLM2), help="folder or shape (default: the embedded model)")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.yaml"))
     parser.add_argument("--dataset_path", type=Path, help="what data_prep/prepare.py reads, instead of seeded rows")
     parser.add_argument("--rows", type=int, default=256, help="seeded training rows (default 256)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--llamafactory", type=Path, metavar="PYTHON", help="of the environment that has LLaMA-Factory"
-    )
+    parser.add_argument("--llamafactory", type=Path, metavar="PYTHON", help="of LLaMA-Factory's environment")
     parser.add_argument("--output_file", type=Path, help="JSON with every run, written again after each")
     args = parser.parse_args()
     contenders = args.contenders or [str(args.recipe), "trl", "plain"]
@@ -454,9 +443,7 @@ def main() -> None:
 
 
 def device() -> str:
-    """What contenders train on, in words."""
-    from sft.training.hardware import this_machine
-
+    """The hardware that contenders train on."""
     if has_gpu():
         return this_machine().name
     return f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}{', bfloat16' if cpu_has_bf16() else ''}"

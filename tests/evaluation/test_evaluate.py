@@ -1,8 +1,19 @@
 """Evaluation as a user meets it: the same questions for base, adapter and merged model, and numbers that compare."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
+
+from sft.common.data import draw, load_split
+from sft.common.models import load_model, save_prompt_format
+from sft.evaluation.results import generation_score
+from sft.evaluation.tasks import Task
+from sft.inference.generation import Sampling
+from sft.inference.likelihood import most_likely, option_log_likelihoods
+from sft.inference.parsing import parse_answer
 
 N = 40
 
@@ -13,8 +24,6 @@ def adapter(tiny_deepseek, tmp_path_factory):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from sft.common.models import save_prompt_format
 
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("adapter") / "final_model"
@@ -131,10 +140,6 @@ def test_permutations_score_each_option_at_every_letter(base_results):
 def test_permuted_answers_are_those_of_the_question_with_its_options_moved(base_results, tiny_deepseek, prepared):
     import torch
 
-    from sft.common.data import draw, load_split
-    from sft.common.models import load_model
-    from sft.inference.likelihood import most_likely, option_log_likelihoods
-
     questions = draw(load_split(str(prepared), "test"), N, 42)
     moved = [q | {"choices": [q["choices"][(i + 1) % 4] for i in range(4)]} for q in questions]
     model, tokenizer = load_model(str(tiny_deepseek), "float32")
@@ -146,9 +151,6 @@ def test_permuted_answers_are_those_of_the_question_with_its_options_moved(base_
 
 
 def test_generation_numbers_follow_from_the_texts(base_results, prepared):
-    from sft.common.data import draw, load_split
-    from sft.inference.parsing import parse_answer
-
     score, rows = results_of(base_results)["scores"]["generation"], predictions(base_results)
     questions = draw(load_split(str(prepared), "test"), N, 42)
     rights = []
@@ -166,24 +168,16 @@ def test_generation_numbers_follow_from_the_texts(base_results, prepared):
     assert [seed["seed"] for seed in score["seeds"]] == [1, 2]
     # Two passes are drawn differently.
     assert any(len(set(row["generation_texts"])) == 2 for row in rows)
-    assert score["by_token_budget"][-1] == {
-        "tokens": 12,
-        "accuracy": pytest.approx(score["accuracy"]),
-        "truncated": pytest.approx(score["outcomes"]["truncated"]),
-    }
+    expected = {"tokens": 12, "accuracy": score["accuracy"], "truncated": score["outcomes"]["truncated"]}
+    assert score["by_token_budget"][-1] == pytest.approx(expected)
 
 
 def test_a_smaller_budget_truncates_longer_answers():
-    from types import SimpleNamespace
-
-    from sft.evaluation.results import generation_score
-    from sft.inference.generation import Sampling
-
     questions = [
         {"id": str(i), "question": "Q?", "choices": ["Lung", "Heart"], "gold": 0, "answer_format": "text"}
         for i in range(3)
     ]
-    task = SimpleNamespace(name="g", questions=questions, sampling=Sampling(max_new_tokens=8))
+    task = Task("g", questions, Sampling(max_new_tokens=8))
     texts = [("Lung", 2, False), ("<think>Or?</think> Lung", 6, False), ("<think>Hm", 8, True)]
     fields = ("text", "tokens", "hit_limit")
     answers = {("g", str(i)): dict(zip(fields, values, strict=True)) for i, values in enumerate(texts)}
@@ -202,10 +196,6 @@ def test_a_merged_model_scores_as_its_adapter_does(evaluate, adapter, adapter_re
 
 def test_an_adapter_on_the_hub_is_that_adapter(evaluate, adapter, adapter_results):
     """Out of the Hub's cache, which is all that can be had offline; also how it was asked, and its commit."""
-    import os
-    import shutil
-    from pathlib import Path
-
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = Path(os.environ["HF_HOME"], "hub/models--someone--tuned")
     shutil.copytree(adapter, repository / "snapshots" / commit)
@@ -310,8 +300,6 @@ def test_no_earlier_result_is_lost_unless_the_user_says_so(measure, refused, com
     ids=["id twice", "no such option"],
 )
 def test_rows_that_cannot_be_scored_are_refused(evaluation_refused, prepared, tmp_path, change, message):
-    import shutil
-
     import pyarrow.parquet as pq
 
     folder = shutil.copytree(prepared, tmp_path / "changed")
@@ -401,8 +389,6 @@ def test_bad_input_is_refused_in_one_line(evaluation_refused, options, message):
 
 
 def test_an_adapter_without_its_base_says_which_it_needs(evaluation_refused, adapter, tmp_path):
-    import shutil
-
     orphan = shutil.copytree(adapter, tmp_path / "orphan")
     config = json.loads((orphan / "adapter_config.json").read_text())
     (orphan / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "./moved/away"}))

@@ -46,7 +46,7 @@ def test_floors_need_no_model():
 
 
 def test_the_clustered_error_is_that_of_the_articles_sums():
-    # Two articles that are all right or all wrong: four questions tell as much as two.
+    # Two articles that are all right or all wrong: four questions are worth two.
     assert metrics.clustered_standard_error([1, 1, 0, 0], ["a", "a", "b", "b"]) == pytest.approx(math.sqrt(2) / 4)
     # One question an article, or articles unknown: the plain error of a proportion.
     for articles in (["a", "b", "c", "d"], [""] * 4):
@@ -55,7 +55,7 @@ def test_the_clustered_error_is_that_of_the_articles_sums():
 
 def test_letter_bias_shows_in_recalls_rstd_and_balanced_accuracy():
     questions = [{"question": "?", "gold": gold} for gold in (0, 0, 0, 1)]
-    always_a = metrics.summary(questions, [1.0, 1.0, 1.0, 0.0])
+    always_a = metrics.score_metrics(questions, [1.0, 1.0, 1.0, 0.0])
     assert always_a["accuracy"] == 0.75
     assert always_a["recall_by_letter"] == {"A": 1.0, "B": 0.0}
     assert always_a["balanced_accuracy"] == 0.5
@@ -64,29 +64,29 @@ def test_letter_bias_shows_in_recalls_rstd_and_balanced_accuracy():
 
 def test_calibration_error_is_the_mean_gap_of_the_bins():
     # 0.9 sure and right half the time; 0.55 sure and always right.
-    found = metrics.calibration([0.95, 0.95, 0.55, 0.55], [1.0, 0.0, 1.0, 1.0])
-    assert found["ece"] == pytest.approx((2 * 0.45 + 2 * 0.45) / 4)
-    assert [(b["from"], b["n"]) for b in found["bins"]] == [(0.5, 2), (0.9, 2)]
+    result = metrics.calibration([0.95, 0.95, 0.55, 0.55], [1.0, 0.0, 1.0, 1.0])
+    assert result["ece"] == pytest.approx((2 * 0.45 + 2 * 0.45) / 4)
+    assert [(b["from"], b["n"]) for b in result["bins"]] == [(0.5, 2), (0.9, 2)]
     assert metrics.calibration([1.0], [1.0])["ece"] == 0
 
 
 def test_paired_difference_knows_that_the_questions_are_the_same():
     this, baseline = [1.0, 1.0, 1.0, 0.0] * 25, [1.0, 1.0, 0.0, 0.0] * 25
-    found = metrics.paired(this, baseline, [""] * 100)
-    assert found["difference"] == 0.25
-    assert (found["won"], found["lost"]) == (25, 0)
-    assert found["mcnemar_p"] == mcnemar_p(0, 25)
-    low, high = found["ci95"]
+    result = metrics.paired_difference(this, baseline, [""] * 100)
+    assert result["difference"] == 0.25
+    assert (result["won"], result["lost"]) == (25, 0)
+    assert result["mcnemar_p"] == mcnemar_p(0, 25)
+    low, high = result["ci95"]
     assert high - low == pytest.approx(2 * 1.959964 * math.sqrt(0.25 * 0.75 / 100))
     # Questions answered several times are not coins: no McNemar test.
-    assert "mcnemar_p" not in metrics.paired([1.0, 1.0], [0.0, 1.0], ["", ""], asked_once=False)
+    assert "mcnemar_p" not in metrics.paired_difference([1.0, 1.0], [0.0, 1.0], ["", ""], answered_once=False)
 
 
-def test_no_interval_is_made_up_where_nothing_tells_one():
-    assert metrics.paired([1.0] * 5, [0.0] * 5, [""] * 5)["ci95"] is None
-    assert metrics.paired([1.0, 0.0], [0.0, 0.0], ["one", "one"])["ci95"] is None
+def test_no_interval_is_made_up_without_data_for_one():
+    assert metrics.paired_difference([1.0] * 5, [0.0] * 5, [""] * 5)["ci95"] is None
+    assert metrics.paired_difference([1.0, 0.0], [0.0, 0.0], ["one", "one"])["ci95"] is None
     assert metrics.clustered_standard_error([1.0, 0.0], ["one", "one"]) is None
-    assert metrics.paired([0.5, 1.0], [1.0, 0.0], ["a", "b"])["ci95"][1] == 1.0
+    assert metrics.paired_difference([0.5, 1.0], [1.0, 0.0], ["a", "b"])["ci95"][1] == 1.0
 
 
 def test_softmax_of_far_apart_scores_does_not_overflow():

@@ -1,8 +1,14 @@
 """The terminal, the page and the card show the same rows, and a new number is one line of a table's columns."""
 
+import html
+from types import SimpleNamespace
+
 import pytest
 
+from sft.evaluation.report import write_report
+from sft.evaluation.results import results_of
 from sft.evaluation.tables import COLUMNS, PAIRED_COLUMNS, paired_table, results_text, rows_of, score_table, table_of
+from sft.evaluation.tasks import tasks_of
 
 QUESTIONS = [
     {"id": str(i), "question": "Is 1 < 2 & <b>?", "choices": ["Lung", "Heart"], "gold": 0, "answer_format": "text"}
@@ -13,11 +19,6 @@ QUESTIONS = [
 @pytest.fixture
 def evaluated():
     """(results, columns of predictions.parquet): one right and one wrong answer, in each of two permutations."""
-    from types import SimpleNamespace
-
-    from sft.evaluation.results import results_of
-    from sft.evaluation.tasks import tasks_of
-
     args = SimpleNamespace(method=["likelihood"], choices_only=True, permutations=2)
     tasks = tasks_of(args, QUESTIONS, [])
     scores = {"0": [-0.1, -2.0], "1": [-2.0, -0.1]}
@@ -48,10 +49,6 @@ def test_a_number_that_is_missing_or_null_is_a_dash(evaluated):
 
 
 def test_the_terminal_and_the_page_show_every_cell_and_the_page_escapes_texts(evaluated, tmp_path):
-    import html
-
-    from sft.evaluation.report import write_report
-
     results, columns = evaluated
     write_report(results, columns, QUESTIONS, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -9,6 +9,14 @@ import sys
 
 import pytest
 
+from sft.common.chat_template import closed_think_ids, open_think_prefix, token_ids
+from sft.common.models import load_model
+from sft.inference.assistant import Answer, Assistant, clean_question
+from sft.inference.generation import Sampling, generate, split_thinking
+from sft.inference.likelihood import option_log_likelihoods, option_tokens, softmax
+from sft.inference.question_files import as_csv, read_questions
+from sft.inference.web import page
+
 SHORT = ("--max_new_tokens", "8", "--thinking", "off")
 CHOICES = ("Congo red", "Prussian blue", "Giemsa")
 ASKED = ("--question", "Which stain shows iron?", "--choices", *CHOICES)
@@ -17,9 +25,6 @@ ASKED = ("--question", "Which stain shows iron?", "--choices", *CHOICES)
 @pytest.fixture(scope="module")
 def assistant(tiny_deepseek):
     """The tiny model, loaded once; in float32, so that rounding decides nothing and no CPU is slow."""
-    from sft.common.models import load_model
-    from sft.inference.assistant import Assistant
-
     return Assistant(*load_model(str(tiny_deepseek), "float32"), "letter_text", 2048)
 
 
@@ -96,8 +101,6 @@ def test_json_holds_the_answer_its_probabilities_and_what_it_cost(infer):
 
 
 def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, assistant):
-    from sft.inference.likelihood import option_log_likelihoods, softmax
-
     words = (*ASKED, *SHORT, "--json", "--dtype", "float32")
     answer = json.loads(here("sft/infer.py", "--model_path", tiny_deepseek, *words).stdout)
     row = {"question": ASKED[1], "choices": CHOICES, "answer_format": "letter_text"}
@@ -123,8 +126,6 @@ def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, a
     ],
 )
 def test_letters_go_where_every_option_carries_its_own(typed, asked):
-    from sft.inference.assistant import clean_question
-
     assert clean_question(" Which? ", typed) == ("Which?", asked)
 
 
@@ -132,8 +133,6 @@ LETTERED = ("A. Congo red", "B) Prussian blue", "(C) Giemsa")
 
 
 def test_letters_go_in_every_way_to_ask(infer, monkeypatch, tmp_path):
-    from sft.inference.question_files import read_questions
-
     answer = json.loads(infer(*ASKED[:3], *LETTERED, *SHORT, "--json").stdout)
     assert tuple(answer["choices"].values()) == CHOICES
     (tmp_path / "q.csv").write_text(f"question,A,B,C\nWhich?,{','.join(LETTERED)}\n")
@@ -145,9 +144,6 @@ def test_letters_go_in_every_way_to_ask(infer, monkeypatch, tmp_path):
 
 
 def test_the_page_takes_letters_away_and_marks_a_sampled_answer(assistant):
-    from sft.inference.generation import Sampling
-    from sft.inference.web import page
-
     def ask(temperature, *texts):
         blocks = page(assistant, Sampling(8, temperature, thinking=False), "hide", [])
         _, bars, _, _, notes = next(e.fn for e in blocks.fns.values() if e.fn.__name__ == "ask")(*texts)
@@ -161,10 +157,6 @@ def test_the_page_takes_letters_away_and_marks_a_sampled_answer(assistant):
 
 def test_thinking_can_be_left_out(assistant):
     """Off, the model is asked behind a closed think block, as it was trained without reasoning."""
-    from sft.common.chat_template import closed_think_ids, open_think_prefix
-    from sft.inference.generation import Sampling, generate, split_thinking
-    from sft.inference.likelihood import option_tokens
-
     model, tokenizer = assistant.model, assistant.tokenizer
     assert open_think_prefix(tokenizer) == "<think>\n"
     row = {"question": "Which?", "choices": ["a", "b"], "answer_format": "letter"}
@@ -184,9 +176,6 @@ def test_thinking_can_be_left_out(assistant):
 
 def test_batched_generation_is_generation_one_by_one(assistant):
     """Padding stands on the left and changes no text."""
-    from sft.common.chat_template import token_ids
-    from sft.inference.generation import Sampling, generate
-
     model, tokenizer = assistant.model, assistant.tokenizer
     asked = ["Why?", "Which of these stains is used to show iron in tissue of the liver?", "What is it here?"]
     prompts = token_ids(tokenizer, [[{"role": "user", "content": text}] for text in asked], True)
@@ -250,9 +239,6 @@ def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
 
 
 def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
-    from sft.inference.assistant import Answer
-    from sft.inference.question_files import as_csv
-
     texts = ["=1+1", "- one\n- two", "+", "@x", "B. 5 - 3"]
     answers = [Answer("Q?", {}, None, None, "answered", text, text, {}, 0, 1, 0.1) for text in texts]
     rows = list(csv.DictReader(io.StringIO(as_csv(answers), newline="")))
@@ -266,7 +252,7 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.csv", "ask,A\nWhy?,x\n", "needs the columns question, A, B, C, D"),
         ("q.csv", "question,A,A,B\nWhy?,x,y,z\n", "each once"),
         ("q.csv", "question,A,B\nWhy, oh why?,x,y\n", "row 1: more cells than columns"),
-        ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not sound CSV"),
+        ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not valid CSV"),
         ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to four options"),
         ("q.csv", "question,A,B\nWhy?,x,y\n,x,y\n", "row 2: the question is empty"),
         ("q.csv", "A,B,question\nx,y\n", "row 1: the question is empty"),
@@ -326,7 +312,6 @@ def test_an_interactive_session_goes_on_after_bad_input_and_leaves_at_end_of_fil
 
 def converse_with(assistant, monkeypatch, capsys, lines, thinking="hide", temperature=0.0):
     """The output of a session with a loaded model when these lines are typed."""
-    from sft.inference.generation import Sampling
     from sft.inference.terminal import converse
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))

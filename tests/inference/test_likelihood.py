@@ -3,6 +3,7 @@
 import pytest
 
 from sft.common.chat_template import split_completions
+from sft.common.prompts import completion_messages, prompt_messages
 from sft.inference.likelihood import option_log_likelihoods, option_tokens
 
 QUESTIONS = [
@@ -49,8 +50,6 @@ def test_scores_are_the_log_likelihoods_of_the_texts_or_letters(model, short_tok
 
 
 def test_options_are_the_completions_of_training(short_tokenizer):
-    from sft.common.prompts import completion_messages, prompt_messages
-
     question, choices = QUESTIONS[0]["question"], QUESTIONS[0]["choices"]
     (tokens,) = option_tokens(short_tokenizer, [QUESTIONS[0] | {"answer_format": "text"}])
     (row,) = split_completions(

@@ -84,7 +84,7 @@ def test_a_served_model_answers_as_the_same_model_here(here, served, templated, 
 class Misbehaving(http.server.BaseHTTPRequestHandler):
     """A server that answers as its `way` says."""
 
-    way, asked, under_way, most = "", 0, 0, 0
+    way, requests, under_way, most = "", 0, 0, 0
     lock = threading.Lock()
 
     def do_GET(self):
@@ -93,10 +93,10 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         kind = type(self)
         with self.lock:
-            kind.asked += 1
+            kind.requests += 1
             kind.under_way += 1
             kind.most = max(kind.most, kind.under_way)
-            first = kind.asked == 1
+            first = kind.requests == 1
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep({"silent": 5, "hangs": 60}.get(self.way, 0.1))
         content = {"null": None, "a list": ["B"], "half a character": "B \ud800"}.get(self.way, "B")
@@ -176,7 +176,7 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(evaluate, misbeha
     url, server = misbehaving("busy at first")
     # Reasoning that the server has split off is no answer.
     assert "answered 100.0%" in evaluate(url, "--concurrency", 3)
-    assert server.asked == 13
+    assert server.requests == 13
     assert 2 <= server.most <= 3
 
 
@@ -188,8 +188,8 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(evaluate, misbeha
         ("nonsense", [], "sent no chat completion"),
         ("a web page", [], "sent no chat completion"),
         ("a list", [], "sent no chat completion"),
-        ("no count", [], "does not tell usage.completion_tokens"),
-        ("words", [], "does not tell usage.completion_tokens"),
+        ("no count", [], "does not send usage.completion_tokens"),
+        ("words", [], "does not send usage.completion_tokens"),
     ],
 )
 def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, words, way, options, message):
@@ -209,9 +209,9 @@ def test_odd_turns_are_counted_as_what_they_are(evaluate, misbehaving, way, outc
 
 def test_overwrite_asks_again(evaluate, misbehaving, tmp_path):
     url, server = misbehaving("")
-    for options, requests in ([], 12), ([], 12), (["--overwrite"], 24):
+    for options, total in ([], 12), ([], 12), (["--overwrite"], 24):
         evaluate(url, *options)
-        assert server.asked == requests
+        assert server.requests == total
     # Where the server is stands nowhere in what may be published.
     assert "127.0.0.1" not in (tmp_path / "eval/run/results.json").read_text()
 
@@ -222,7 +222,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(misbehaving, words):
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as evaluation:
-        while server.asked < 8:
+        while server.requests < 8:
             assert evaluation.poll() is None, evaluation.stderr.read()
             time.sleep(0.1)
         start = time.perf_counter()
@@ -255,8 +255,8 @@ def test_options_that_no_server_can_follow_are_refused(refused, words, url, opti
 def test_answers_before_a_failure_are_kept(evaluate, refused, misbehaving, words):
     url, server = misbehaving("")
     options = ("--concurrency", 1, "--retries", 0)
-    server.way = property(lambda self: "broken" if type(self).asked > 5 else "")
+    server.way = property(lambda self: "broken" if type(self).requests > 5 else "")
     refused(*words(url, *options))
     server.way = ""
     assert "12 answers wanted, 5 found" in evaluate(url, *options)
-    assert server.asked == 6 + 7
+    assert server.requests == 6 + 7

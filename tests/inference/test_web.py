@@ -23,8 +23,7 @@ def address(embedded_model):
         text=True,
     )
     try:
-        said = server.stdout.readline()
-        assert f"http://127.0.0.1:{port}" in said
+        assert f"http://127.0.0.1:{port}" in server.stdout.readline()
         yield f"http://127.0.0.1:{port}"
         server.send_signal(signal.SIGINT)
         server.wait(timeout=600)
@@ -44,8 +43,8 @@ def page(address):
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(600_000)  # ends a hang, no more
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.urls = []
+        page.on("request", lambda request: page.urls.append(request.url))
         page.goto(address)
         page.wait_for_selector("#question textarea")
         yield page
@@ -69,11 +68,11 @@ def test_a_question_is_asked_and_the_answer_appears(page, address, tmp_path):
     assert bars.count("%") == 3
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert (tmp_path / "page.png").stat().st_size > 10_000
-    # Nothing is fetched from, or told to, anybody else.
-    assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
+    # Nothing is fetched from, or sent to, anybody else.
+    assert all(url.startswith((address, "data:", "blob:")) for url in page.urls)
 
 
-def test_bad_input_is_said_and_the_session_goes_on(page):
+def test_bad_input_is_reported_and_the_session_goes_on(page):
     fill(page, "Which technique uses sound waves?", "Ultrasound")
     page.wait_for_function("document.querySelector('#answer').innerText.includes('two to four options')")
     fill(page, "What is an X-ray?")

@@ -16,7 +16,7 @@ from sft.training.config import resolve
 from sft.training.hardware import planned_hardware
 from sft.training.launch import Launch
 from sft.training.memory import lora_config
-from sft.training.model import trained_in_float32
+from sft.training.model import cast_trained_to_float32
 from tests.benchmarks.memory import peak
 
 ROOT = Path(__file__).parents[2]
@@ -27,21 +27,15 @@ RUNNABLE = [name for name in RECIPES if name != "pmcvqa_fsdp2"]
 
 
 @pytest.fixture(scope="session")
-def run_of(recipe_run, reasoned):
-    """`recipe_run` of a recipe, on the data that it needs."""
-    return lambda recipe: recipe_run(recipe, **({"data": reasoned} if "reasoning" in recipe else {}))
-
-
-@pytest.fixture(scope="session")
-def reasoned(prepare, prepared, tmp_path_factory) -> Path:
-    """The sample with a rationale for every training question."""
+def run_of(recipe_run, prepare, prepared, tmp_path_factory):
+    """`recipe_run` of a recipe; for the one on rationales, the sample with a rationale for every training question."""
     from datasets import load_dataset
 
     file = tmp_path_factory.mktemp("rationales") / "why.jsonl"
-    rows = load_dataset(str(prepared))["train"]
-    why = "The stain binds the pigment."
-    file.write_text("".join(json.dumps({"id": id, "reasoning": why}) + "\n" for id in rows["id"]))
-    return prepare("--dev_size", 24, "--add_reasoning", file, "--require_reasoning")
+    why = {"reasoning": "The stain binds the pigment."}
+    file.write_text("".join(json.dumps({"id": id, **why}) + "\n" for id in load_dataset(str(prepared))["train"]["id"]))
+    reasoned = prepare("--dev_size", 24, "--add_reasoning", file, "--require_reasoning")
+    return lambda recipe: recipe_run(recipe, **({"data": reasoned} if "reasoning" in recipe else {}))
 
 
 def read(recipe: str) -> dict:
@@ -58,7 +52,6 @@ def says(recipe: str) -> str:
 @pytest.mark.parametrize("recipe", RUNNABLE)
 def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float32(recipe, run_of):
     out, done = run_of(recipe)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     settings = read(recipe)
     # The launcher that the recipe names was not replaced by another one in silence.
     stage = re.search(r"zero(\d)", settings["output_dir"] + says(recipe))
@@ -82,11 +75,10 @@ def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float3
 
 
 @pytest.mark.parametrize("recipe", RUNNABLE)
-def test_the_model_of_a_recipe_can_be_published(recipe, run_of, here, tmp_path):
+def test_the_model_of_a_recipe_can_be_published(recipe, run_of, succeeds, tmp_path):
     out, _ = run_of(recipe)
     options = ("--repo", "someone/model", "--base_model", "someone/base", "--output_dir", tmp_path, "--dry_run")
-    done = here("sft/publish.py", "--model_path", out / "final_model", *options)
-    assert done.returncode == 0, done.stderr
+    done = succeeds("sft/publish.py", "--model_path", out / "final_model", *options)
     card = (tmp_path / "someone--model/README.md").read_text()
     settings = read(recipe)
     quantised = "8-bit " if settings.get("load_in_8bit") else "4-bit (NF4) " if settings.get("load_in_4bit") else ""
@@ -113,7 +105,7 @@ def test_16gb_recipe_in_fp16_goes_as_far_as_preflight_and_its_adapters_to_float3
     for parameter in model.parameters():
         if parameter.requires_grad:  # as TRL leaves the adapters of a quantised model
             parameter.data = parameter.data.to(torch.bfloat16)
-    assert trained_in_float32(model) == 2 * 7 * 2
+    assert cast_trained_to_float32(model) == 2 * 7 * 2
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 

@@ -43,10 +43,7 @@ OPTIONS = {
     "no model": ("--model_name_or_path=", "model_name_or_path is not set"),
     "tracker not installed": ("--report_to mlflow", "pip install mlflow"),
     "weights of no checkpoint": ("--resume_weights_only yes", "needs the checkpoint"),
-    "the weights of whatever is there": (
-        "--resume_weights_only yes --resume_from_checkpoint auto",
-        "needs the checkpoint",
-    ),
+    "the latest weights": ("--resume_weights_only yes --resume_from_checkpoint auto", "needs the checkpoint"),
     "a probe backwards": ("--probe_steps -3", "give a positive number"),
     "price without a probe": ("--price_per_hour 2", "--probe_steps 20"),
     "a removed key": ("--max_seq_length 512", "use max_length"),
@@ -113,12 +110,12 @@ def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refu
     assert "{use_reentrant: true}" in line
 
 
-def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypatch, refused):
+@pytest.mark.parametrize("script", ["sft/preflight.py", "sft/run.py"])
+def test_several_gpus_without_a_launcher_are_refused_with_the_launcher(monkeypatch, refused, script):
     monkeypatch.setattr(hardware, "this_machine", lambda: hardware.planned_hardware("A100-80GB", 8))
-    for script in ("sft/preflight.py", "sft/run.py"):
-        line = refused(script, "recipes/pmcvqa.yaml")
-        assert "accelerate_configs/ddp.yaml --num_processes 8" in line
-        assert "CUDA_VISIBLE_DEVICES=0" in line
+    line = refused(script, "recipes/pmcvqa.yaml")
+    assert "accelerate_configs/ddp.yaml --num_processes 8" in line
+    assert "CUDA_VISIBLE_DEVICES=0" in line
 
 
 def test_more_processes_than_gpus_are_refused_with_the_number_to_pass(monkeypatch, refused):
@@ -145,13 +142,12 @@ def test_a_completion_that_would_be_cut_is_refused(refused, tiny_deepseek, prepa
     assert "their answers would be cut: set max_length to 108" in line
 
 
-def test_the_plan_states_what_will_run(here, tiny_deepseek, prepared):
-    done = here(
+def test_the_plan_states_what_will_run(succeeds, tiny_deepseek, prepared):
+    done = succeeds(
         *("sft/preflight.py", "recipes/pmcvqa_zero2.yaml", "--config_file", LAUNCH.format("zero2")),
         *("--gpu", "A100-40GB", "--num_processes", "4"),
         *("--model_name_or_path", tiny_deepseek, "--dataset_name", prepared),
     )
-    assert done.returncode == 0, done.stderr
     rows = json.loads((prepared / "report.json").read_text())["splits"]["train"]
     tokens = int(re.search(r"([\d,]+) tokens an epoch", done.stdout)[1].replace(",", ""))
     # Full packs, batches of four, and two of them a step.
@@ -160,24 +156,20 @@ def test_the_plan_states_what_will_run(here, tiny_deepseek, prepared):
         "Launch: DeepSpeed ZeRO-2, 4 processes; 4 x A100-40GB, 39 GiB each",
         "Precision: bf16",
         "1 packs x 4 process(es) x 2 accumulated = 8 packs a step",
-        f"Data: {rows} rows, ",
-        ", longest row 108 tokens, packs of 1024",
+        *(f"Data: {rows} rows, ", ", longest row 108 tokens, packs of 1024"),
         f"about {steps} an epoch, {3 * steps} in all",
         "Trained: 32,768 of 1,131,328 parameters (2.90%)",
-        "Peak memory, estimated:",
-        "weights",
-        "logits",
+        *("Peak memory, estimated:", "weights", "logits"),
     ):
         assert words in done.stdout
 
 
-def test_more_memory_than_the_gpu_has_is_warned_of(here, embedded_model, prepared):
-    done = here(
+def test_more_memory_than_the_gpu_has_is_warned_of(succeeds, embedded_model, prepared):
+    done = succeeds(
         *("sft/preflight.py", "recipes/quickstart.yaml", "--gpu", "T4", "--use_cpu", "no", "--bf16", "no"),
         *("--model_name_or_path", embedded_model, "--dataset_name", prepared, "--dtype", "float32"),
         *("--per_device_train_batch_size", "512"),
     )
-    assert done.returncode == 0, done.stderr
     assert "WARNING: that is more than the 15 GiB of T4" in done.stdout
 
 

@@ -37,7 +37,7 @@ def test_a_launch_file_is_read_as_accelerate_reads_it_and_leaves_the_precision_t
     launch = read_launch_file(file)
     assert current_launch(environment_of(file)) == launch
     assert launch.precision == "no"
-    assert launch.whole_checkpoints
+    assert launch.saves_full_weights
 
 
 def test_python_alone_is_one_process():
@@ -53,7 +53,7 @@ WITH_DEEPSPEED_FILE = "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed
         (
             WITH_DEEPSPEED_FILE + "\nnum_processes: 4",
             '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": true}}',
-            Launch("deepspeed", 4, precision="bf16", zero_stage=3, offload=True, whole_checkpoints=False),
+            Launch("deepspeed", 4, precision="bf16", zero_stage=3, offload=True, saves_full_weights=False),
         ),
         (
             WITH_DEEPSPEED_FILE,

@@ -94,10 +94,11 @@ def test_a_cpu_without_bfloat16_is_known(cpu, level, capabilities, has):
 
 
 @pytest.mark.parametrize("recipe", ["pmcvqa", "pmcvqa_16gb"], ids=["8-bit", "4-bit"])
-def test_a_run_is_in_float32_there_adapters_included_and_says_so(here, without_bf16, toy_options, tmp_path, recipe):
+def test_a_run_is_in_float32_there_adapters_included_and_says_so(
+    succeeds, without_bf16, toy_options, tmp_path, recipe
+):
     """Quantised weights too, whose adapters TRL would keep in bfloat16."""
-    done = here("sft/run.py", *toy_options(recipe), "--output_dir", tmp_path / "out", "--max_steps", "2")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeeds("sft/run.py", *toy_options(recipe), "--output_dir", tmp_path / "out", "--max_steps", "2")
     assert "Precision: float32, because this CPU has no bfloat16 instructions; frozen weights" in done.stdout
     assert re.search(r"Trained parameters: float32 \S+M \(", done.stdout)
     assert "bfloat16" not in re.search(r"Frozen parameters: (.*)", done.stdout)[1]
@@ -114,12 +115,11 @@ def test_a_plan_for_a_gpu_and_a_cpu_with_bfloat16_keep_the_recipes_type(without_
     assert for_this_cpu(on_cpu, Launch()) == on_cpu
 
 
-def test_questions_are_asked_in_float32_there_and_the_results_say_so(
-    here, without_bf16, tiny_deepseek, prepared, tmp_path
+@pytest.mark.parametrize(("options", "dtype"), [((), "float32"), (("--dtype", "bfloat16"), "bfloat16")])
+def test_an_evaluation_is_in_float32_there_unless_bf16_is_asked_for(
+    succeeds, without_bf16, tiny_deepseek, prepared, tmp_path, options, dtype
 ):
     words = ("--model_path", tiny_deepseek, "--dataset_path", prepared, "--num_samples", "4", "--output_dir", tmp_path)
-    for dtype, options in (("float32", ()), ("bfloat16", ("--dtype", "bfloat16"))):  # whoever asks for bf16 gets it
-        done = here("sft/evaluate.py", *words, "--name", dtype, *options)
-        assert done.returncode == 0, done.stderr
-        results = json.loads((tmp_path / dtype / "results.json").read_text())
-        assert results["fingerprint"]["options"]["dtype"] == dtype
+    succeeds("sft/evaluate.py", *words, "--name", "run", *options)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["fingerprint"]["options"]["dtype"] == dtype

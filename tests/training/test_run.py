@@ -14,25 +14,18 @@ import pytest
 STOCK_TEMPLATE = Path(find_spec("trl").origin).with_name("chat_templates") / "deepseek_r1_distill.jinja"
 
 
-def succeed(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
-
-
 @pytest.fixture(scope="module")
 def pmcvqa_run(recipe_run) -> Path:
     """Output folder of the main recipe, run with the DeepSeek template on a tiny random Llama, 8-bit."""
-    out, done = recipe_run("pmcvqa")
-    succeed(done)
-    return out
+    return recipe_run("pmcvqa")[0]
 
 
 @pytest.fixture
-def train(here, toy_options, tmp_path):
+def train(succeeds, toy_options, tmp_path):
     """Run the main recipe as a toy inside this process; returns the completed command. Output: tmp_path/out."""
 
     def run(*options: object, **data: Path) -> subprocess.CompletedProcess:
-        return succeed(here("sft/run.py", *toy_options("pmcvqa", **data), "--output_dir", tmp_path / "out", *options))
+        return succeeds("sft/run.py", *toy_options("pmcvqa", **data), "--output_dir", tmp_path / "out", *options)
 
     return run
 
@@ -95,7 +88,7 @@ def test_results_hold_loss_and_accuracy_of_base_and_best_on_dev(pmcvqa_run):
     assert results["best"]["eval_mcq_questions"] == 8
 
 
-def test_dev_answers_are_shown_while_training(recipe_run, pmcvqa_run):
+def test_dev_answers_are_shown_while_training(recipe_run):
     _, done = recipe_run("pmcvqa")
     shown = [line for line in (done.stdout + done.stderr).splitlines() if "  dev: " in line]
     assert len(shown) >= 3 * 3
@@ -136,8 +129,8 @@ def test_probe_reports_speed_memory_time_and_cost_of_the_whole_run(train, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_the_resolved_configuration_is_printed_with_its_sources(here):
-    done = succeed(here("sft/run.py", "recipes/pmcvqa.yaml", "--print_config", "yes", "--learning_rate", "1e-4"))
+def test_the_resolved_configuration_is_printed_with_its_sources(succeeds):
+    done = succeeds("sft/run.py", "recipes/pmcvqa.yaml", "--print_config", "yes", "--learning_rate", "1e-4")
     lines = {line.split(":")[0]: line for line in done.stdout.splitlines()}
     assert re.search(r"0\.0001\s+# command line", lines["learning_rate"])
     assert re.search(r"16\s+# recipes/pmcvqa.yaml", lines["lora_r"])
@@ -154,15 +147,14 @@ def test_report_to_writes_locally_and_offline(train, tmp_path, monkeypatch, trac
 
         events = EventAccumulator(str(tmp_path / "tensorboard"))
         events.Reload()
-        assert {"train/loss", "eval/loss", "eval/mcq_accuracy"} <= set(events.Tags()["scalars"])
+        logged = events.Tags()["scalars"]
     else:
         import sqlite3
 
         (file,) = Path(os.environ["TRACKIO_DIR"]).glob("toys*.db")
         with sqlite3.connect(file) as database:
             logged = "".join(str(row) for row in database.execute("select * from metrics"))
-        for name in ("train/loss", "eval/loss", "eval/mcq_accuracy"):
-            assert name in logged
+    assert all(name in logged for name in ("train/loss", "eval/loss", "eval/mcq_accuracy"))
 
 
 @pytest.mark.parametrize(("given", "off"), [({}, "1 0"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "0 0")])
@@ -200,20 +192,18 @@ def test_wrong_settings_are_refused_before_the_model_loads(refused, tiny_deepsee
     assert not (tmp_path / "out").exists()
 
 
-def test_8bit_lora_trains_the_embedded_model(here, embedded_model, prepare, tmp_path):
+def test_8bit_lora_trains_the_embedded_model(succeeds, embedded_model, prepare, tmp_path):
     """With bitsandbytes int8 weights under it, every adapter of the seven projections moves and the loss falls.
 
     Real weights, because a random model has nothing to learn from; in float32, which every CPU multiplies fast.
     """
     out = tmp_path / "out"
-    done = succeed(
-        here(
-            *("sft/run.py", "recipes/quickstart.yaml", "--dataset_name", prepare("--answer_format", "text")),
-            *("--model_name_or_path", embedded_model, "--output_dir", out, "--load_in_8bit", "yes"),
-            *("--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
-            *("--load_best_model_at_end", "no", "--mcq_eval_samples", "0", "--per_device_train_batch_size", "2"),
-            *("--bf16", "no", "--dtype", "float32"),
-        )
+    done = succeeds(
+        *("sft/run.py", "recipes/quickstart.yaml", "--dataset_name", prepare("--answer_format", "text")),
+        *("--model_name_or_path", embedded_model, "--output_dir", out, "--load_in_8bit", "yes"),
+        *("--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"),
+        *("--load_best_model_at_end", "no", "--mcq_eval_samples", "0", "--per_device_train_batch_size", "2"),
+        *("--bf16", "no", "--dtype", "float32"),
     )
     assert "int8 106.2M" in done.stdout
     assert "MatMul8bitLt" not in done.stdout + done.stderr

@@ -8,7 +8,7 @@ from datasets import load_dataset
 from sft.common.chat_template import set_chat_template
 from sft.common.command import UserError
 from sft.training import tokens
-from sft.training.tokens import lengths, tokenized
+from sft.training.tokens import lengths_of, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -22,25 +22,25 @@ def never(*_, **__):
 
 
 def test_tokens_are_kept_for_the_next_run(rows, short_tokenizer, monkeypatch):
-    first = tokenized(rows, short_tokenizer, None, "train")
-    assert lengths(first) == [len(ids) for ids in first["input_ids"]]
+    first = tokenized(rows, short_tokenizer, "train", None)
+    assert lengths_of(first) == [len(ids) for ids in first["input_ids"]]
     assert first.column_names == ["input_ids", "labels"]
     monkeypatch.setattr(tokens, "_tokenize_batch", never)
-    assert tokenized(rows, copy.deepcopy(short_tokenizer), None, "train").to_dict() == first.to_dict()
+    assert tokenized(rows, copy.deepcopy(short_tokenizer), "train", None).to_dict() == first.to_dict()
 
 
 def test_several_processes_make_the_same_tokens(rows, short_tokenizer, monkeypatch):
-    one = tokenized(rows, short_tokenizer, None, "train", num_proc=1).to_dict()
+    one = tokenized(rows, short_tokenizer, "train", None, num_proc=1).to_dict()
     monkeypatch.setattr(tokens, "ROWS_PER_PROCESS", 2)
     some = rows.select(range(len(rows) - 1))  # another data set: nothing of it is kept yet
-    assert tokenized(some, short_tokenizer, None, "train", num_proc=2).to_dict() == {k: v[:-1] for k, v in one.items()}
+    assert tokenized(some, short_tokenizer, "train", None, num_proc=2).to_dict() == {k: v[:-1] for k, v in one.items()}
 
 
 @pytest.mark.parametrize("change", ["template", "end of text", "rows"])
 def test_whatever_decides_the_tokens_decides_whether_they_are_made_again(
     rows, short_tokenizer, monkeypatch, tmp_path, change
 ):
-    tokenized(rows, short_tokenizer, None, "train")
+    tokenized(rows, short_tokenizer, "train", None)
     tokenizer = copy.deepcopy(short_tokenizer)
     if change == "template":
         (tmp_path / "other.jinja").write_text(
@@ -53,11 +53,11 @@ def test_whatever_decides_the_tokens_decides_whether_they_are_made_again(
         rows = rows.select(range(3))
     monkeypatch.setattr(tokens, "_tokenize_batch", never)
     with pytest.raises(AssertionError, match="again"):
-        tokenized(rows, tokenizer, None, "train")
+        tokenized(rows, tokenizer, "train", None)
 
 
 def test_a_row_whose_answer_would_be_cut_is_refused(rows, short_tokenizer):
-    longest = max(lengths(tokenized(rows, short_tokenizer, None, "dev")))
-    assert len(tokenized(rows, short_tokenizer, longest, "dev")) == len(rows)
+    longest = max(lengths_of(tokenized(rows, short_tokenizer, "dev", None)))
+    assert len(tokenized(rows, short_tokenizer, "dev", longest)) == len(rows)
     with pytest.raises(UserError, match=f"set max_length to {longest} or more"):
-        tokenized(rows, short_tokenizer, longest - 1, "dev")
+        tokenized(rows, short_tokenizer, "dev", longest - 1)
