@@ -24,20 +24,17 @@ COMPARED_EVERY = 100
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
-    """Give `tokenizer` the Jinja template in the file `template`. Raises `UserError` without such a file.
-
-    Without `template`, check that the tokenizer has one; raises `UserError` if not.
-    """
-    if template is not None:
-        file = Path(template)
-        if not file.is_file():
-            raise UserError(f"chat template {file} does not exist: choose one of recipes/templates/*.jinja")
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"chat template {file} is not UTF-8 text") from error
-    elif tokenizer.chat_template is None:
-        raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
+    """Give `tokenizer` the Jinja template in a file, or keep its own; raises `UserError` if there is none."""
+    if template is None:
+        if tokenizer.chat_template is None:
+            raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
+        return
+    if not Path(template).is_file():
+        raise UserError(f"chat template {template} does not exist: choose one of recipes/templates/*.jinja")
+    try:
+        tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"chat template {template} is not UTF-8 text") from error
 
 
 def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[list[int]]:
@@ -158,10 +155,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:
-    """Token ids that stand between a prompt and the first word of an answer without thinking.
-
-    For a family that thinks, they close the think block at once; for others there are none.
-    """
+    """Token ids between a prompt and an answer without thinking: a closed think block; none for other families."""
     prompt = [{"role": "user", "content": "Which?"}]
     answers = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
     return common_prefix([row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers)])

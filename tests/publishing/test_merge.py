@@ -103,7 +103,7 @@ def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
 def test_weights_are_saved_in_shards(adapter, tmp_path, monkeypatch):
     from sft.publishing import merging
 
-    monkeypatch.setattr(merging, "SHARD", "1MB")
+    monkeypatch.setattr(merging, "SHARD_SIZE", "1MB")
     base = merging.check_mergeable(str(adapter))
     merging.merge(str(adapter), base, tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -145,7 +145,7 @@ def test_the_facts_of_a_run_travel_and_name_what_it_was_merged_onto(trained, tmp
 
 def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_deepseek, tmp_path, monkeypatch):
     out = tmp_path / "merged"
-    assert "is no adapter" in refused(MERGE, "--model_path", tiny_deepseek, "--output_dir", out)
+    assert "is not an adapter" in refused(MERGE, "--model_path", tiny_deepseek, "--output_dir", out)
     assert "does not exist" in refused(MERGE, "--model_path", tmp_path / "none", "--output_dir", out)
     assert "cannot be loaded" in refused(MERGE, "--model_path", "nobody/nothing", "--output_dir", out)
     # What a run would have left is a folder, though it looks like a name on the Hub.

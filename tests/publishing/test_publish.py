@@ -323,7 +323,7 @@ def test_what_is_no_finished_model_of_a_run_is_refused(
     ("file", "content", "words"),
     [
         ("run_manifest.json", "{,}", "run_manifest.json cannot be read"),
-        ("run_manifest.json", "{}", "does not tell the base model"),
+        ("run_manifest.json", "{}", "does not name the base model"),
         ("history.json", "[", "history.json cannot be read"),
         ("prompt_format.json", "", "prompt_format.json cannot be read"),
     ],
