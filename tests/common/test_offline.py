@@ -67,7 +67,7 @@ REFUSED = {
     "a model to merge": "sft/merge.py --model_path NOTHING --output_dir OUT",
     "a model to train": "sft/run.py RECIPE --model_name_or_path NOTHING --dataset_name PREPARED --output_dir OUT",
     "data to train on": "sft/run.py RECIPE --model_name_or_path MODEL --dataset_name NOTHING --output_dir OUT",
-    "a model to plan with": "sft/preflight.py RECIPE --model_name_or_path NOTHING --dataset_name PREPARED --output_dir OUT",
+    "a model to plan": "sft/preflight.py RECIPE --model_name_or_path NOTHING --dataset_name PREPARED --output_dir OUT",
     "a tokenizer to prepare for": "data_prep/prepare.py --check --dataset_path SAMPLE --tokenizer NOTHING",
     "data to read": "data_prep/prepare.py --dataset_path NOTHING --format pmc_vqa_v1 --revision SHA --output_dir OUT",
     "a tokenizer to look with": "data_prep/preview.py PREPARED --tokenizer NOTHING",
