@@ -48,7 +48,7 @@ def main() -> None:
     check_facts(model)
     base, base_here = check_base(args.model_path, args.base_model)
     evaluations = read_results(args.evaluation, model)
-    folder = args.output_dir / args.repo.replace("/", "--")
+    folder, repo = args.output_dir / args.repo.replace("/", "--"), ("--repo", args.repo, "model")
     merged_onto = None
     if args.merged:
         from sft.publishing.merging import check_mergeable, check_space
@@ -73,13 +73,11 @@ def main() -> None:
         print("Nothing was uploaded.")
         return
 
-    commit = push(
-        "--repo", args.repo, "model", folder, "A model with its card", UPLOADED_FILES, UPLOADED_FILES, parent
-    ).oid
+    commit = push(*repo, folder, "A model with its card", UPLOADED_FILES, UPLOADED_FILES, parent).oid
     print(f"Uploaded: {args.repo}, commit {commit}", flush=True)
     verify(args, base_here, folder, commit)
     if args.public:
-        make_public("--repo", args.repo, "model")
+        make_public(*repo)
     if args.tag:
         set_tag(args.repo, args.tag, commit)
     seen = "public" if args.public else "private"

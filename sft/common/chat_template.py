@@ -67,11 +67,8 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
             continue
         shape = tuple((key, text if key == "role" else bool(text)) for turn in turns for key, text in turn.items())
         if shape not in patterns:
-            number = count()
-            marked = [
-                {k: text if k == "role" or not text else f"{_SLOT}{next(number)}{_SLOT}" for k, text in turn.items()}
-                for turn in turns
-            ]
+            slots = (f"{_SLOT}{number}{_SLOT}" for number in count())
+            marked = [{k: next(slots) if k != "role" and text else text for k, text in turn.items()} for turn in turns]
             pattern = by_template([marked])[0].replace("{", "{{").replace("}", "}}")
             patterns[shape] = re.sub(f"{_SLOT}(\\d+){_SLOT}", r"{\1}", pattern)
         filled[index] = patterns[shape].format(*values)
@@ -126,13 +123,11 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     rests = encode(tokenizer, [text[cut:] for text, cut in zip(full_texts, cuts, strict=True)])
 
     rows = []
-    for prompt, completion, prompt_text, full_text, head, end, rest in zip(
-        prompts, completions, prompt_texts, full_texts, heads, ends, rests, strict=True
-    ):
+    columns = (prompts, prompt_texts, full_texts, heads, ends, rests)
+    for prompt, prompt_text, full_text, head, end, rest in zip(*columns, strict=True):
         row = f"the row that asks {prompt[-1]['content'][:60]!r}"
         if not full_text.startswith(prompt_text) or rest[: len(end)] != end:
-            (prompt_ids,) = token_ids(tokenizer, [prompt], add_generation_prompt=True)
-            (full_ids,) = token_ids(tokenizer, [prompt + completion])
+            prompt_ids, full_ids = encode(tokenizer, [prompt_text, full_text])
             same = len(common_prefix([prompt_ids, full_ids]))
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "

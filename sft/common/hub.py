@@ -9,11 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sft.common.command import UserError, first_line
-
-T = TypeVar("T")
 
 # Seconds before each further try; the files that have arrived are not sent again. A user waits for a query.
 RETRY_PAUSES, QUERY_PAUSES = (1, 2, 4, 8, 16), (1, 2)
@@ -99,9 +97,7 @@ def unreached() -> str:
 
 @contextlib.contextmanager
 def loading_errors(
-    words: str,
-    advice: str = ". Check the name and the network, or give a local folder",
-    also: type[Exception] = OSError,
+    words: str, advice: str = ". Check name and network, or give a local folder", also: type[Exception] = OSError
 ) -> Iterator[None]:
     """Turn what loading from a folder or the Hub raises, and `also`, into a `UserError`: ``WORDS: REASON``, advice."""
     try:
@@ -155,7 +151,7 @@ def no_answer(error: BaseException) -> bool:
     return not answered and cause(error, HTTPError, ConnectionError, TimeoutError) is not None
 
 
-def attempt(words: str, call: Callable[[], T], pauses: Sequence[int] = RETRY_PAUSES, consequence: str = "") -> T:
+def attempt(words: str, call: Callable[[], Any], pauses: Sequence[int] = RETRY_PAUSES, consequence: str = "") -> Any:
     """The result of `call`, repeated after errors that may pass: a dropped connection, a busy server, a rate limit.
 
     Whatever else it raises becomes a `UserError`: ``WORDS: REASON. CONSEQUENCE``.
@@ -190,11 +186,10 @@ def reason(error: BaseException) -> str:
 
 
 def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
-    """What the Hub knows of the repository, or None if there is none yet. To be called before the work, not after.
+    """What the Hub knows of the repository, or None if there is none yet: to be called before the work.
 
-    `option` is how the user named the repository, `kind` is "model" or "dataset". Raises `UserError` for a name that
-    is not OWNER/NAME, without a login, for a token or an owner that cannot write, without a connection, or if the
-    repository is public and must not be.
+    `option` is how the user named it, `kind` is "model" or "dataset". Raises `UserError` if it cannot be written: for
+    its name, its owner, the login or the connection; or if it is public and must not be.
     """
     from huggingface_hub import HfApi
 

@@ -3,7 +3,9 @@
 Code from a model's repository is never run, and weights are read from safetensors alone.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,25 +124,22 @@ def base_of(model_path: str) -> str:
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
-def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str]:
-    """(the model whose weights are read, how an error of it begins): of an adapter, `base` or the one that it names.
-
-    Raises `UserError` if the folder of the base model does not exist.
-    """
+@contextlib.contextmanager
+def base_for_loading(model_path: str, base: str | None = None) -> Iterator[str]:
+    """Yield the model whose weights are read, an adapter's base; errors of the block become a `UserError` about it."""
     base = base or base_of(model_path)
-    words = f"{model_path}{'' if base == model_path else f' is an adapter for {base}, which'} cannot be loaded"
-    with loading_errors(words):
+    words = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
+    with loading_errors(f"{words} cannot be loaded"):
         check_model_folder(base)
-    return base, words
+        yield base
 
 
 def load_config(model_path: str) -> Any:
     """The configuration of a model, or of an adapter's base. Raises `UserError` if it cannot be read."""
     from transformers import AutoConfig
 
-    base, words = base_for_loading(model_path)
-    name, revision = pinned(base)
-    with loading_errors(words):
+    with base_for_loading(model_path) as base:
+        name, revision = pinned(base)
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
@@ -179,19 +178,17 @@ def load_model(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     tokenizer = load_tokenizer(model_path, chat_template)
-    base, words = base_for_loading(model_path, base)
-    if base != model_path and not repo_file(model_path, ADAPTER_WEIGHTS):
+    if repo_file(model_path, ADAPTER_CONFIG) and not repo_file(model_path, ADAPTER_WEIGHTS):
         raise UserError(f"{model_path} holds no {ADAPTER_WEIGHTS}: other files of weights are not read (SECURITY.md)")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     in_4bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
     kinds = {"8bit": {"load_in_8bit": True}, "4bit": in_4bit}
-    name, revision = pinned(base)
-    with loading_errors(words):
+    with base_for_loading(model_path, base) as base:
+        name, revision = pinned(base)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
-            device_map={"": device},
+            device_map={"": device or ("cuda" if torch.cuda.is_available() else "cpu")},
             use_safetensors=True,
             trust_remote_code=False,
             quantization_config=BitsAndBytesConfig(**kinds[quantization]) if quantization in kinds else None,

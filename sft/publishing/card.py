@@ -1,7 +1,4 @@
-"""The model card: everything that is known of a published model, from the facts that its run and evaluations left.
-
-No sentence here claims what no file shows; what is not known is left out or called unknown.
-"""
+"""The model card, from the records of a run and its evaluations; what no file shows is left out or called unknown."""
 
 import json
 from dataclasses import dataclass
@@ -58,8 +55,7 @@ class Facts:
         return self.manifest["settings"]
 
     @property
-    def training_rows(self) -> int:
-        """Rows of an epoch."""
+    def rows_per_epoch(self) -> int:
         return round(sum(d["weight"] * d.get("splits", {}).get("train", 0) for d in self.manifest["datasets"]))
 
     @property
@@ -128,6 +124,7 @@ def named_files(evaluation: dict[str, Any]) -> str:
 
 
 def bold_scores(table: list[list[str]]) -> list[list[str]]:
+    """A table of scores and floors with the accuracies of the scores in bold."""
     return [
         [f"**{label}**", f"**{accuracy}**", *cells] if label in SCORES.values() else [label, accuracy, *cells]
         for label, accuracy, *cells in table

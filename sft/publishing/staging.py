@@ -34,9 +34,8 @@ def check_facts(folder: Path) -> None:
     """Raise `UserError` for a folder with no model, or with one that lacks the facts that its card would state."""
     models.check_model_folder(str(folder))
     if not folder.is_dir():
-        raise UserError(f"--model_path {folder} is no folder: name the final_model of a run of sft/run.py")
-    missing = [name for name in (MANIFEST, RECIPE, PROMPT_FILE) if not (folder / name).is_file()]
-    if missing:
+        raise UserError(f"--model_path {folder} is not a folder: name the final_model of a run of sft/run.py")
+    if missing := [name for name in (MANIFEST, RECIPE, PROMPT_FILE) if not (folder / name).is_file()]:
         raise UserError(
             f"{folder} has no {', '.join(missing)}: publish the final_model of a run of sft/run.py (a checkpoint, or "
             "a model from elsewhere, lacks the facts that its card would state)"
@@ -99,12 +98,7 @@ def licence_of(base: str) -> str | None:
 
 
 def stage(
-    args: argparse.Namespace,
-    base: str,
-    base_here: str,
-    merged_onto: str | None,
-    evaluations: Sequence[dict[str, Any]],
-    folder: Path,
+    args: argparse.Namespace, base: str, base_here: str, merged_onto: str | None, evaluations: list[dict], folder: Path
 ) -> None:
     """Write what is to be published into `folder`. Raises `UserError` as `merge`, for missing facts, and for leaks."""
     from sft.publishing.card import Facts, model_card
@@ -139,7 +133,7 @@ def stage(
         manifest=manifest,
         dev=read_json(dev) if dev.is_file() else {},
         history=read_json(history) if history.is_file() else [],
-        evaluations=list(evaluations),
+        evaluations=evaluations,
         evaluated_before_merging=merged_onto is not None,
         base_was_named=bool(args.base_model),
     )

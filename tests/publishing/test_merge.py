@@ -33,22 +33,17 @@ print("PEAK", peak - before)
 @pytest.fixture(scope="module")
 def adapter(tiny_deepseek, tmp_path_factory):
     """A LoRA adapter for the tiny model with random weights: it changes every answer."""
-    return random_adapter(tiny_deepseek, tmp_path_factory.mktemp("adapter"))
+    return random_adapter(tiny_deepseek, tmp_path_factory.mktemp("adapter"), ["q_proj", "v_proj", "down_proj"])
 
 
-ALL_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def random_adapter(base, folder, targets=("q_proj", "v_proj", "down_proj")):
+def random_adapter(base, folder, targets="all-linear"):
     """Write a strong random adapter for `base` into `folder`; returns it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=list(targets), init_lora_weights=False, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     get_peft_model(model, config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
@@ -176,15 +171,14 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
         eos_token_id=deepseek_tokenizer.eos_token_id,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model = model.to_empty(device="cpu")
+        model = LlamaForCausalLM(config).to(torch.bfloat16).to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.fill_(0.01)
     model.save_pretrained(base)
     deepseek_tokenizer.save_pretrained(base)
     size = sum(parameter.numel() * 2 for parameter in model.parameters())
     del model
-    adapter = random_adapter(base, tmp_path / "adapter", ALL_PROJECTIONS)
+    adapter = random_adapter(base, tmp_path / "adapter")
 
     program = tmp_path / "measure.py"
     program.write_text(MEASURE)
