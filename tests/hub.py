@@ -84,7 +84,7 @@ class Hub(BaseHTTPRequestHandler):
     repos: dict[tuple[str, str], Repo]  # by kind (models, datasets) and id
     blobs: dict[str, bytes]  # LFS, by SHA-256
     faults: list[Fault]
-    asked: list[str]  # method and path of every request
+    requests: list[str]  # method and path of every request
     environment: dict[str, str]
     lock: threading.Lock
 
@@ -121,7 +121,7 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.place, _, _ = urllib.parse.unquote(self.path).partition("?")
         with self.lock:
-            self.asked.append(f"{self.command} {self.place}")
+            self.requests.append(f"{self.command} {self.place}")
             if fault := next((fault for fault in self.faults if fault.is_for(self.command, self.place)), None):
                 fault.times -= 1
                 self.silent = fault.way in (DROP, DROP_AFTER)
@@ -264,7 +264,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def start(home: Path) -> tuple[type[Hub], ThreadingHTTPServer]:
     """A running server and the class that holds its state; `environment` makes a command talk to it."""
-    state = {"repos": {}, "blobs": {}, "faults": [], "asked": [], "lock": threading.Lock()}
+    state = {"repos": {}, "blobs": {}, "faults": [], "requests": [], "lock": threading.Lock()}
     handler = type("Handler", (Hub,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub  # which loads its parts when they are used
+
 from sft.common.command import UserError, first_line
 
 # Seconds before each further try; the files that have arrived are not sent again. A user waits for a query.
@@ -46,11 +48,9 @@ def repo_file(path: str, name: str, kind: str = "model") -> Path | None:
     """A file of a folder or, downloaded if need be, of a repository on the Hub; None without one."""
     if Path(path).is_dir():
         return file if (file := Path(path) / name).is_file() else None
-    from huggingface_hub import hf_hub_download
-
     repo, revision = pinned(path)
     try:
-        return Path(hf_hub_download(repo, name, repo_type=kind, revision=revision))
+        return Path(huggingface_hub.hf_hub_download(repo, name, repo_type=kind, revision=revision))
     except (OSError, ValueError):  # the Hub's errors are OSErrors
         return None
 
@@ -191,15 +191,13 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
     `option` is how the user named it, `kind` is "model" or "dataset". Raises `UserError` if it cannot be written: for
     its name, its owner, the login or the connection; or if it is public and must not be.
     """
-    from huggingface_hub import HfApi
-
-    api, words = HfApi(), f"{option} {repo}"
+    words = f"{option} {repo}"
     if not is_id(repo):
         raise UserError(f"{words}: give OWNER/NAME")
     query = functools.partial(attempt, f"{words}: the Hub refuses", pauses=QUERY_PAUSES)
-    me = query(api.whoami)
-    exists = query(lambda: api.repo_exists(repo, repo_type=kind))
-    info = query(lambda: api.repo_info(repo, repo_type=kind)) if exists else None
+    me = query(huggingface_hub.whoami)
+    exists = query(lambda: huggingface_hub.repo_exists(repo, repo_type=kind))
+    info = query(lambda: huggingface_hub.repo_info(repo, repo_type=kind)) if exists else None
     owners = {me["name"], *(org["name"] for org in me.get("orgs") or [])}
     # A browser's login has no role, and a fine-grained token may not see all organisations.
     role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
@@ -214,10 +212,8 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
 
 def create(option: str, repo: str, kind: str) -> None:
     """Make the repository, empty and private, or raise `UserError`: only that proves that the token may write."""
-    from huggingface_hub import HfApi
-
     options = {"repo_type": kind, "private": True, "exist_ok": True}
-    attempt(f"{option} {repo} cannot be made", lambda: HfApi().create_repo(repo, **options))
+    attempt(f"{option} {repo} cannot be made", lambda: huggingface_hub.create_repo(repo, **options))
 
 
 def push(
@@ -235,21 +231,17 @@ def push(
     A new repository is private. With `parent`, nothing is uploaded if the repository is not at this commit any more.
     Returns the commit. Raises `UserError` if the Hub refuses; then nothing is committed, and `folder` stays.
     """
-    from huggingface_hub import HfApi
-
     create(option, repo, kind)
     patterns = {"allow_patterns": list(allow), "delete_patterns": list(replaced)}
     options = {"repo_type": kind, "commit_message": message, "parent_commit": parent, **patterns}
     return attempt(
         f"{option} {repo}",
-        lambda: HfApi().upload_folder(repo_id=repo, folder_path=folder, **options),
+        lambda: huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, **options),
         consequence=f"Nothing was committed; what was to be uploaded is complete in {folder}",
     )
 
 
 def make_public(option: str, repo: str, kind: str) -> None:
     """Let everybody see the repository; raises `UserError` if the Hub refuses."""
-    from huggingface_hub import HfApi
-
     words = f"{option} {repo} is uploaded and stays private"
-    attempt(words, lambda: HfApi().update_repo_settings(repo, repo_type=kind, private=False))
+    attempt(words, lambda: huggingface_hub.update_repo_settings(repo, repo_type=kind, private=False))

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub  # which loads its parts when they are used
 import yaml
 
 from sft.common import models
@@ -88,11 +89,9 @@ def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
 
 def licence_of(base: str) -> str | None:
     """The licence that the base model's page names, or None where the Hub cannot be reached."""
-    from huggingface_hub import HfApi
-
     name, revision = pinned(base)
     with contextlib.suppress(Exception):  # whatever the HTTP library raises; the card then says to see the page
-        card = HfApi().model_info(name, revision=revision).card_data or {}
+        card = huggingface_hub.model_info(name, revision=revision).card_data or {}
         return card.get("license_name") or card.get("license")
     return None
 

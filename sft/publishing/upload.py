@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub  # which loads its parts when they are used
+
 from sft.common.command import UserError, first_line, read_json, terminated_as_exit
 from sft.common.hub import QUERY_PAUSES, attempt, check_push, files_of
 from sft.common.models import ADAPTER_CONFIG, MANIFEST, prompt_format
@@ -20,8 +22,6 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
 
     Raises `UserError` as `check_push`, or if the repository holds what this run did not publish, or has the tag.
     """
-    from huggingface_hub import hf_hub_download
-
     words = f"--repo {repo}"
     info = check_push("--repo", repo, "model", public)
     if info is None:
@@ -30,7 +30,7 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
     tags = attempt(words, lambda: tags_of(repo), QUERY_PAUSES) if tag else {}
     same_run = False
     if MANIFEST in names:
-        file = attempt(words, lambda: hf_hub_download(repo, MANIFEST, revision=info.sha), QUERY_PAUSES)
+        file = attempt(words, lambda: huggingface_hub.hf_hub_download(repo, MANIFEST, revision=info.sha), QUERY_PAUSES)
         manifest, own = read_json(Path(file)), read_json(model / MANIFEST)
         # Whether its model was merged afterwards or not.
         same_run = isinstance(manifest, dict) and manifest | {"merged": None} == own | {"merged": None}
@@ -46,17 +46,13 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
 
 def tags_of(repo: str) -> dict[str, str]:
     """The commit of each tag of a repository."""
-    from huggingface_hub import HfApi
-
-    return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo).tags}
+    return {ref.name: ref.target_commit for ref in huggingface_hub.list_repo_refs(repo).tags}
 
 
 def set_tag(repo: str, tag: str, commit: str) -> None:
     """Give a commit a tag; raises `UserError` if the Hub refuses, or the tag names another commit."""
-    from huggingface_hub import HfApi
-
     words = f"--repo {repo} is published, but not tagged {tag}"
-    attempt(words, lambda: HfApi().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+    attempt(words, lambda: huggingface_hub.create_tag(repo, tag=tag, revision=commit, exist_ok=True))
     if attempt(words, lambda: tags_of(repo)[tag]) != commit:
         raise UserError(f"{words}: it names another commit: choose another")
 
@@ -78,7 +74,6 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
     Raises `UserError` if a file is missing or differs, or the model cannot be loaded or answers differently.
     """
     import torch
-    from huggingface_hub import snapshot_download
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -89,7 +84,7 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
     with terminated_as_exit(), tempfile.TemporaryDirectory(dir=staged.parent) as cache:
         options = {"revision": commit, "cache_dir": cache, "allow_patterns": list(UPLOADED_FILES)}
         words = f"{wrong}: it cannot be downloaded again"
-        fresh = Path(attempt(words, lambda: snapshot_download(args.repo, **options)))
+        fresh = Path(attempt(words, lambda: huggingface_hub.snapshot_download(args.repo, **options)))
         files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
         # The bytes, not the Hub's checksums (`verify_repo_checksums`): they have to be downloaded to be loaded anyway.
         _, differing, missing = filecmp.cmpfiles(staged, fresh, files, shallow=False)

@@ -139,7 +139,7 @@ def test_what_answers_in_any_way_is_a_network(hub, network, monkeypatch):
         unreached.cache_clear()  # a process tries once
         assert unreached() == unreached() == ""
         assert not constants.HF_HUB_OFFLINE
-    assert len(hub.asked) == 3
+    assert len(hub.requests) == 3
 
 
 def test_a_silent_server_is_waited_for_no_longer_than_the_timeout(network, monkeypatch):
