@@ -47,7 +47,7 @@ def known_secrets() -> set[str]:
 
 
 def user_names() -> set[str]:
-    """The names under which this machine knows whoever runs this, without those of `GENERIC_ACCOUNTS`."""
+    """The account names of the user on this machine, without those of `GENERIC_ACCOUNTS`."""
     home = Path.home()
     names = {os.environ.get("USER", ""), os.environ.get("LOGNAME", "")}
     names |= {home.name} if home.parent.name in ("home", "Users") else set()
@@ -98,9 +98,9 @@ def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
         text, name = text_of(file), file.relative_to(folder)
         is_vocabulary = file.name in VOCABULARY_FILES
         has_paths = not is_vocabulary and file.suffix in (*TEXT_SUFFIXES, ".safetensors")
-        for what, pattern in {**patterns, **({"the path": LOCAL_PATH} if has_paths else {})}.items():
+        for what, pattern in (patterns | {"the path": LOCAL_PATH} if has_paths else patterns).items():
             for match in re.finditer(pattern, text):
-                shown = f" {match[0][:80]}" if pattern == LOCAL_PATH else ""
+                shown = f" {match[0][:80]}" if what == "the path" else ""
                 leaks.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{shown}")
         if not is_vocabulary and file.suffix in (".json", ".yaml"):
             values = values_of(file, text)

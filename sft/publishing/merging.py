@@ -43,9 +43,8 @@ def next_token_logits(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     import torch
 
     with torch.inference_mode():
-        return torch.cat(
-            [model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[:, -1].float() for ids in prompts]
-        )
+        logits = [model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[:, -1] for ids in prompts]
+    return torch.cat(logits).float()
 
 
 def compare(base: Any, adapter: Any, merged: Any) -> dict[str, Any]:

@@ -27,18 +27,17 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
     if info is None:
         return None
     names = files_of(info)
-    tags = attempt(words, lambda: tags_of(repo), QUERY_PAUSES) if tag else {}
-    same_run = False
     if MANIFEST in names:
         file = attempt(words, lambda: huggingface_hub.hf_hub_download(repo, MANIFEST, revision=info.sha), QUERY_PAUSES)
         manifest, own = read_json(Path(file)), read_json(model / MANIFEST)
-        # Whether its model was merged afterwards or not.
-        same_run = isinstance(manifest, dict) and manifest | {"merged": None} == own | {"merged": None}
-    if tag in tags and not same_run:
+        # The same run, whether its model was merged afterwards or not.
+        if isinstance(manifest, dict) and manifest | {"merged": None} == own | {"merged": None}:
+            return info.sha
+    if tag and tag in attempt(words, lambda: tags_of(repo), QUERY_PAUSES):
         raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
-    if names and not same_run and not update:
+    if names and not update:
         raise UserError(
-            f"{words} holds files that this run did not publish: pass --update to replace its model, or choose "
+            f"--repo {repo} holds files that this run did not publish: pass --update to replace its model, or choose "
             "another name"
         )
     return info.sha

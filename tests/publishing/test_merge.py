@@ -161,15 +161,9 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     base = tmp_path / "base"
-    config = LlamaConfig(
-        vocab_size=len(deepseek_tokenizer),
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=10,
-        num_attention_heads=8,
-        bos_token_id=deepseek_tokenizer.bos_token_id,
-        eos_token_id=deepseek_tokenizer.eos_token_id,
-    )
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 10, "num_attention_heads": 8}
+    ends = {"bos_token_id": deepseek_tokenizer.bos_token_id, "eos_token_id": deepseek_tokenizer.eos_token_id}
+    config = LlamaConfig(vocab_size=len(deepseek_tokenizer), **sizes, **ends)
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16).to_empty(device="cpu")
     for parameter in model.parameters():
