@@ -16,7 +16,7 @@ from typing import Any
 from data_prep.formats import FORMATS, detect, nearest, split_named
 from data_prep.questions import RejectedRow
 from sft.common.command import UserError, first_line, sha256
-from sft.common.hub import is_id, not_cached, unreached
+from sft.common.hub import is_id, loading_errors, unreached
 
 # The published files of each version; both lie in one repository, and their headers differ.
 HUB_FILES = {
@@ -101,15 +101,12 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
             f"{' or '.join(HUB_FILES)}, and --revision with the 40 digits of a commit, so that it stays the same data"
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    files, why = [], unreached()
+    unreached()
+    files = []
     for name in HUB_FILES[format_name]:
-        try:
+        with loading_errors(f"{name} of {place} cannot be had from the Hub at {revision}"):
             files.append(Path(hf_hub_download(place, name, repo_type="dataset", revision=revision)))
-        except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
-            reason = not_cached(why) if why and isinstance(error, LocalEntryNotFoundError) else first_line(error)
-            raise UserError(f"{name} of {place} cannot be had from the Hub at {revision}: {reason}") from error
     return files
 
 

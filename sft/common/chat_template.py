@@ -17,27 +17,24 @@ from sft.common.command import UserError, first_line
 
 # What a template may look for in a text, so that it does not just copy it.
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
-# Stands around the number of a text in a rendered pattern: a character that no text of ours holds.
+# Stands around the number of a text that is to be filled in: a character that no text of ours holds.
 _SLOT = "\ue000"
 # One filled-in text in so many is compared with the template's own.
-PROVEN = 100
+COMPARED_EVERY = 100
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
-    """Give `tokenizer` the Jinja template in the file `template`. Raises `UserError` without such a file.
-
-    Without `template`, check that the tokenizer has one; raises `UserError` if not.
-    """
-    if template is not None:
-        file = Path(template)
-        if not file.is_file():
-            raise UserError(f"chat template {file} does not exist: choose one of recipes/templates/*.jinja")
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"chat template {file} is not UTF-8 text") from error
-    elif tokenizer.chat_template is None:
-        raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
+    """Give `tokenizer` the Jinja template in a file, or keep its own; raises `UserError` if there is none."""
+    if template is None:
+        if tokenizer.chat_template is None:
+            raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
+        return
+    if not Path(template).is_file():
+        raise UserError(f"chat template {template} does not exist: choose one of recipes/templates/*.jinja")
+    try:
+        tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"chat template {template} is not UTF-8 text") from error
 
 
 def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[list[int]]:
@@ -51,42 +48,36 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
 
     Templates copy the text of a turn unless it holds markup, and Jinja takes longer than the tokenizer. So a shape
     (roles, and which texts are not empty) is rendered once, with placeholders that are then filled in. Texts with
-    markup or outer white space go through the template, and so does one conversation in `PROVEN` of the others: if
-    they differ there, the template does not copy, and every conversation goes through it.
+    markup or outer white space go through the template, and so does one conversation in `COMPARED_EVERY` of the
+    others: if they differ there, the template does not copy, and every conversation goes through it.
     """
 
-    def rendered(some: list[list[dict]]) -> list[str]:
+    def by_template(some: list[list[dict]]) -> list[str]:
         options = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
         try:
             return tokenizer.apply_chat_template(some, **options) if some else []
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"chat template: {first_line(error)}") from error
 
-    texts: list[str | None] = [None] * len(conversations)
-    patterns: dict[tuple, list[str]] = {}
+    filled: dict[int, str] = {}
+    patterns: dict[tuple, str] = {}
     for index, turns in enumerate(conversations):
         values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
         if any(_MARKUP.search(text) or text != text.strip() for text in values):
             continue
-        shape = tuple(text if key == "role" else (key, text != "") for turn in turns for key, text in turn.items())
+        shape = tuple((key, text if key == "role" else bool(text)) for turn in turns for key, text in turn.items())
         if shape not in patterns:
-            number = count()
-            marked = [
-                {k: text if k == "role" or not text else f"{_SLOT}{next(number)}{_SLOT}" for k, text in turn.items()}
-                for turn in turns
-            ]
-            patterns[shape] = rendered([marked])[0].split(_SLOT)
-        # Every second piece is the number of a slot.
-        pieces = patterns[shape].copy()
-        pieces[1::2] = [values[int(slot)] for slot in pieces[1::2]]
-        texts[index] = "".join(pieces)
-    proven = [index for index, text in enumerate(texts) if text is not None][::PROVEN]
-    if any(texts[i] != text for i, text in zip(proven, rendered([conversations[i] for i in proven]), strict=True)):
-        return rendered(conversations)
-    rest = [index for index, text in enumerate(texts) if text is None]
-    for index, text in zip(rest, rendered([conversations[i] for i in rest]), strict=True):
-        texts[index] = text
-    return texts
+            slots = (f"{_SLOT}{number}{_SLOT}" for number in count())
+            marked = [{k: next(slots) if k != "role" and text else text for k, text in turn.items()} for turn in turns]
+            pattern = by_template([marked])[0].replace("{", "{{").replace("}", "}}")
+            patterns[shape] = re.sub(f"{_SLOT}(\\d+){_SLOT}", r"{\1}", pattern)
+        filled[index] = patterns[shape].format(*values)
+    compared = list(filled)[::COMPARED_EVERY]
+    if by_template([conversations[i] for i in compared]) != [filled[i] for i in compared]:
+        filled.clear()
+    rest = [i for i in range(len(conversations)) if i not in filled]
+    filled.update(zip(rest, by_template([conversations[i] for i in rest]), strict=True))
+    return [filled[i] for i in range(len(conversations))]
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -128,20 +119,15 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     # Each text is cut into a head, encoded once, and a rest that begins with the end of the prompt.
     cuts = [max(0, text.rfind(cut_at)) if cut_at else 0 for text in prompt_texts]
     heads = encode(tokenizer, [text[:cut] for text, cut in zip(prompt_texts, cuts, strict=True)])
+    ends = encode(tokenizer, [text[cut:] for text, cut in zip(prompt_texts, cuts, strict=True)])
     rests = encode(tokenizer, [text[cut:] for text, cut in zip(full_texts, cuts, strict=True)])
-    ends = [text[cut:] for text, cut in zip(prompt_texts, cuts, strict=True)]
-    distinct = list(dict.fromkeys(ends))
-    ids_of_end = dict(zip(distinct, encode(tokenizer, distinct), strict=True))
 
     rows = []
-    for prompt, completion, head, rest, end, prompt_text, full_text in zip(
-        prompts, completions, heads, rests, ends, prompt_texts, full_texts, strict=True
-    ):
+    columns = (prompts, prompt_texts, full_texts, heads, ends, rests)
+    for prompt, prompt_text, full_text, head, end, rest in zip(*columns, strict=True):
         row = f"the row that asks {prompt[-1]['content'][:60]!r}"
-        cut = len(ids_of_end[end])
-        if not full_text.startswith(prompt_text) or rest[:cut] != ids_of_end[end]:
-            (prompt_ids,) = token_ids(tokenizer, [prompt], add_generation_prompt=True)
-            (full_ids,) = token_ids(tokenizer, [prompt + completion])
+        if not full_text.startswith(prompt_text) or rest[: len(end)] != end:
+            prompt_ids, full_ids = encode(tokenizer, [prompt_text, full_text])
             same = len(common_prefix([prompt_ids, full_ids]))
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
@@ -149,7 +135,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
                 f"{tokenizer.decode(full_ids[same : same + 8])!r}. Name a template of recipes/templates/: "
                 "chat_template_path in a recipe, --chat_template elsewhere"
             )
-        prompt_ids, completion_ids = head + rest[:cut], rest[cut:]
+        prompt_ids, completion_ids = head + end, rest[len(end) :]
         if prompt_ids[:2] == [tokenizer.bos_token_id] * 2:
             raise UserError(f"chat template writes the begin-of-text token twice in {row}")
         if not completion_ids:
@@ -164,14 +150,10 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:
-    """Token ids that stand between a prompt and the first word of an answer without thinking.
-
-    For a family that thinks, they close the think block at once; for others there are none.
-    """
+    """Token ids between a prompt and an answer without thinking: a closed think block; none for other families."""
     prompt = [{"role": "user", "content": "Which?"}]
     answers = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
-    one, other = (row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers))
-    return common_prefix([one, other])
+    return common_prefix([row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers)])
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
@@ -180,7 +162,7 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
 
 
 def open_think_prefix(tokenizer: Any) -> str:
-    """What of a think block the prompt has opened already: ``<think>`` and a newline, or nothing."""
+    """The part of a think block that the prompt opens already: ``<think>`` and a newline, or nothing."""
     (prompt,) = render(tokenizer, [[{"role": "user", "content": "Which?"}]], add_generation_prompt=True)
     _, tag, rest = prompt.rpartition("<think>")
     return tag + rest if tag and "</think>" not in rest else ""

@@ -1,7 +1,4 @@
-"""Open a split of a prepared data set, by folder or Hub id, or a weighted mixture of several.
-
-On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag.
-"""
+"""Open a split of a prepared data set, by folder or Hub id (``OWNER/NAME@REVISION``), or a mixture of several."""
 
 import contextlib
 import hashlib
@@ -10,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, first_line, read_json
-from sft.common.hub import not_cached, pinned, repo_file, unreached
+from sft.common.command import UserError, read_json
+from sft.common.hub import loading_errors, pinned, repo_file, unreached
 from sft.common.prompts import prompt_messages
 
 # What data_prep/prepare.py promises about every row.
@@ -23,27 +20,20 @@ def load_split(path: str, split: str) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     advice = "prepare one with `python data_prep/prepare.py --dataset_path DIR --output_dir PMC-VQA-Processed`"
+    is_here, (name, revision) = Path(path).exists(), pinned(path)
     # A prepared folder holds report.json; in any other, load_dataset would load whatever files it finds.
-    is_here = Path(path).exists()
     if is_here and not (Path(path) / "report.json").is_file():
         raise UserError(f"data set {path} is not a prepared data set: {advice}")
-    # load_dataset would take a folder of the same name that it has seen elsewhere from its cache, in place of one that
-    # is not here. On the Hub a data set has an owner.
-    name, revision = pinned(path)
+    # In place of a folder that is not here, load_dataset would take one of that name from its cache. On the Hub a data
+    # set has an owner.
     if not is_here and (name.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"data set {path} does not exist: {advice}")
-    why = "" if is_here else unreached()
-    try:
-        if why:  # load_dataset would take from its cache whatever version is there
+    with loading_errors(f"data set {path} cannot be opened", f": {advice}", also=DatasetsError):
+        if not is_here and unreached():  # load_dataset would take from its cache whatever version is there
             name, revision = snapshot_download(name, repo_type="dataset", revision=revision), None
         dataset = load_dataset(name, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
-        not_here = why and isinstance(error, LocalEntryNotFoundError)
-        reason = not_cached(why) if not_here else f"{first_line(error)}: {advice}"
-        raise UserError(f"data set {path} cannot be opened: {reason}") from error
     if split not in dataset:
         raise UserError(f"data set {path} has no split {split}: it has {', '.join(dataset)}")
     if missing := COLUMNS - set(dataset[split].column_names):
@@ -62,9 +52,8 @@ def load_split(path: str, split: str) -> Any:
 def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
     """The rows of one split of several data sets, each taken `weight` times: 1 is every row once, 0.5 a random half.
 
-    The draw depends on the seed and on the order in which the data sets are named, so that every process and every
-    later run has the same rows. Raises `UserError` as `load_split`, or for data sets that were prepared with different
-    answer formats or tokenizers.
+    The draw depends on the seed and on the order of the data sets alone: every process and every later run has the
+    same rows. Raises `UserError` as `load_split`, or if answer formats or tokenizers differ.
     """
     from datasets import concatenate_datasets
 
@@ -86,14 +75,9 @@ def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
 
 
 def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Of each data set of a mixture, what its report.json says it was made from: files with their SHA-256, and counts.
-
-    Only the name is known of one without a report.
-    """
-    keys = (
-        *("sources", "splits", "overlap", "options", "read", "kept", "rejected", "duplicates"),
-        *("answer_format", "prompt_version", "seed"),
-    )
+    """Of each data set of a mixture, what its report.json says it was made from; without a report, its name alone."""
+    keys = ("sources", "splits", "overlap", "options", "read", "kept", "rejected", "duplicates")
+    keys += ("answer_format", "prompt_version", "seed")
     data_sets = []
     for path, weight in weights.items():
         report = {}

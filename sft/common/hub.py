@@ -1,8 +1,4 @@
-"""Read from the Hub, and put a folder there: one commit, privately unless --public is given, only listed files.
-
-`check_push` checks before the work whether it will be allowed. `push` repeats what fails for a moment: a connection
-that drops, a busy server, a limit of requests. `unreached` says whether the Hub can be read from at all.
-"""
+"""Read from the Hub, and put a folder there: one commit, privately unless --public is given, only listed files."""
 
 import contextlib
 import functools
@@ -13,16 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import huggingface_hub  # which loads its parts when they are used
 
 from sft.common.command import UserError, first_line
 
-T = TypeVar("T")
-
 # Seconds before each further try; the files that have arrived are not sent again. A user waits for a query.
-PAUSES, PAUSES_OF_QUERIES = (1, 2, 4, 8, 16), (1, 2)
-# Seconds in which the Hub's address has to answer: several times what a slow line takes, and short for who waits.
-PATIENCE = 3
+RETRY_PAUSES, QUERY_PAUSES = (1, 2, 4, 8, 16), (1, 2)
+# In which the Hub's address has to answer: several times what a slow line takes, and short for a waiting user.
+TIMEOUT_SECONDS = 3
 # Answers of a server that may well answer otherwise in a while.
 RETRYABLE_STATUSES = {408, 429, 500, 502, 503, 504}
 # What a status means to the user, where the server's own words may not say it.
@@ -49,42 +45,33 @@ def is_id(name: str) -> bool:
 
 
 def repo_file(path: str, name: str, kind: str = "model") -> Path | None:
-    """A file of a folder or, downloaded if need be, of a repository on the Hub; None where it cannot be had."""
+    """A file of a folder or, downloaded if need be, of a repository on the Hub; None without one."""
     if Path(path).is_dir():
         return file if (file := Path(path) / name).is_file() else None
-    from huggingface_hub import hf_hub_download
-
     repo, revision = pinned(path)
     try:
-        return Path(hf_hub_download(repo, name, repo_type=kind, revision=revision))
+        return Path(huggingface_hub.hf_hub_download(repo, name, repo_type=kind, revision=revision))
     except (OSError, ValueError):  # the Hub's errors are OSErrors
         return None
 
 
+@functools.cache
 def unreached() -> str:
-    """Why the Hub cannot be reached, in words, or "" if it can. To be called before a name on the Hub is looked up.
+    """Why the Hub cannot be reached, or "" if it can: to be called before a name on the Hub is looked up.
 
     The Hub's client tries for a minute before it gives up, and with every file anew. Where one short try fails, this
     process goes on as with HF_HUB_OFFLINE=1: it loads what is in the cache at once, and looks for nothing else.
     """
-    from huggingface_hub import constants
-
-    return _unreached(constants.ENDPOINT)
-
-
-@functools.cache
-def _unreached(endpoint: str) -> str:
-    """As `unreached`; a process tries each endpoint once."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE=1 forbids to contact the Hub: unset it where there is a network"
-    why = f"no answer in {PATIENCE} s"
+    why = f"no answer in {TIMEOUT_SECONDS} s"
 
     def try_once() -> None:
         nonlocal why
         try:
-            get_session().head(endpoint, timeout=PATIENCE, follow_redirects=False)
+            get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS, follow_redirects=False)
             why = ""
         except Exception as error:  # whatever the HTTP library raises
             # A server that breaks off is there: the client tries again.
@@ -94,7 +81,7 @@ def _unreached(endpoint: str) -> str:
     # Only a thread that is left behind limits the time that a name server takes, or several addresses in turn.
     thread = threading.Thread(target=try_once, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT_SECONDS)
     failure = why  # which the thread may still change
     if not failure:
         return ""
@@ -108,9 +95,27 @@ def _unreached(endpoint: str) -> str:
     return f"the Hub cannot be reached ({failure}): {advice}"
 
 
-def not_cached(why: str) -> str:
-    """What to say of a name on the Hub that cannot be had, where `unreached` returned `why`."""
-    return f"it is not in the cache, and {why}, or give a local folder"
+@contextlib.contextmanager
+def loading_errors(
+    words: str, advice: str = ". Check name and network, or give a local folder", also: type[Exception] = OSError
+) -> Iterator[None]:
+    """Turn what loading from a folder or the Hub raises, and `also`, into a `UserError`: ``WORDS: REASON``, advice."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, UserError, also) as error:  # RuntimeError of weights of other sizes
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        reason = first_line(error).rstrip(".")
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it needs code from its own repository, which is never run here (SECURITY.md): use a model that "
+                "transformers knows"
+            )
+        elif cause(error, LocalEntryNotFoundError) and (why := unreached()):
+            reason = f"it is not in the cache, and {why}, or give a local folder"
+        elif isinstance(error, OSError | ValueError | also):
+            reason += advice
+        raise UserError(f"{words}: {reason}") from error
 
 
 def files_of(info: Any) -> set[str]:
@@ -125,79 +130,74 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def cause(error: BaseException, *kinds: type[BaseException]) -> Any:
+    """The first error of these kinds in the chain, or None."""
+    return next((link for link in chain(error) if isinstance(link, kinds)), None)
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, or None where it did not answer."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next((link.response.status_code for link in chain(error) if isinstance(link, HfHubHTTPError)), None)
+    answer = cause(error, HfHubHTTPError)
+    return answer and answer.response.status_code
 
 
 def no_answer(error: BaseException) -> bool:
     """Whether the connection failed or broke off, under the client's HTTP library or under its storage's (Xet)."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    links = list(chain(error))
-    answered = any(isinstance(link, HfHubHTTPError | OfflineModeIsEnabled) for link in links)
-    return not answered and any(isinstance(link, HTTPError | ConnectionError | TimeoutError) for link in links)
+    answered = cause(error, HfHubHTTPError, OfflineModeIsEnabled)
+    return not answered and cause(error, HTTPError, ConnectionError, TimeoutError) is not None
 
 
-def with_retries(call: Callable[[], T], pauses: Sequence[int] = PAUSES) -> T:
-    """The result of `call`, repeated after errors that may pass."""
-    for pause in pauses:
+def attempt(words: str, call: Callable[[], Any], pauses: Sequence[int] = RETRY_PAUSES, consequence: str = "") -> Any:
+    """The result of `call`, repeated after errors that may pass: a dropped connection, a busy server, a rate limit.
+
+    Whatever else it raises becomes a `UserError`: ``WORDS: REASON. CONSEQUENCE``.
+    """
+    left = iter(pauses)
+    while True:
         try:
             return call()
-        except Exception as error:  # whatever the client's HTTP library raises
-            if not (no_answer(error) or status_of(error) in RETRYABLE_STATUSES):
-                raise
+        except Exception as error:  # of the client, of its HTTP library or of its storage's; never a traceback
+            may_pass = no_answer(error) or status_of(error) in RETRYABLE_STATUSES
+            pause = next(left, None) if may_pass else None
+            if pause is None:
+                raise UserError(f"{words}: {reason(error)}" + (f". {consequence}" if consequence else "")) from error
             print(f"The Hub: {reason(error)}. Next try in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
-    return call()
 
 
 def reason(error: BaseException) -> str:
     """What went wrong, in words for the user."""
-    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    links = list(chain(error))
     if no_answer(error):
-        return f"no connection, or it broke off ({first_line(links[-1])})"
-    if any(isinstance(link, OfflineModeIsEnabled) for link in links):
+        return f"no connection, or it broke off ({first_line(list(chain(error))[-1])})"
+    if cause(error, OfflineModeIsEnabled):
         return unreached()
     if isinstance(error, LocalTokenNotFoundError):
         return "not logged in: run `hf auth login` first"
     if advice := STATUS_ADVICE.get(status_of(error)):
-        message = next((link.server_message for link in links if getattr(link, "server_message", None)), None)
+        message = cause(error, HfHubHTTPError).server_message
         return advice + (f" (the Hub says: {message})" if message else "")
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-@contextlib.contextmanager
-def hub_errors(words: str, consequence: str = "") -> Iterator[None]:
-    """Turn whatever the Hub's client raises in the block into a `UserError`: ``WORDS: REASON. CONSEQUENCE``."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of the client, of its HTTP library or of its storage's; never a traceback
-        raise UserError(f"{words}: {reason(error)}" + (f". {consequence}" if consequence else "")) from error
-
-
 def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
-    """What the Hub knows of the repository, or None if there is none yet. To be called before the work, not after.
+    """What the Hub knows of the repository, or None if there is none yet: to be called before the work.
 
-    `option` is how the user named the repository, `kind` is "model" or "dataset". Raises `UserError` for a name that
-    is not OWNER/NAME, without a login, for a token or an owner that cannot write, without a connection, or if the
-    repository is public and must not be.
+    `option` is how the user named it, `kind` is "model" or "dataset". Raises `UserError` if it cannot be written: for
+    its name, its owner, the login or the connection; or if it is public and must not be.
     """
-    from huggingface_hub import HfApi
-
-    api, words = HfApi(), f"{option} {repo}"
+    words = f"{option} {repo}"
     if not is_id(repo):
         raise UserError(f"{words}: give OWNER/NAME")
-    with hub_errors(f"{words}: the Hub refuses"):
-        me = with_retries(api.whoami, PAUSES_OF_QUERIES)
-        there = with_retries(lambda: api.repo_exists(repo, repo_type=kind), PAUSES_OF_QUERIES)
-        info = with_retries(lambda: api.repo_info(repo, repo_type=kind), PAUSES_OF_QUERIES) if there else None
+    query = functools.partial(attempt, f"{words}: the Hub refuses", pauses=QUERY_PAUSES)
+    me = query(huggingface_hub.whoami)
+    exists = query(lambda: huggingface_hub.repo_exists(repo, repo_type=kind))
+    info = query(lambda: huggingface_hub.repo_info(repo, repo_type=kind)) if exists else None
     owners = {me["name"], *(org["name"] for org in me.get("orgs") or [])}
     # A browser's login has no role, and a fine-grained token may not see all organisations.
     role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
@@ -211,14 +211,9 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
 
 
 def create(option: str, repo: str, kind: str) -> None:
-    """Make the repository, empty and private, unless it is there: only that proves that the token may write.
-
-    Raises `UserError` if the Hub refuses.
-    """
-    from huggingface_hub import HfApi
-
-    with hub_errors(f"{option} {repo} cannot be made"):
-        with_retries(lambda: HfApi().create_repo(repo, repo_type=kind, private=True, exist_ok=True))
+    """Make the repository, empty and private, or raise `UserError`: only that proves that the token may write."""
+    options = {"repo_type": kind, "private": True, "exist_ok": True}
+    attempt(f"{option} {repo} cannot be made", lambda: huggingface_hub.create_repo(repo, **options))
 
 
 def push(
@@ -236,18 +231,17 @@ def push(
     A new repository is private. With `parent`, nothing is uploaded if the repository is not at this commit any more.
     Returns the commit. Raises `UserError` if the Hub refuses; then nothing is committed, and `folder` stays.
     """
-    from huggingface_hub import HfApi
-
+    create(option, repo, kind)
     patterns = {"allow_patterns": list(allow), "delete_patterns": list(replaced)}
     options = {"repo_type": kind, "commit_message": message, "parent_commit": parent, **patterns}
-    create(option, repo, kind)
-    with hub_errors(f"{option} {repo}", f"Nothing was committed; what was to be uploaded is complete in {folder}"):
-        return with_retries(lambda: HfApi().upload_folder(repo_id=repo, folder_path=folder, **options))
+    return attempt(
+        f"{option} {repo}",
+        lambda: huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, **options),
+        consequence=f"Nothing was committed; what was to be uploaded is complete in {folder}",
+    )
 
 
 def make_public(option: str, repo: str, kind: str) -> None:
     """Let everybody see the repository; raises `UserError` if the Hub refuses."""
-    from huggingface_hub import HfApi
-
-    with hub_errors(f"{option} {repo} is uploaded and stays private"):
-        with_retries(lambda: HfApi().update_repo_settings(repo, repo_type=kind, private=False))
+    words = f"{option} {repo} is uploaded and stays private"
+    attempt(words, lambda: huggingface_hub.update_repo_settings(repo, repo_type=kind, private=False))
