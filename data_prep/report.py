@@ -24,16 +24,6 @@ SAMPLED = 1_000  # rows of each split whose tokens are counted, where not all ar
 QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "longest": 1.0}
 
 
-def quantile(lengths: Counter, share: float) -> int:
-    """The smallest length that at least `share` of the rows do not exceed."""
-    seen = 0
-    for length in sorted(lengths):
-        seen += lengths[length]
-        if seen >= share * lengths.total():
-            return length
-    return 0
-
-
 def characters(row: dict[str, Any]) -> int:
     """Characters of a row's messages, without the roles."""
     turns = [*row["prompt"], *row["completion"]]
@@ -64,8 +54,12 @@ class Measures(NamedTuple):
     def rows(self) -> int:
         return self.letters.total()
 
-    def summary(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         """Letters, floors (accuracy without reading the question) and length quantiles, for report.json."""
+        import numpy as np
+
+        lengths = np.repeat(list(self.lengths), list(self.lengths.values()))
+        quantiles = np.quantile(lengths, list(QUANTILES.values()), method="inverted_cdf").tolist()
         return {
             "rows": self.rows,
             "with_reasoning": self.reasoned,
@@ -74,23 +68,25 @@ class Measures(NamedTuple):
                 "majority_letter": max(self.letters.values()) / self.rows,
                 "longest_option": self.longest_right / self.rows,
             },
-            "lengths": {name: quantile(self.lengths, share) for name, share in QUANTILES.items()},
+            "lengths": dict(zip(QUANTILES, quantiles, strict=True)),
         }
+
+
+def first_rows(file: Path, count: int, columns: list[str] | None = None) -> Any:
+    """The first rows of a Parquet file, as a `pyarrow.Table`."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(file).read_row_group(0, columns).slice(0, count)
 
 
 def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict[str, list[dict]]:
     """The first rows of each split: messages, with a tokenizer text, ids and loss mask, and the source's raw cells."""
-    import pyarrow.parquet as pq
+    from sft.common.chat_template import explain
 
-    shown = {
-        split: pq.ParquetFile(folder / split / name).read_row_group(0).slice(0, EXAMPLES).to_pylist()
-        for split, name in files.items()
-    }
+    shown = {split: first_rows(folder / split / name, EXAMPLES).to_pylist() for split, name in files.items()}
     places: dict[tuple[str, int], list[dict]] = {}
     for row in (row for rows in shown.values() for row in rows):
         if worker.tokenizer is not None:
-            from sft.common.chat_template import explain
-
             row |= explain(worker.tokenizer, row["prompt"], row["completion"])
         number = row["id"].rpartition("-")[2].partition("#")[0]
         places.setdefault((row["source"], int(number)), []).append(row)
@@ -104,31 +100,26 @@ def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict
 
 def sampled_lengths(folder: Path, files: dict[str, str], measures: dict[str, Measures]) -> dict[str, Measures]:
     """The measures with lengths in tokens, counted on the first `SAMPLED` rows of each split. Checks their parity."""
-    import pyarrow.parquet as pq
-
     from sft.common.chat_template import split_completions
 
     for split, name in files.items():
-        rows = pq.ParquetFile(folder / split / name).read_row_group(0, ["prompt", "completion"])
-        rows = rows.slice(0, SAMPLED).to_pydict()
+        rows = first_rows(folder / split / name, SAMPLED, ["prompt", "completion"]).to_pydict()
         tokens = split_completions(worker.tokenizer, rows["prompt"], rows["completion"])
         lengths = Counter(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in tokens)
         measures[split] = measures[split]._replace(lengths=lengths)
     return measures
 
 
-def bar_chart(lengths: Counter) -> dict[str, Any]:
-    """Rows by length in bars `step` wide; the last percent of the rows, which may be far out, has no bar."""
-    shortest, limit = min(lengths), quantile(lengths, 0.99)
+def bar_chart(lengths: Counter, limit: int) -> dict[str, Any]:
+    """Rows by length in bars `step` wide; rows beyond `limit` (the last percent, which may be far out) have no bar."""
+    shortest = min(lengths)
     step = -(-(limit - shortest + 1) // BARS)
     bars = Counter()
     for length, count in lengths.items():
         if length <= limit:
             bars[(length - shortest) // step] += count
-    return {
-        **{"shortest": shortest, "step": step, "limit": limit, "longest": max(lengths)},
-        **{"bars": sorted(bars.items()), "tallest": max(bars.values())},
-    }
+    axis = {"shortest": shortest, "step": step, "limit": limit, "longest": max(lengths)}
+    return {**axis, "bars": sorted(bars.items()), "tallest": max(bars.values())}
 
 
 def write_report(
@@ -137,7 +128,10 @@ def write_report(
     """Write report.json, examples.json (`shown`), the page report.html and the data set card README.md."""
     write_json(folder / "report.json", report)
     write_json(folder / "examples.json", shown)
-    charts = {split: bar_chart(measured.lengths) for split, measured in measures.items()}
+    charts = {
+        split: bar_chart(measured.lengths, limit=report["measures"][split]["lengths"]["p99"])
+        for split, measured in measures.items()
+    }
     first = next(iter(shown.values()))[0]
     text = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in first["prompt"] + first["completion"])
     page = render(TEMPLATES / "report.html", **report, charts=charts, example=first.get("text", text))
@@ -147,8 +141,8 @@ def write_report(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def summary(report: dict[str, Any]) -> Iterator[str]:
-    """The report as a few lines for the terminal."""
+def terminal_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What the terminal shows of the report."""
     yield (
         f"Read {report['read']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected, "
         f"{report['duplicates']:,} duplicates"

@@ -34,12 +34,16 @@ def first_occurrences(hashes: Any) -> Any:
     return first
 
 
-def draw(indices: Any, size: int, seed: int) -> Any:
-    """`size` of the indices at random, in their order; all of them if there are no more."""
-    if len(indices) <= size:
-        return indices
-    drawn = random.Random(seed).sample(range(len(indices)), size)  # noqa: S311
-    return indices[sorted(drawn)]
+def not_drawn(split_of: Any, size: int, seed: int) -> Any:
+    """Boolean array: is this question outside a random sample of `size` questions of its split?"""
+    import numpy as np
+
+    outside = split_of != LEFT_OUT
+    for code in range(len(SPLITS)):
+        indices = np.flatnonzero(split_of == code)
+        drawn = random.Random(seed).sample(range(len(indices)), min(size, len(indices)))  # noqa: S311
+        outside[indices[drawn]] = False
+    return outside
 
 
 def held_out(group_hashes: Any, dev_size: int) -> Any:
