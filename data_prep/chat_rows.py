@@ -11,11 +11,6 @@ from typing import Any
 from sft.common.prompts import LETTERS, answer_text, can_be_shuffled, completion_messages, prompt_messages
 
 MAX_ORDERS = 24
-COLUMNS = (
-    *("id", "prompt", "completion", "question", "choices", "gold", "answer_format"),
-    *("article", "figure", "caption", "source"),
-)
-TOKEN_COLUMNS = ("input_ids", "labels", "tokenized_for")
 # The loss of PyTorch and transformers leaves this label out.
 IGNORED = -100
 
@@ -59,14 +54,15 @@ def schema(tokenized: bool) -> Any:
     """The `pyarrow` schema of the prepared rows."""
     import pyarrow as pa
 
-    text = pa.string()
+    text, ids = pa.string(), pa.list_(pa.int32())
     turn = [("role", text), ("content", text)]
-    types = {
-        "prompt": pa.list_(pa.struct(turn)),
-        "completion": pa.list_(pa.struct([*turn, ("reasoning_content", text)])),
-        "choices": pa.list_(text),
-        "gold": pa.int32(),
-        **dict.fromkeys(("input_ids", "labels"), pa.list_(pa.int32())),
-    }
-    columns = COLUMNS + TOKEN_COLUMNS if tokenized else COLUMNS
-    return pa.schema([(name, types.get(name, text)) for name in columns])
+    columns = [
+        ("id", text),
+        ("prompt", pa.list_(pa.struct(turn))),
+        ("completion", pa.list_(pa.struct([*turn, ("reasoning_content", text)]))),
+        ("question", text),
+        ("choices", pa.list_(text)),
+        ("gold", pa.int32()),
+        *((name, text) for name in ("answer_format", "article", "figure", "caption", "source")),
+    ]
+    return pa.schema(columns + [("input_ids", ids), ("labels", ids), ("tokenized_for", text)] * tokenized)

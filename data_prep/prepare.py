@@ -241,9 +241,7 @@ def main() -> None:
         repo = ("--push_to_hub", args.push_to_hub, "dataset")
         if args.push_to_hub and check_push(*repo, args.public) is not None and not args.overwrite:
             raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
-        sources, others = find_sources(args.dataset_path, args.format, args.revision)
-        for other in others:
-            print(f"Left out by --format: {other.name}, {FORMATS[other.format].title}")
+        sources = find_sources(args.dataset_path, args.format, args.revision)
         # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
         worker.start(args, load_rationales(args.add_reasoning, sources) if args.add_reasoning else None)
         with atomic_folder(args.output_dir, args.overwrite) as folder:

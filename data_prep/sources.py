@@ -53,14 +53,11 @@ class Source:
         return {"csv": _csv_rows, "jsonl": _json_lines, "saved": _saved_rows}[self.kind](self)
 
 
-def find_sources(
-    place: str, format_name: str = "detect", revision: str | None = None
-) -> tuple[list[Source], list[Source]]:
-    """(the sources at `place`, those there that have another format than `format_name`).
+def find_sources(place: str, format_name: str, revision: str | None) -> list[Source]:
+    """The sources of a format at `place`: a file, a folder of files, a saved `datasets` folder, or an id on the Hub.
 
-    `place` is a file, a folder of files, a saved `datasets` folder, or the id of a data set on the Hub. Raises
-    `UserError` if nothing is there, for a file of no known format, if none has the wanted format, for two files of
-    one name, or for a Hub id without version and commit.
+    Prints which others are there. Raises `UserError` if nothing is there, for a file of no known format, if none has
+    the wanted format, for two files of one name, or for a Hub id without version and commit.
     """
     path = Path(place)
     if not path.exists():
@@ -86,7 +83,10 @@ def find_sources(
     for first, second in combinations(sources, 2):
         if first.stem == second.stem:
             raise UserError(f"{first.name} and {second.name} would give their rows the same ids: rename one of them")
-    return sources, [source for source in every if source not in sources]
+    for source in every:
+        if source not in sources:
+            print(f"Left out by --format: {source.name}, {FORMATS[source.format].title}")
+    return sources
 
 
 def _download(place: str, format_name: str, revision: str | None) -> list[Path]:

@@ -24,24 +24,21 @@ def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Meas
 
     file, number, split_of = piece
     with pa.OSFile(str(file)) as content:
-        questions = pa.ipc.open_file(content).get_batch(number).to_pylist()
-    options, counts = worker.options, Counter()
-    rows: dict[str, list[dict]] = {}
-    for question, code in zip(questions, split_of.tolist(), strict=True):
-        if code == LEFT_OUT:
-            continue
-        orders = options.shuffle_choices if SPLITS[code] == "train" else 0
-        new = list(chat_rows(question, options.answer_format, orders, options.seed))
-        if orders and new[0]["id"] == question["id"]:  # the id of an order has a number
-            counts["not shuffled"] += 1
-        rows.setdefault(SPLITS[code], []).extend(new)
+        questions = pa.ipc.open_file(content).get_batch(number)
+    options, tables, counts = worker.options, {}, Counter()
     columns = schema(tokenized=options.pretokenize is not None)
-    tables = {}
-    for split, split_rows in rows.items():
+    for code in set(split_of.tolist()) - {LEFT_OUT}:
+        split, rows = SPLITS[code], []
+        orders = options.shuffle_choices if split == "train" else 0
+        for question in questions.filter(pa.array(split_of == code)).to_pylist():
+            new = list(chat_rows(question, options.answer_format, orders, options.seed))
+            if orders and new[0]["id"] == question["id"]:  # the id of an order has a number
+                counts["not shuffled"] += 1
+            rows += new
         if options.pretokenize:
-            split_rows = tokenize(split_rows, split, counts)
-        table = pa.table({name: [row[name] for row in split_rows] for name in columns.names}, schema=columns)
-        tables[split] = (table, Measures.of(split_rows))
+            rows = tokenize(rows, split, counts)
+        table = pa.table({name: [row[name] for row in rows] for name in columns.names}, schema=columns)
+        tables[split] = (table, Measures.of(rows))
     return tables, counts
 
 
