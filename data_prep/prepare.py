@@ -24,13 +24,14 @@ from data_prep.chat_rows import MAX_ORDERS
 from data_prep.formats import FORMATS
 from data_prep.reading import Reading, check_reading, read_sources
 from data_prep.reasoning import load_rationales
-from data_prep.report import SAMPLED, Measures, examples, sampled_lengths, terminal_lines, write_report
+from data_prep.report import SAMPLED, TEMPLATES, Measures, examples, sampled_lengths, write_report
 from data_prep.sample_rows import write_sample
 from data_prep.sources import Source, find_sources
 from data_prep.splits import LEFT_OUT, SPLITS, held_out, leaked, not_drawn, overlap_table
 from data_prep.worker import ordered_map, usable_cores
 from data_prep.writing import FILES, write_rejected, write_splits
 from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit
+from sft.common.display import render
 from sft.common.hub import check_push, make_public, push
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 
@@ -247,7 +248,7 @@ def main() -> None:
         with atomic_folder(args.output_dir, args.overwrite) as folder:
             report = prepare(args, sources, folder)
         seconds = time.perf_counter() - start
-        print(*terminal_lines(report), sep="\n")
+        print(render(TEMPLATES / "terminal.txt", **report), end="")
         if args.check:
             from datasets import load_dataset  # opens what was written as training does
 

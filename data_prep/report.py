@@ -1,11 +1,7 @@
-"""What the prepared data looks like: measures of each split, examples, and the files for people to read.
-
-The page is one file without scripts or links to other files, so that it opens anywhere and travels with the data.
-"""
+"""What the prepared data looks like: measures of each split, examples, and what people read, from templates."""
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,44 +135,3 @@ def write_report(
     formats = [FORMATS[name] for name in sorted({source["format"] for source in report["sources"].values()})]
     card = render(TEMPLATES / "data_card.md", **report, formats=formats)
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def terminal_lines(report: dict[str, Any]) -> Iterator[str]:
-    """What the terminal shows of the report."""
-    yield (
-        f"Read {report['read']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected, "
-        f"{report['duplicates']:,} duplicates"
-    )
-    for name, source in report["sources"].items():
-        splits = ", ".join(f"{split} {count:,}" for split, count in source["splits"].items() if count)
-        yield f"  {name}, {source['title']}: {source['rows']:,} rows, sound: {splits or 'none'}"
-    for reason, count in report["rejected_by_reason"].items():
-        yield f"  rejected: {count:,} {reason}"
-    if report["contradictory"]:
-        yield f"  kept: {report['contradictory']:,} that another row with the same question answers otherwise"
-    for reason, count in report["left_out"].items():
-        yield f"  left out: {count:,} {reason}"
-    for split, count in report.get("longer_than_max_length", {}).items():
-        yield f"  longer than --max_length: {count:,} of {split}, {'kept' if split.startswith('test') else 'left out'}"
-    if "rationales" in report:
-        unused = f", {report['rationales_unused']:,} ids match none" if report.get("rationales_unused") else ""
-        yield f"  rationales: {report['rationales']:,} questions have one{unused}"
-    if "not_shuffled" in report:
-        yield f"  kept in one order: {report['not_shuffled']:,} questions that may speak of letters or places"
-    if "dev" not in report["splits"] and "train" in report["splits"]:
-        yield "  no dev split: train is too small, all of one article, or --dev_size is 0"
-    for split, measured in report["measures"].items():
-        lengths, floors = measured["lengths"], measured["floors"]
-        yield (
-            f"  {split:<10} {measured['rows']:>9,} rows, median {lengths['median']} and longest {lengths['longest']} "
-            f"{report['length_unit']}; floors: letter {floors['majority_letter']:.3f}, "
-            f"longest option {floors['longest_option']:.3f}"
-        )
-    yield f"  lengths: {report['length_note']}"
-    for entry in report["overlap"]:
-        if entry["shared"]:
-            first, second = entry["splits"]
-            yield (
-                f"  {first} and {second} share {entry['shared']:,} by {entry['by']}: {entry['rows'][0]:,} rows of "
-                f"{first}, {entry['rows'][1]:,} of {second}"
-            )
