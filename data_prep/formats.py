@@ -16,8 +16,7 @@ V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "An
 _ARTICLE = re.compile(r"PMC\d+")
 _CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")  # PMC1_F1_1234.jpg, cut out of PMC1_F1.jpg
 
-# Where a row came from: the first three fields of a question.
-Place = tuple[str, str, int]
+Place = tuple[str, str, int]  # where a row came from: the first three fields of a question
 
 
 def pmc_vqa_fields(cells: Mapping[str, str]) -> tuple[str, str, str, tuple[str, ...], tuple[str | None, ...]]:

@@ -1,6 +1,5 @@
 """Where questions come from: CSV and JSON-lines files, saved `datasets` folders, PMC-VQA on the Hub.
 
-In: the path or Hub id that the user gave. Out: `Source` objects, whose rows are read as text, one after another.
 Faults of a file stop the preparation with a `UserError`; faults of one row raise `RejectedRow` in `cells_of`.
 """
 
@@ -26,6 +25,7 @@ HUB_FILES = {
 FILE_ENDINGS = (".csv", ".jsonl", ".json")
 # How files are opened: bytes that are not UTF-8 become surrogates, which `sound` refuses, in a row as in a header.
 TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 csv.field_size_limit(1 << 24)  # characters of one cell: beyond any caption
 
 
@@ -222,11 +222,8 @@ def sound(text: str) -> str:
     """`text` itself. Raises `RejectedRow` if it holds a NUL byte or is not UTF-8."""
     if "\0" in text:
         raise RejectedRow("row holds a NUL byte")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise RejectedRow("row is not UTF-8 text") from None
+    if not text.isascii() and _SURROGATE.search(text):
+        raise RejectedRow("row is not UTF-8 text")
     return text
 
 
@@ -242,8 +239,8 @@ def _as_text(value: Any) -> Any:
 def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
     """The cells of one row by column, every one a string.
 
-    Raises `RejectedRow` for another number of cells than the header, text that is not UTF-8, a NUL byte, or a line
-    that is not a JSON object of the format.
+    Raises `RejectedRow` for another number of cells than the header has, unsound text, or a line that is not a JSON
+    object of the format.
     """
     if source.kind == "csv":
         sound("".join(raw))

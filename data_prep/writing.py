@@ -80,16 +80,14 @@ class SplitWriter:
         import pyarrow as pa
 
         self.pending = pa.concat_tables([self.pending, table])
-        self._write_rows(len(self.pending) - len(self.pending) % ROW_GROUP)
-
-    def _write_rows(self, count: int) -> None:
-        if count:
-            self.writer.write_table(self.pending.slice(0, count).combine_chunks(), row_group_size=ROW_GROUP)
-            self.pending = self.pending.slice(count)
+        while len(self.pending) >= ROW_GROUP:
+            self.writer.write_table(self.pending.slice(0, ROW_GROUP).combine_chunks())
+            self.pending = self.pending.slice(ROW_GROUP)
 
     def close(self) -> str:
         """Write what is pending; returns the file's name."""
-        self._write_rows(len(self.pending))
+        if len(self.pending):
+            self.writer.write_table(self.pending.combine_chunks())
         self.writer.close()
         return self.file.rename(self.file.with_name(f"{sha256(self.file)[:16]}.parquet")).name
 
