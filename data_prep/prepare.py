@@ -103,6 +103,8 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
 
     Raises `UserError` if a source breaks off, too many rows are rejected or too long, or no question is left.
     """
+    import pyarrow.parquet as pq
+
     file = folder / "questions.arrow"
     with ordered_map(args.num_proc) as apply:
         reading = read_sources(sources, file, apply, CHECK_ROWS if args.check else None)
@@ -115,12 +117,13 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         raise RuntimeError(f"questions were lost: {reading.kept} kept, {written} written, left out {left_out}")
     too_long = {split: count for split in SPLITS if (count := counts["too long", split])}
     check_lengths(measures, too_long, args)
+    heads = {split: pq.ParquetFile(folder / split / name).read_row_group(0) for split, name in files.items()}
     unit, note = "tokens", "Tokens of every row, as SFTTrainer makes them."
     if worker.tokenizer is None:
         unit = "characters"
         note = "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
     elif not args.pretokenize:
-        measures = sampled_lengths(folder, files, measures)
+        measures = {split: measures[split]._replace(lengths=sampled_lengths(head)) for split, head in heads.items()}
         note = f"Tokens of the first {SAMPLED:,} rows of each split."
     report = {
         "read": reading.read,
@@ -153,7 +156,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         if isinstance(worker.rationales, dict):
             report["rationales_unused"] = len(worker.rationales) - report["rationales"]
     write_rejected(folder / "rejected.csv", reading.rejected)
-    write_report(folder, report, measures, examples(folder, sources, files))
+    write_report(folder, report, measures, examples(heads, sources))
     return report
 
 

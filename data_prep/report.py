@@ -68,18 +68,14 @@ class Measures(NamedTuple):
         }
 
 
-def first_rows(file: Path, count: int, columns: list[str] | None = None) -> Any:
-    """The first rows of a Parquet file, as a `pyarrow.Table`."""
-    import pyarrow.parquet as pq
+def examples(heads: dict[str, Any], sources: list[Source]) -> dict[str, list[dict]]:
+    """The first rows of each split: messages, with a tokenizer text, ids and loss mask, and the source's raw cells.
 
-    return pq.ParquetFile(file).read_row_group(0, columns).slice(0, count)
-
-
-def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict[str, list[dict]]:
-    """The first rows of each split: messages, with a tokenizer text, ids and loss mask, and the source's raw cells."""
+    `heads` are the splits' first row groups, as `pyarrow` tables.
+    """
     from sft.common.chat_template import explain
 
-    shown = {split: first_rows(folder / split / name, EXAMPLES).to_pylist() for split, name in files.items()}
+    shown = {split: head.slice(0, EXAMPLES).to_pylist() for split, head in heads.items()}
     places: dict[tuple[str, int], list[dict]] = {}
     for row in (row for rows in shown.values() for row in rows):
         if worker.tokenizer is not None:
@@ -94,16 +90,13 @@ def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict
     return shown
 
 
-def sampled_lengths(folder: Path, files: dict[str, str], measures: dict[str, Measures]) -> dict[str, Measures]:
-    """The measures with lengths in tokens, counted on the first `SAMPLED` rows of each split. Checks their parity."""
+def sampled_lengths(head: Any) -> Counter:
+    """Lengths in tokens of the first `SAMPLED` rows of a split, whose parity is checked."""
     from sft.common.chat_template import split_completions
 
-    for split, name in files.items():
-        rows = first_rows(folder / split / name, SAMPLED, ["prompt", "completion"]).to_pydict()
-        tokens = split_completions(worker.tokenizer, rows["prompt"], rows["completion"])
-        lengths = Counter(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in tokens)
-        measures[split] = measures[split]._replace(lengths=lengths)
-    return measures
+    rows = head.slice(0, SAMPLED).to_pydict()
+    tokens = split_completions(worker.tokenizer, rows["prompt"], rows["completion"])
+    return Counter(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in tokens)
 
 
 def bar_chart(lengths: Counter, limit: int) -> dict[str, Any]:
