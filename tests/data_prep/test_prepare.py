@@ -306,7 +306,7 @@ BAD_FILES = {
     "a header in Latin-1": ({"train.csv": b"\xe9," + HEADER.encode()}, "header is not UTF-8 text"),
     "a JSON array": ({"dev.jsonl": f"[{MEDMCQA_LINE}]"}, "write one object a line"),
     "a prepared folder": ({"report.json": "{}", "rejected.csv": "file,row"}, "is prepared already"),
-    "cut inside a quoted cell": ({"train.csv": HEADER + 'PMC1,"Which'}, "ends inside a quoted cell: is the download"),
+    "cut inside a quoted cell": ({"train.csv": HEADER + '"W'}, "ends inside a quoted cell: is the download complete?"),
     "broken quotes": ({"train.csv": HEADER + LINE + '"a"b,c\n' + LINE}, "line 3: broken CSV"),
     "cut JSON lines": ({"dev.jsonl": MEDMCQA_LINE + "\n" + MEDMCQA_LINE[:30]}, "line 2: the file"),
     "not JSON": ({"dev.jsonl": "question: why\n"}, "line 1 is not a JSON object"),
@@ -368,15 +368,17 @@ def test_a_faulty_row_is_rejected_and_the_others_are_kept(report_of, tmp_path, c
         *((line, "line lacks a column of its format") for line in ("[1]", '{"question": "Which?"}')),
         (MEDMCQA_LINE.replace("Which", "Wh\\u0000ich"), "row holds a NUL byte"),
         (MEDMCQA_LINE.replace("Which", "Wh\\ud800ich"), "row is not UTF-8 text"),
+        (MEDMCQA_LINE.replace("Which", "Wh\udcffich"), "row is not UTF-8 text"),
         (MEDMCQA_LINE.replace('"cop": 2', '"cop": null'), "cop is not one of 1, 2, 3, 4"),
     ],
 )
 def test_a_faulty_line_of_json_is_rejected(report_of, tmp_path, line, reason):
     lines = [MEDMCQA_LINE.replace("Which", f"Which {i}") for i in range(200)]
-    (tmp_path / "dev.jsonl").write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n")
+    (tmp_path / "dev.jsonl").write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n", errors="surrogateescape")
     report_of(tmp_path / "P")
     (rejected,) = read_csv(tmp_path / "P/rejected.csv")
-    assert (rejected["row"], rejected["reason"], rejected["cells"]) == ("4", reason, line)
+    shown = line.encode(errors="backslashreplace").decode()
+    assert (rejected["row"], rejected["reason"], rejected["cells"]) == ("4", reason, shown)
 
 
 BAD_OPTIONS = {
