@@ -74,8 +74,10 @@ STEPS = [
 
 def is_current(step: Step, newest_input: float) -> bool:
     """Whether the product exists and is newer than the step's own inputs and the products before it."""
+    if step.product is None or not step.product.exists():
+        return False
     own = [path.stat().st_mtime for pattern in step.inputs for path in Path().glob(pattern)]
-    return bool(step.product and step.product.exists()) and step.product.stat().st_mtime >= max([newest_input, *own])
+    return step.product.stat().st_mtime >= max([newest_input, *own])
 
 
 def run_step(step: Step) -> float:
