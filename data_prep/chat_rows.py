@@ -5,18 +5,12 @@ The columns are the contract with `sft/`; docs/data.md describes them.
 
 import random
 from collections.abc import Iterator
+from itertools import permutations
 from typing import Any
 
 from sft.common.prompts import LETTERS, answer_text, can_be_shuffled, completion_messages, prompt_messages
 
 MAX_ORDERS = 24
-COLUMNS = (
-    *("id", "prompt", "completion", "question", "choices", "gold", "answer_format"),
-    *("article", "figure", "caption", "source"),
-)
-TOKEN_COLUMNS = ("input_ids", "labels", "tokenized_for")
-# The loss of PyTorch and transformers leaves this label out.
-IGNORED = -100
 
 
 def choice_orders(id: str, gold: int, orders: int, seed: int) -> Iterator[tuple[int, ...]]:
@@ -26,7 +20,7 @@ def choice_orders(id: str, gold: int, orders: int, seed: int) -> Iterator[tuple[
     """
     rng = random.Random(f"{seed}:{id}")  # noqa: S311
     wrong = [index for index in range(len(LETTERS)) if index != gold]
-    arrangements = [(a, b, c) for a in wrong for b in wrong for c in wrong if len({a, b, c}) == 3]
+    arrangements = list(permutations(wrong))
     rng.shuffle(arrangements)
     places = rng.sample(range(len(LETTERS)), len(LETTERS))
     for number in range(orders):
@@ -37,17 +31,14 @@ def choice_orders(id: str, gold: int, orders: int, seed: int) -> Iterator[tuple[
 def chat_rows(
     question: dict[str, Any], answer_format: str, orders: int = 0, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows that a question makes: one, or one an order of its options if `orders` is not 0.
-
-    `question` has the fields of `data_prep.questions.Question`.
-    """
+    """Yield the rows of a question (fields of `Question`): one, or one for each of `orders` orders of its options."""
     shuffled = orders > 0 and can_be_shuffled(question["question"], question["choices"], question["reasoning"])
-    every = choice_orders(question["id"], question["gold"], orders, seed) if shuffled else [range(len(LETTERS))]
-    for number, order in enumerate(every):
+    used = choice_orders(question["id"], question["gold"], orders, seed) if shuffled else [range(len(LETTERS))]
+    for number, order in enumerate(used, start=1):
         choices = [question["choices"][index] for index in order]
         gold = order.index(question["gold"])
         yield {
-            "id": f"{question['id']}#{number + 1}" if shuffled else question["id"],
+            "id": f"{question['id']}#{number}" if shuffled else question["id"],
             "prompt": prompt_messages(question["question"], choices, answer_format),
             "completion": completion_messages(answer_text(choices, gold, answer_format), question["reasoning"]),
             "choices": choices,
@@ -61,13 +52,15 @@ def schema(tokenized: bool) -> Any:
     """The `pyarrow` schema of the prepared rows."""
     import pyarrow as pa
 
-    text = pa.string()
+    text, ids = pa.string(), pa.list_(pa.int32())
     turn = [("role", text), ("content", text)]
-    types = {
-        "prompt": pa.list_(pa.struct(turn)),
-        "completion": pa.list_(pa.struct([*turn, ("reasoning_content", text)])),
-        "choices": pa.list_(text),
-        "gold": pa.int32(),
-        **dict.fromkeys(("input_ids", "labels"), pa.list_(pa.int32())),
-    }
-    return pa.schema([(name, types.get(name, text)) for name in COLUMNS + TOKEN_COLUMNS * tokenized])
+    columns = [
+        ("id", text),
+        ("prompt", pa.list_(pa.struct(turn))),
+        ("completion", pa.list_(pa.struct([*turn, ("reasoning_content", text)]))),
+        ("question", text),
+        ("choices", pa.list_(text)),
+        ("gold", pa.int32()),
+        *((name, text) for name in ("answer_format", "article", "figure", "caption", "source")),
+    ]
+    return pa.schema(columns + [("input_ids", ids), ("labels", ids), ("tokenized_for", text)] * tokenized)

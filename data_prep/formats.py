@@ -14,48 +14,36 @@ from sft.common.prompts import LETTERS, clean_choice, clean_text
 V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
 V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "Answer", "split")
 _ARTICLE = re.compile(r"PMC\d+")
-_CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")
+_CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")  # PMC1_F1_1234.jpg, cut out of PMC1_F1.jpg
 
-# Where a row came from: the first three fields of a question.
-Place = tuple[str, str, int]
+Place = tuple[str, str, int]  # where a row came from: the first three fields of a question
 
 
-def question_and_options(cells: Mapping[str, str]) -> tuple[str, tuple[str | None, ...], tuple[str, ...]]:
-    """(question, printed letters, texts of the options) of a row of PMC-VQA, in either version."""
-    question = clean_text(cells["Question"])
+def pmc_vqa_fields(cells: Mapping[str, str]) -> tuple[str, str, str, tuple[str, ...], tuple[str | None, ...]]:
+    """(figure, article, question, choices, letters printed before them) of a row of PMC-VQA, in either version."""
+    figure, question = clean_text(cells["Figure_path"]), clean_text(cells["Question"])
     printed, choices = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
     check_text(question, choices)
-    return question, printed, choices
-
-
-def figure_and_article(cells: Mapping[str, str]) -> tuple[str, str]:
-    """(file name of the figure, PubMed Central id that it starts with, or "")."""
-    figure = clean_text(cells["Figure_path"])
     article = _ARTICLE.match(figure)
-    return figure, article.group() if article else ""
+    return figure, article.group() if article else "", question, choices, printed
 
 
 def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 1: `Answer` is the text, `Answer_label` the letter."""
-    question, printed, choices = question_and_options(cells)
+    figure, article, question, choices, printed = pmc_vqa_fields(cells)
     gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
-    figure, article = figure_and_article(cells)
     return Question(*place, split or "train", figure, article, question, choices, gold, uncut_figure=figure)
 
 
 def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 2: `Answer` is the letter. Where the file's name has no split, the `split` column has."""
-    question, printed, choices = question_and_options(cells)
+    figure, article, question, choices, printed = pmc_vqa_fields(cells)
     gold = reconcile_without_text(cells["Answer"], printed)
     split = split or split_named(clean_text(cells["split"]))
     if not split:
         raise RejectedRow("neither the file's name nor the split column names the split")
-    figure, article = figure_and_article(cells)
-    return Question(
-        *(*place, split, figure, article, question, choices, gold),
-        caption=clean_text(cells["Caption"]),
-        uncut_figure=_CUT_FIGURE.sub(r"\1\2", figure),  # PMC1_F1.jpg of PMC1_F1_1234.jpg
-    )
+    caption, uncut_figure = clean_text(cells["Caption"]), _CUT_FIGURE.sub(r"\1\2", figure)
+    return Question(*place, split, figure, article, question, choices, gold, caption, uncut_figure=uncut_figure)
 
 
 def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question:

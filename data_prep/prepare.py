@@ -23,14 +23,15 @@ from data_prep import worker
 from data_prep.chat_rows import MAX_ORDERS
 from data_prep.formats import FORMATS
 from data_prep.reading import Reading, check_reading, read_sources
-from data_prep.reasoning import load_reasoning
-from data_prep.report import SAMPLED, Measures, examples, sampled_lengths, summary, write_report
+from data_prep.reasoning import load_rationales
+from data_prep.report import SAMPLED, TEMPLATES, Measures, examples, sampled_lengths, write_report
 from data_prep.sample_rows import write_sample
 from data_prep.sources import Source, find_sources
-from data_prep.splits import LEFT_OUT, SPLITS, draw, held_out, leaked, overlap_table
-from data_prep.worker import Settings, ordered_map, usable_cores
+from data_prep.splits import LEFT_OUT, SPLITS, held_out, leaked, not_drawn, overlap_table
+from data_prep.worker import ordered_map
 from data_prep.writing import FILES, write_rejected, write_splits
-from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit
+from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit, usable_cores
+from sft.common.display import render
 from sft.common.hub import check_push, make_public, push
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
 
@@ -48,10 +49,7 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
         split_of[those] = LEFT_OUT
 
     if args.max_samples is not None:
-        drawn = np.zeros(len(split_of), dtype=bool)
-        for code in range(len(SPLITS)):
-            drawn[draw(np.flatnonzero(split_of == code), args.max_samples, args.seed)] = True
-        leave_out("not drawn by --max_samples", (split_of != LEFT_OUT) & ~drawn)
+        leave_out("not drawn by --max_samples", not_drawn(split_of, args.max_samples, args.seed))
     train, dev = SPLITS.index("train"), SPLITS.index("dev")
     has_own_dev = (split_of == dev).any()
     if args.require_reasoning:
@@ -92,35 +90,40 @@ def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args:
         raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
 
 
-def facts_of(source: Source, rows: Counter) -> dict[str, Any]:
-    """What the report states of a source; `rows` counts its accepted rows by split, and its rejected ones."""
-    splits = {split: rows[split] for split in SPLITS}
+def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
+    """What the report states of a source; `counts` has its rows by split, and its rejected ones."""
+    splits = {split: counts[source.name, split] for split in SPLITS}
+    rows = sum(splits.values()) + counts[source.name, "rejected"]
     title = FORMATS[source.format].title
-    return {"format": source.format, "title": title, "sha256": source.sha256(), "rows": rows.total(), "splits": splits}
+    return {"format": source.format, "title": title, "sha256": source.sha256(), "rows": rows, "splits": splits}
 
 
-def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source], folder: Path) -> dict[str, Any]:
+def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> dict[str, Any]:
     """Write the prepared data set into `folder`; returns the report.
 
     Raises `UserError` if a source breaks off, too many rows are rejected or too long, or no question is left.
     """
+    import pyarrow.parquet as pq
+
     file = folder / "questions.arrow"
     with ordered_map(args.num_proc) as apply:
         reading = read_sources(sources, file, apply, CHECK_ROWS if args.check else None)
-        check_reading(reading, args.max_rejected, settings.reasoning)
+        check_reading(reading, args.max_rejected, worker.rationales)
         assigned, split_of, left_out = assign_splits(reading, args)
         files, measures, counts = write_splits(file, reading.chunk_lengths, split_of, folder, apply)
     file.unlink()
     written = int((split_of != LEFT_OUT).sum())
     if reading.kept != written + sum(left_out.values()):
         raise RuntimeError(f"questions were lost: {reading.kept} kept, {written} written, left out {left_out}")
-    too_long = {split: counts[f"too long: {split}"] for split in SPLITS if counts[f"too long: {split}"]}
+    too_long = {split: count for split in SPLITS if (count := counts["too long", split])}
     check_lengths(measures, too_long, args)
-    note = "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
-    if settings.pretokenize:
-        note = "Tokens of every row, as SFTTrainer makes them."
-    elif settings.tokenizer:
-        measures = sampled_lengths(folder, files, measures)
+    heads = {split: pq.ParquetFile(folder / split / name).read_row_group(0) for split, name in files.items()}
+    unit, note = "tokens", "Tokens of every row, as SFTTrainer makes them."
+    if worker.tokenizer is None:
+        unit = "characters"
+        note = "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
+    elif not args.pretokenize:
+        measures = {split: measures[split]._replace(lengths=sampled_lengths(head)) for split, head in heads.items()}
         note = f"Tokens of the first {SAMPLED:,} rows of each split."
     report = {
         "read": reading.read,
@@ -130,30 +133,30 @@ def prepare(args: argparse.Namespace, settings: Settings, sources: list[Source],
         "left_out": left_out,
         "splits": {split: measured.rows for split, measured in measures.items()},
         "rejected_by_reason": dict(Counter(reason for _, _, reason, _ in reading.rejected).most_common()),
-        "answer_format": settings.answer_format,
+        "answer_format": args.answer_format,
         "prompt_version": PROMPT_VERSION,
         "seed": args.seed,
         "options": options_of(args),
         "contradictory": reading.contradictory,
-        "sources": {source.name: facts_of(source, reading.by_source[source.name]) for source in sources},
+        "sources": {source.name: facts_of(source, reading.by_source) for source in sources},
         "files": files,
-        "length_unit": "tokens" if settings.tokenizer else "characters",
+        "length_unit": unit,
         "length_note": note,
-        "measures": {split: measured.summary() for split, measured in measures.items()},
+        "measures": {split: measured.statistics() for split, measured in measures.items()},
         "overlap": overlap_table(split_of, reading.hashes),
     }
     if args.drop_overlap:
         report["overlap_before"] = overlap_table(assigned, reading.hashes)
-    if settings.shuffle_choices:
+    if args.shuffle_choices:
         report["not_shuffled"] = counts["not shuffled"]
     if args.max_length:
         report["longer_than_max_length"] = too_long
-    if settings.reasoning is not None:
+    if args.add_reasoning:
         report["rationales"] = int(reading.has_reasoning.sum())
-        if isinstance(settings.reasoning, dict):
-            report["rationales_unused"] = len(settings.reasoning) - report["rationales"]
+        if isinstance(worker.rationales, dict):
+            report["rationales_unused"] = len(worker.rationales) - report["rationales"]
     write_rejected(folder / "rejected.csv", reading.rejected)
-    write_report(folder, report, measures, examples(folder, sources, files))
+    write_report(folder, report, measures, examples(heads, sources))
     return report
 
 
@@ -163,15 +166,6 @@ def check_is_ours(folder: Path) -> None:
     others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.exists() else []
     if others:
         raise UserError(f"--overwrite: {folder} is not only a prepared data set, it holds {others[0]}: choose another")
-
-
-def try_to_open(folder: Path, report: dict[str, Any], cache: Path) -> None:
-    """Open what was written as training does, and compare the numbers of rows."""
-    from datasets import load_dataset
-
-    opened = {split: len(rows) for split, rows in load_dataset(str(folder), cache_dir=str(cache)).items()}
-    if opened != report["splits"]:
-        raise RuntimeError(f"written {report['splits']}, read {opened}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -251,28 +245,19 @@ def main() -> None:
         repo = ("--push_to_hub", args.push_to_hub, "dataset")
         if args.push_to_hub and check_push(*repo, args.public) is not None and not args.overwrite:
             raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
-        sources, others = find_sources(args.dataset_path, args.format, args.revision)
-        for other in others:
-            print(f"Left out by --format: {other.name}, {FORMATS[other.format].title}")
-        settings = Settings(
-            answer_format=args.answer_format,
-            seed=args.seed,
-            shuffle_choices=args.shuffle_choices,
-            reasoning=load_reasoning(args.add_reasoning, sources) if args.add_reasoning else None,
-            tokenizer=args.pretokenize or args.tokenizer,
-            chat_template=args.chat_template,
-            pretokenize=args.pretokenize is not None,
-            max_length=args.max_length,
-        )
+        sources = find_sources(args.dataset_path, args.format, args.revision)
         # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
-        worker.start(settings)
+        worker.start(args, load_rationales(args.add_reasoning, sources) if args.add_reasoning else None)
         with atomic_folder(args.output_dir, args.overwrite) as folder:
-            report = prepare(args, settings, sources, folder)
+            report = prepare(args, sources, folder)
         seconds = time.perf_counter() - start
-        for line in summary(report):
-            print(line)
+        print(render(TEMPLATES / "terminal.txt", **report), end="")
         if args.check:
-            try_to_open(args.output_dir, report, temporary / "cache")
+            from datasets import load_dataset  # opens what was written as training does
+
+            opened = load_dataset(str(args.output_dir), cache_dir=str(temporary / "cache"))
+            if opened.num_rows != report["splits"]:
+                raise RuntimeError(f"written {report['splits']}, read {opened.num_rows}")
             print("OK")
             return
         print(f"Wrote {args.output_dir} in {seconds:.1f} s ({report['read'] / seconds:,.0f} rows/s)")

@@ -1,8 +1,7 @@
-"""The internal record of a question, and how the cells of a source become one: clean, check, reconcile or reject.
+"""The internal record of a question, and which of its options a row's cells name as the right one.
 
-The gold option is named up to three times in a row: by position (the label counts columns), by the letter printed in
-front of each choice, and by the answer's text. `reconcile` says which combinations are believed; docs/data.md
-explains the rules.
+A row names it up to three times: by position (the label counts columns), by the letter printed in front of a choice,
+and by the answer's text. docs/data.md explains which combinations are believed.
 """
 
 import re
@@ -69,9 +68,8 @@ def position_of(label: str) -> int:
 def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:
     """Index of the gold option, where the row gives a label and the answer's text.
 
-    `label` names a position. Where the answer's text equals one option alone, that option must stand at the position,
-    or carry the label as its printed letter (columns that were shifted). Otherwise, and for a label that is not a
-    letter from A to D, `RejectedRow` is raised.
+    Where the text equals one option alone, that option must stand at the label's position, or carry the label as its
+    printed letter (columns that were shifted). Otherwise `RejectedRow` is raised.
     """
     position = position_of(label)
     if choices[position] == answer:
@@ -92,8 +90,7 @@ def reconcile_without_text(label: str, printed: Sequence[str | None]) -> int:
     """Index of the gold option, where the row gives a label alone.
 
     The letter printed in front of the option at that position, if any, must be the label, and no other option may
-    carry it: with no text to decide, nothing is guessed. Raises `RejectedRow` otherwise, and for a label that is not a
-    letter from A to D.
+    carry it: with no text to decide, nothing is guessed. Otherwise `RejectedRow` is raised.
     """
     position = position_of(label)
     carriers = [index for index, letter in enumerate(printed) if letter == LETTERS[position]]

@@ -28,18 +28,15 @@ class Reading:
     """What became of the rows: read = kept + rejected + duplicates. Arrays have one entry a sound row."""
 
     read: int
+    kept: int
     duplicates: int
     rejected: list[tuple[str, int, str, Any]]  # source, row, reason, raw cells
     chunk_lengths: list[int]  # sound rows in each chunk of the file
     split_of: Any  # int8, index into SPLITS, or LEFT_OUT for duplicates
     has_reasoning: Any  # bool
     hashes: dict[str, Any]  # uint64, by name
-    by_source: dict[str, Counter]  # sound rows of each source by split, and its rejected rows
+    by_source: Counter  # sound rows by (source, split), and rejected rows by (source, "rejected")
     contradictory: int  # sound rows that another row answers otherwise: same split, figure, question and options
-
-    @property
-    def kept(self) -> int:
-        return self.read - len(self.rejected) - self.duplicates
 
 
 def chunks(sources: Iterable[Source], most: int | None = None) -> Iterator[tuple[Source, int, list[Any]]]:
@@ -62,16 +59,14 @@ def questions_schema() -> Any:
 
 def hashes_of(question: Question) -> tuple[int, ...]:
     """Values of the columns `HASHES`. The group's hash includes the seed; dev takes articles in its order."""
-    text = fingerprint(question.question, question.choices)
     prompt = "\n".join([question.split, question.figure, question.question, *question.choices])
-    article = question.article or question.id
     return (
         hash64(f"{prompt}\n{question.gold}"),
         hash64(prompt),
-        hash64(f"{worker.settings.seed}:{article}"),
+        hash64(f"{worker.options.seed}:{question.article or question.id}"),
         hash64(question.article),
         hash64(question.uncut_figure),
-        hash64(text),
+        hash64(fingerprint(question.question, question.choices)),
     )
 
 
@@ -89,23 +84,21 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
     import pyarrow as pa
 
     source, first, raw_rows = chunk
-    schema = questions_schema()
-    read, stem = FORMATS[source.format].read, source.stem
-    reasoning = worker.settings.reasoning
+    read, rationales = FORMATS[source.format].read, worker.rationales
     kept, rejected = [], []
     for number, raw in enumerate(raw_rows, start=first):
         try:
             cells = cells_of(raw, source)
-            question = read(cells, (f"{stem}-{number}", source.name, number), source.split)
-            if reasoning is not None:
-                text = cells.get(reasoning, "") if isinstance(reasoning, str) else reasoning.get(question.id, "")
+            question = read(cells, (f"{source.stem}-{number}", source.name, number), source.split)
+            if rationales is not None:
+                text = cells.get(rationales, "") if isinstance(rationales, str) else rationales.get(question.id, "")
                 question = question._replace(reasoning=clean_reasoning(text))
             kept.append((*question, *hashes_of(question)))
         except RejectedRow as reason:
             rejected.append((source.name, number, str(reason), raw))
-    columns = zip(*kept, strict=True) if kept else [()] * len(schema)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.record_batch(arrays, schema=schema), rejected
+    schema = questions_schema()
+    columns = list(zip(*kept, strict=True)) or [()] * len(schema)
+    return pa.record_batch(columns, schema=schema), rejected
 
 
 def read_sources(sources: list[Source], file: Path, apply: Callable, most: int | None) -> Reading:
@@ -122,48 +115,48 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
             rejected += faults
             chunk_lengths.append(len(batch))
             progress.update(len(batch) + len(faults))
+    by_source = Counter((source, "rejected") for source, *_ in rejected)
     with pa.memory_map(str(file)) as content:
         table = pa.ipc.open_file(content).read_all()
         hashes = {name: np.array(table[name]) for name in HASHES}
         split_of = np.array(pc.index_in(table["split"], pa.array(SPLITS)), np.int8)
         has_reasoning = np.array(pc.not_equal(table["reasoning"], ""), bool)
-        counts = table.group_by(["source", "split"]).aggregate([([], "count_all")]).to_pylist()
-    by_source = {source.name: Counter() for source in sources}
-    for row in counts:
-        by_source[row["source"]][row["split"]] = row["count_all"]
-    for source, *_ in rejected:
-        by_source[source]["rejected"] += 1
-    duplicates = ~first_occurrences(hashes["content_hash"])
-    split_of[duplicates] = LEFT_OUT
+        for row in table.group_by(["source", "split"]).aggregate([([], "count_all")]).to_pylist():
+            by_source[row["source"], row["split"]] = row["count_all"]
+    first = first_occurrences(hashes["content_hash"])
+    split_of[~first] = LEFT_OUT
     return Reading(
-        read=sum(chunk_lengths) + len(rejected),
-        duplicates=int(duplicates.sum()),
+        read=len(first) + len(rejected),
+        kept=int(first.sum()),
+        duplicates=int((~first).sum()),
         rejected=rejected,
         chunk_lengths=chunk_lengths,
         split_of=split_of,
         has_reasoning=has_reasoning,
         hashes=hashes,
         by_source=by_source,
-        contradictory=int((~first_occurrences(hashes["prompt_hash"][~duplicates])).sum()),
+        contradictory=int((~first_occurrences(hashes["prompt_hash"][first])).sum()),
     )
 
 
-def check_reading(reading: Reading, max_rejected: float, reasoning: dict[str, str] | str | None) -> None:
+def check_reading(reading: Reading, max_rejected: float, rationales: dict[str, str] | str | None) -> None:
     """Raise `UserError` if no row is left, a larger share than `max_rejected` was rejected, or no rationale fits."""
-    reasons = Counter(reason for _, _, reason, _ in reading.rejected)
-    commonest = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-    if reading.rejected:
-        source, row, reason, _ = reading.rejected[0]
-        commonest += f". The first is {source} row {row}: {reason}"
     if not reading.read:
         raise UserError("the source files hold a header and no rows: is the download complete?")
-    if not reading.kept:
-        raise UserError(f"no row is left after cleaning: all {reading.read} were rejected: {commonest}")
-    if len(reading.rejected) > max_rejected * reading.read:
+    rejected = len(reading.rejected)
+    if not reading.kept or rejected > max_rejected * reading.read:
+        reasons = Counter(reason for _, _, reason, _ in reading.rejected)
+        commonest = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+        source, row, reason, _ = reading.rejected[0]
+        commonest += f". The first is {source} row {row}: {reason}"
+        if not reading.kept:
+            raise UserError(f"no row is left after cleaning: all {reading.read} were rejected: {commonest}")
         raise UserError(
-            f"{len(reading.rejected)} of {reading.read} rows were rejected, more than --max_rejected {max_rejected:g} "
-            f"allows: {commonest}. Check the files, or allow more"
+            f"{rejected} of {reading.read} rows were rejected, more than --max_rejected {max_rejected:g} allows: "
+            f"{commonest}. Check the files, or allow more"
         )
-    if reasoning is not None and not reading.has_reasoning.any():
-        known = f"; its ids look like {next(iter(reasoning))!r}" if isinstance(reasoning, dict) and reasoning else ""
+    if rationales is not None and not reading.has_reasoning.any():
+        known = (
+            f"; its ids look like {next(iter(rationales))!r}" if isinstance(rationales, dict) and rationales else ""
+        )
         raise UserError(f"--add_reasoning: no question has a rationale there{known}; row ids look like 'train-17'")

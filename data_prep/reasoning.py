@@ -11,33 +11,33 @@ from sft.common.command import UserError
 THINK_TAGS = ("<think>", "</think>")
 
 
-def load_reasoning(value: str, sources: Iterable[Source]) -> dict[str, str] | str:
+def load_rationales(value: str, sources: Iterable[Source]) -> dict[str, str] | str:
     """What `--add_reasoning` names: {row id: rationale} from a file, or the name of a column of some source.
 
     A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`. Raises `UserError` if
     there is neither file nor column, if the file lacks these fields, or if an id stands twice.
     """
     file = Path(value)
-    if file.suffix not in (".jsonl", ".parquet"):
+    read = {".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(file.suffix)
+    if read is None:
         if any(value in source.columns for source in sources):
             return value
         raise UserError(
             f"--add_reasoning {value}: no source has such a column, and it is not a .jsonl or .parquet file: give a "
             "column, or a file with the fields id and reasoning"
         )
-    reasoning: dict[str, str] = {}
+    rationales: dict[str, str] = {}
     try:
-        rows = _read_parquet(file) if file.suffix == ".parquet" else _read_jsonl(file)
-        for number, (id, text) in enumerate(rows, start=1):
+        for number, (id, text) in enumerate(read(file), start=1):
             id, text = str(id), text or ""
             if not isinstance(text, str):
                 raise UserError(f"--add_reasoning {file}: row {number}: the reasoning of {id} is not text")
-            if id in reasoning:
+            if id in rationales:
                 raise UserError(f"--add_reasoning {file}: row {number}: the id {id} stands twice")
-            reasoning[id] = text
+            rationales[id] = text
     except OSError as error:
         raise UserError(f"--add_reasoning {file}: cannot be read: {error.strerror or error}") from error
-    return reasoning
+    return rationales
 
 
 def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
@@ -47,8 +47,8 @@ def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
                 if not line.isspace():
                     yield itemgetter("id", "reasoning")(json.loads(line))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                message = f"--add_reasoning {file}: line {number} is not a JSON object with id and reasoning"
-                raise UserError(message) from error
+                where = f"--add_reasoning {file}: line {number}"
+                raise UserError(f"{where} is not a JSON object with id and reasoning") from error
 
 
 def _read_parquet(file: Path) -> Iterable[tuple[str, str]]:

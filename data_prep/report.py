@@ -1,11 +1,7 @@
-"""What the prepared data looks like: measures of each split, examples, and the files for people to read.
-
-The page is one file without scripts or links to other files, so that it opens anywhere and travels with the data.
-"""
+"""What the prepared data looks like: measures of each split, examples, and what people read, from templates."""
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +18,6 @@ BARS = 40  # of the chart of lengths
 EXAMPLES = 3  # rows of each split in examples.json
 SAMPLED = 1_000  # rows of each split whose tokens are counted, where not all are
 QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "longest": 1.0}
-
-
-def quantile(lengths: Counter, share: float) -> int:
-    """The smallest length that at least `share` of the rows do not exceed."""
-    seen = 0
-    for length in sorted(lengths):
-        seen += lengths[length]
-        if seen >= share * lengths.total():
-            return length
-    return 0
 
 
 def characters(row: dict[str, Any]) -> int:
@@ -64,8 +50,12 @@ class Measures(NamedTuple):
     def rows(self) -> int:
         return self.letters.total()
 
-    def summary(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         """Letters, floors (accuracy without reading the question) and length quantiles, for report.json."""
+        import numpy as np
+
+        lengths = np.repeat(list(self.lengths), list(self.lengths.values()))
+        quantiles = np.quantile(lengths, list(QUANTILES.values()), method="inverted_cdf").tolist()
         return {
             "rows": self.rows,
             "with_reasoning": self.reasoned,
@@ -74,23 +64,21 @@ class Measures(NamedTuple):
                 "majority_letter": max(self.letters.values()) / self.rows,
                 "longest_option": self.longest_right / self.rows,
             },
-            "lengths": {name: quantile(self.lengths, share) for name, share in QUANTILES.items()},
+            "lengths": dict(zip(QUANTILES, quantiles, strict=True)),
         }
 
 
-def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict[str, list[dict]]:
-    """The first rows of each split: messages, with a tokenizer text, ids and loss mask, and the source's raw cells."""
-    import pyarrow.parquet as pq
+def examples(heads: dict[str, Any], sources: list[Source]) -> dict[str, list[dict]]:
+    """The first rows of each split: messages, with a tokenizer text, ids and loss mask, and the source's raw cells.
 
-    shown = {
-        split: pq.ParquetFile(folder / split / name).read_row_group(0).slice(0, EXAMPLES).to_pylist()
-        for split, name in files.items()
-    }
+    `heads` are the splits' first row groups, as `pyarrow` tables.
+    """
+    from sft.common.chat_template import explain
+
+    shown = {split: head.slice(0, EXAMPLES).to_pylist() for split, head in heads.items()}
     places: dict[tuple[str, int], list[dict]] = {}
     for row in (row for rows in shown.values() for row in rows):
         if worker.tokenizer is not None:
-            from sft.common.chat_template import explain
-
             row |= explain(worker.tokenizer, row["prompt"], row["completion"])
         number = row["id"].rpartition("-")[2].partition("#")[0]
         places.setdefault((row["source"], int(number)), []).append(row)
@@ -102,33 +90,24 @@ def examples(folder: Path, sources: list[Source], files: dict[str, str]) -> dict
     return shown
 
 
-def sampled_lengths(folder: Path, files: dict[str, str], measures: dict[str, Measures]) -> dict[str, Measures]:
-    """The measures with lengths in tokens, counted on the first `SAMPLED` rows of each split. Checks their parity."""
-    import pyarrow.parquet as pq
+def sampled_lengths(head: Any) -> Counter:
+    """Lengths in tokens of the first `SAMPLED` rows of a split, whose parity is checked."""
+    from sft.common.chat_template import tokenize
 
-    from sft.common.chat_template import split_completions
-
-    for split, name in files.items():
-        rows = pq.ParquetFile(folder / split / name).read_row_group(0, ["prompt", "completion"])
-        rows = rows.slice(0, SAMPLED).to_pydict()
-        tokens = split_completions(worker.tokenizer, rows["prompt"], rows["completion"])
-        lengths = Counter(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in tokens)
-        measures[split] = measures[split]._replace(lengths=lengths)
-    return measures
+    rows = head.slice(0, SAMPLED).to_pydict()
+    return Counter(map(len, tokenize(worker.tokenizer, rows["prompt"], rows["completion"])["input_ids"]))
 
 
-def bar_chart(lengths: Counter) -> dict[str, Any]:
-    """Rows by length in bars `step` wide; the last percent of the rows, which may be far out, has no bar."""
-    shortest, limit = min(lengths), quantile(lengths, 0.99)
+def bar_chart(lengths: Counter, limit: int) -> dict[str, Any]:
+    """Rows by length in bars `step` wide; rows beyond `limit` (the last percent, which may be far out) have no bar."""
+    shortest = min(lengths)
     step = -(-(limit - shortest + 1) // BARS)
     bars = Counter()
     for length, count in lengths.items():
         if length <= limit:
             bars[(length - shortest) // step] += count
-    return {
-        **{"shortest": shortest, "step": step, "limit": limit, "longest": max(lengths)},
-        **{"bars": sorted(bars.items()), "tallest": max(bars.values())},
-    }
+    axis = {"shortest": shortest, "step": step, "limit": limit, "longest": max(lengths)}
+    return {**axis, "bars": sorted(bars.items()), "tallest": max(bars.values())}
 
 
 def write_report(
@@ -137,7 +116,10 @@ def write_report(
     """Write report.json, examples.json (`shown`), the page report.html and the data set card README.md."""
     write_json(folder / "report.json", report)
     write_json(folder / "examples.json", shown)
-    charts = {split: bar_chart(measured.lengths) for split, measured in measures.items()}
+    charts = {
+        split: bar_chart(measured.lengths, limit=report["measures"][split]["lengths"]["p99"])
+        for split, measured in measures.items()
+    }
     first = next(iter(shown.values()))[0]
     text = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in first["prompt"] + first["completion"])
     page = render(TEMPLATES / "report.html", **report, charts=charts, example=first.get("text", text))
@@ -145,44 +127,3 @@ def write_report(
     formats = [FORMATS[name] for name in sorted({source["format"] for source in report["sources"].values()})]
     card = render(TEMPLATES / "data_card.md", **report, formats=formats)
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def summary(report: dict[str, Any]) -> Iterator[str]:
-    """The report as a few lines for the terminal."""
-    yield (
-        f"Read {report['read']:,} rows: {report['kept']:,} kept, {report['rejected']:,} rejected, "
-        f"{report['duplicates']:,} duplicates"
-    )
-    for name, source in report["sources"].items():
-        splits = ", ".join(f"{split} {count:,}" for split, count in source["splits"].items() if count)
-        yield f"  {name}, {source['title']}: {source['rows']:,} rows, sound: {splits or 'none'}"
-    for reason, count in report["rejected_by_reason"].items():
-        yield f"  rejected: {count:,} {reason}"
-    if report["contradictory"]:
-        yield f"  kept: {report['contradictory']:,} that another row with the same question answers otherwise"
-    for reason, count in report["left_out"].items():
-        yield f"  left out: {count:,} {reason}"
-    for split, count in report.get("longer_than_max_length", {}).items():
-        yield f"  longer than --max_length: {count:,} of {split}, {'kept' if split.startswith('test') else 'left out'}"
-    if "rationales" in report:
-        unused = f", {report['rationales_unused']:,} ids match none" if report.get("rationales_unused") else ""
-        yield f"  rationales: {report['rationales']:,} questions have one{unused}"
-    if "not_shuffled" in report:
-        yield f"  kept in one order: {report['not_shuffled']:,} questions that may speak of letters or places"
-    if "dev" not in report["splits"] and "train" in report["splits"]:
-        yield "  no dev split: train is too small, all of one article, or --dev_size is 0"
-    for split, measured in report["measures"].items():
-        lengths, floors = measured["lengths"], measured["floors"]
-        yield (
-            f"  {split:<10} {measured['rows']:>9,} rows, median {lengths['median']} and longest {lengths['longest']} "
-            f"{report['length_unit']}; floors: letter {floors['majority_letter']:.3f}, "
-            f"longest option {floors['longest_option']:.3f}"
-        )
-    yield f"  lengths: {report['length_note']}"
-    for entry in report["overlap"]:
-        if entry["shared"]:
-            first, second = entry["splits"]
-            yield (
-                f"  {first} and {second} share {entry['shared']:,} by {entry['by']}: {entry['rows'][0]:,} rows of "
-                f"{first}, {entry['rows'][1]:,} of {second}"
-            )

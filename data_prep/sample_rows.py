@@ -6,7 +6,6 @@ Five phrasings are training questions and three are test questions, in rows with
 import csv
 import itertools
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -33,11 +32,8 @@ def written_choice(letter: str, text: str, rng: random.Random) -> str:
     return style.format(letter, text)
 
 
-def question_row(
-    question: str, answer: str, options: Sequence[str], figure: str, rng: random.Random
-) -> dict[str, str]:
+def question_row(question: str, answer: str, options: list[str], figure: str, rng: random.Random) -> dict[str, str]:
     """One sound CSV row, options in the given order, with a quirk that preparation must mend in about one of four."""
-    options = list(options)
     gold = options.index(answer)
     quirk = rng.choice(["newline", "quotes", "n/a", "shifted letters"]) if rng.random() < 0.25 else None
     if quirk == "newline":
@@ -69,7 +65,7 @@ def sample_rows(seed: int) -> dict[str, list[dict[str, str]]]:
             split = "train" if phrasing < TRAIN_PHRASINGS else "test"
             # One article per group and phrasing: holding out whole articles then holds out phrasings, not facts.
             article = FIRST_ARTICLE + 100 * number + phrasing
-            pairs = [(fact, order) for fact in group["facts"] for order in rng.sample(orders, ORDERS[split])]
+            pairs = [(fact, list(order)) for fact in group["facts"] for order in rng.sample(orders, ORDERS[split])]
             for figure, (fact, order) in enumerate(pairs, start=1):
                 name = f"PMC{article}_F{figure}.jpg"
                 splits[split].append(question_row(fact["phrasings"][phrasing], fact["answer"], order, name, rng))

@@ -1,6 +1,5 @@
 """Where questions come from: CSV and JSON-lines files, saved `datasets` folders, PMC-VQA on the Hub.
 
-In: the path or Hub id that the user gave. Out: `Source` objects, whose rows are read as text, one after another.
 Faults of a file stop the preparation with a `UserError`; faults of one row raise `RejectedRow` in `cells_of`.
 """
 
@@ -24,6 +23,9 @@ HUB_FILES = {
     "pmc_vqa_v2": ("train_2.csv", "test_2.csv"),
 }
 FILE_ENDINGS = (".csv", ".jsonl", ".json")
+# How files are opened: bytes that are not UTF-8 become surrogates, which `sound` refuses, in a row as in a header.
+TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 csv.field_size_limit(1 << 24)  # characters of one cell: beyond any caption
 
 
@@ -33,34 +35,29 @@ class Source:
 
     path: Path  # of the file, or of the saved folder
     name: str  # file name, or split name
+    stem: str  # what the ids of its rows begin with
     kind: str  # csv, jsonl or saved
     columns: tuple[str, ...]
     format: str  # key of FORMATS
     split: str  # train, dev, test, test_clean; "" where the name does not tell
 
-    @property
-    def stem(self) -> str:
-        """What the ids of its rows begin with."""
-        return self.name.removesuffix(self.path.suffix) if self.kind != "saved" else self.name
-
     def sha256(self) -> str:
         """SHA-256 of the bytes that are read, in hexadecimal."""
-        folder = self.path / self.name if (self.path / self.name).is_dir() else self.path
-        return sha256(*(sorted(folder.glob("*.arrow")) if self.kind == "saved" else [self.path]))
+        if self.kind != "saved":
+            return sha256(self.path)
+        folder = self.path / self.name
+        return sha256(*sorted((folder if folder.is_dir() else self.path).glob("*.arrow")))
 
     def rows(self) -> Iterator[Any]:
         """The rows as they come, to be read by `cells_of`. Raises `UserError` where the file breaks off."""
         return {"csv": _csv_rows, "jsonl": _json_lines, "saved": _saved_rows}[self.kind](self)
 
 
-def find_sources(
-    place: str, format_name: str = "detect", revision: str | None = None
-) -> tuple[list[Source], list[Source]]:
-    """(the sources at `place`, those there that have another format than `format_name`).
+def find_sources(place: str, format_name: str, revision: str | None) -> list[Source]:
+    """The sources of a format at `place`: a file, a folder of files, a saved `datasets` folder, or an id on the Hub.
 
-    `place` is a file, a folder of files, a saved `datasets` folder, or the id of a data set on the Hub. Raises
-    `UserError` if nothing is there, for a file of no known format, if none has the wanted format, for two files of
-    one name, or for a Hub id without version and commit.
+    Prints which others are there. Raises `UserError` if nothing is there, for a file of no known format, if none has
+    the wanted format, for two files of one name, or for a Hub id without version and commit.
     """
     path = Path(place)
     if not path.exists():
@@ -86,7 +83,10 @@ def find_sources(
     for first, second in combinations(sources, 2):
         if first.stem == second.stem:
             raise UserError(f"{first.name} and {second.name} would give their rows the same ids: rename one of them")
-    return sources, [source for source in every if source not in sources]
+    for source in every:
+        if source not in sources:
+            print(f"Left out by --format: {source.name}, {FORMATS[source.format].title}")
+    return sources
 
 
 def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
@@ -110,39 +110,38 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
     return files
 
 
-def _format_of(where: str, columns: tuple[str, ...]) -> str:
-    """The format with these columns. Raises `UserError` if there is none."""
+def _source(path: Path, name: str, stem: str, kind: str, columns: tuple[str, ...], where: str) -> Source:
+    """The source with the format of its columns. Raises `UserError` if they are of no known format."""
     try:
         sound("".join(columns))
     except RejectedRow:
         raise UserError(f"{where}: the header is not UTF-8 text: is it a CSV file, unpacked?") from None
-    name = detect(columns)
-    if name is None:
+    format_name = detect(columns)
+    if format_name is None:
         header = ascii(",".join(columns))[1:-1][:200] or "an empty file"
         raise UserError(f"{where}: header of no known format: found {header}; {nearest(columns)}")
-    return name
+    return Source(path, name, stem, kind, columns, format_name, split_named(stem))
 
 
 def _file_source(file: Path) -> Source:
     kind = "csv" if file.suffix.lower() == ".csv" else "jsonl"
     try:
-        with open(file, "rb") as content:
-            if b"\0" in content.read(4096).split(b"\n")[0]:
+        with open(file, **TEXT, newline="") as lines:
+            if "\0" in lines.readline(4096):
                 raise UserError(f"{file}: not a text file: is it a CSV file, unpacked?")
-        if kind == "csv":
-            with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-                columns = tuple(name.strip() for name in next(csv.reader(lines), []))
-        else:
-            with open(file, encoding="utf-8-sig") as lines:
-                first = json.loads(next((line for line in lines if not line.isspace()), "{}"))
-            if isinstance(first, list):
-                raise UserError(f"{file}: a JSON array: write one object a line (JSON lines)")
-            columns = tuple(first) if isinstance(first, dict) else ()
+            lines.seek(0)
+            if kind == "csv":
+                columns = [name.strip() for name in next(csv.reader(lines), [])]
+            else:
+                columns = json.loads(next((line for line in lines if not line.isspace()), "{}"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except (csv.Error, ValueError, RecursionError) as error:
         raise UserError(f"{file}: line 1 is not {'CSV' if kind == 'csv' else 'a JSON object'}: {error}") from error
-    return Source(file, file.name, kind, columns, _format_of(str(file), columns), split_named(file.stem))
+    if kind == "jsonl" and isinstance(columns, list):
+        raise UserError(f"{file}: a JSON array: write one object a line (JSON lines)")
+    columns = tuple(columns) if isinstance(columns, list | dict) else ()
+    return _source(file, file.name, file.stem, kind, columns, str(file))
 
 
 def _saved_sources(path: Path) -> list[Source]:
@@ -153,17 +152,14 @@ def _saved_sources(path: Path) -> list[Source]:
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{path}: not a complete saved data set, or an empty split: {first_line(error)}") from error
     splits = saved if isinstance(saved, DatasetDict) else {split_named(path.name) or "train": saved}
-    sources = []
-    for name, rows in splits.items():
-        columns = tuple(rows.column_names)
-        format_name = _format_of(f"{path}, split {name}", columns)
-        sources.append(Source(path, name, "saved", columns, format_name, split_named(name)))
-    return sources
+    return [
+        _source(path, name, name, "saved", tuple(rows.column_names), f"{path}, split {name}")
+        for name, rows in splits.items()
+    ]
 
 
 def _csv_rows(source: Source) -> Iterator[list[str]]:
-    # Bytes that are not UTF-8 become surrogates, which `cells_of` rejects row by row.
-    with open(source.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with open(source.path, **TEXT, newline="") as lines:
         rows = csv.reader(lines, strict=True)
         next(rows)
         cells, line = source.columns, rows.line_num
@@ -180,8 +176,11 @@ def _csv_rows(source: Source) -> Iterator[list[str]]:
         except csv.Error as error:
             fault = "the file ends inside a quoted cell" if "end of data" in str(error) else f"broken CSV: {error}"
             raise UserError(f"{source.path}: line {rows.line_num}: {fault}: is the download complete?") from error
-    if cells and (len(cells) < len(source.columns) or not cells[-1]) and not _ends_with_newline(source.path):
-        raise UserError(f"{source.path}: line {line}: the file ends inside a row: is the download complete?")
+    if cells and (len(cells) < len(source.columns) or not cells[-1]):
+        with open(source.path, "rb") as content:
+            content.seek(-1, 2)
+            if content.read() not in b"\r\n":
+                raise UserError(f"{source.path}: line {line}: the file ends inside a row: is the download complete?")
 
 
 def _holds_rows(cells: list[str]) -> bool:
@@ -193,7 +192,7 @@ def _holds_rows(cells: list[str]) -> bool:
 
 def _json_lines(source: Source) -> Iterator[str]:
     number, line = 0, "\n"
-    with open(source.path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
+    with open(source.path, **TEXT, newline="\n") as lines:
         for number, line in enumerate(lines, start=1):  # noqa: B007
             if not line.isspace():
                 yield line
@@ -216,21 +215,12 @@ def _saved_rows(source: Source) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _ends_with_newline(file: Path) -> bool:
-    with open(file, "rb") as content:
-        content.seek(-1, 2)
-        return content.read(1) in b"\r\n"
-
-
 def sound(text: str) -> str:
     """`text` itself. Raises `RejectedRow` if it holds a NUL byte or is not UTF-8."""
     if "\0" in text:
         raise RejectedRow("row holds a NUL byte")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise RejectedRow("row is not UTF-8 text") from None
+    if not text.isascii() and _SURROGATE.search(text):
+        raise RejectedRow("row is not UTF-8 text")
     return text
 
 
@@ -246,8 +236,8 @@ def _as_text(value: Any) -> Any:
 def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
     """The cells of one row by column, every one a string.
 
-    Raises `RejectedRow` for another number of cells than the header, text that is not UTF-8, a NUL byte, or a line
-    that is not a JSON object of the format.
+    Raises `RejectedRow` for another number of cells than the header has, unsound text, or a line that is not a JSON
+    object of the format.
     """
     if source.kind == "csv":
         sound("".join(raw))

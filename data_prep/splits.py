@@ -12,9 +12,7 @@ from typing import Any
 
 SPLITS = ("train", "dev", "test", "test_clean")
 LEFT_OUT = -1
-
-# Dev never takes more than this share of the training questions, whatever --dev_size says.
-MAX_DEV_SHARE = 0.1
+MAX_DEV_SHARE = 0.1  # of the training questions, whatever --dev_size says
 
 # What two splits can share, and the hash column that shows it.
 OVERLAPS = {"article": "article_hash", "figure": "figure_hash", "question and options": "question_hash"}
@@ -34,19 +32,22 @@ def first_occurrences(hashes: Any) -> Any:
     return first
 
 
-def draw(indices: Any, size: int, seed: int) -> Any:
-    """`size` of the indices at random, in their order; all of them if there are no more."""
-    if len(indices) <= size:
-        return indices
-    drawn = random.Random(seed).sample(range(len(indices)), size)  # noqa: S311
-    return indices[sorted(drawn)]
+def not_drawn(split_of: Any, size: int, seed: int) -> Any:
+    """Boolean array: is this question outside a random sample of `size` questions of its split?"""
+    import numpy as np
+
+    outside = split_of != LEFT_OUT
+    for code in range(len(SPLITS)):
+        indices = np.flatnonzero(split_of == code)
+        drawn = random.Random(seed).sample(range(len(indices)), min(size, len(indices)))  # noqa: S311
+        outside[indices[drawn]] = False
+    return outside
 
 
 def held_out(group_hashes: Any, dev_size: int) -> Any:
-    """Boolean array, true for dev: groups in the order of their seeded hash, until dev holds `dev_size`.
+    """Boolean array, true for dev: groups in the order of their hash, until dev holds `dev_size` (or `MAX_DEV_SHARE`).
 
-    A group is an article; a question of unknown article is a group of its own. A group that would exceed `dev_size`
-    is passed over, and dev never exceeds `MAX_DEV_SHARE` of the questions.
+    A group is an article, or one question of unknown article; one that would exceed that size is passed over.
     """
     import numpy as np
 

@@ -1,5 +1,6 @@
 """The processes that work on chunks of rows: what each of them knows, and how their results come back in order."""
 
+import argparse
 import contextlib
 import gc
 import multiprocessing
@@ -9,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any
 
 from sft.common.command import UserError
@@ -17,46 +17,30 @@ from sft.common.command import UserError
 STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What every process needs to know."""
-
-    answer_format: str
-    seed: int
-    shuffle_choices: int = 0
-    reasoning: dict[str, str] | str | None = None  # {row id: rationale}, or the column that holds it
-    tokenizer: str | None = None
-    chat_template: str | None = None
-    pretokenize: bool = False
-    max_length: int | None = None
-
-
-settings = Settings(answer_format="letter_text", seed=0)
+options = argparse.Namespace()  # of data_prep/prepare.py
+rationales: dict[str, str] | str | None = None  # by row id, or the column that holds them
 tokenizer: Any = None
 fingerprint = ""  # of the tokenizer
 
 
-def start(new: Settings) -> None:
-    """Keep the settings, and load their tokenizer unless this process has it from its parent.
+def start(new: argparse.Namespace, new_rationales: dict[str, str] | str | None) -> None:
+    """Keep the options and rationales, and load the tokenizer that they name, in this process.
 
     Raises `UserError` if the tokenizer cannot be loaded, or has no chat template.
     """
-    global settings, tokenizer, fingerprint
-    if (new.tokenizer, new.chat_template) != (settings.tokenizer, settings.chat_template):
+    global options, rationales, tokenizer, fingerprint
+    if new is options:  # as in a forked process
+        return
+    options, rationales, tokenizer, fingerprint = new, new_rationales, None, ""
+    if model := new.pretokenize or new.tokenizer:
         from sft.common.chat_template import tokenizer_fingerprint
         from sft.common.models import load_tokenizer
 
-        tokenizer = load_tokenizer(new.tokenizer, new.chat_template) if new.tokenizer else None
-        fingerprint = tokenizer_fingerprint(tokenizer) if tokenizer else ""
-    settings = new
+        tokenizer = load_tokenizer(model, new.chat_template)
+        fingerprint = tokenizer_fingerprint(tokenizer)
 
 
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_process(new: Settings) -> None:
+def _start_process(*words: Any) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone answers to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -65,16 +49,15 @@ def _start_process(new: Settings) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Rows hold no cycles, and looking for some takes a quarter of the time.
     gc.disable()
-    start(new)
+    start(*words)
 
 
 @contextlib.contextmanager
 def ordered_map(num_proc: int) -> Iterator[Callable]:
     """Yield `apply(function, items)`, which yields the results in the order of the items.
 
-    The processes have this one's settings. With one process all happens here. At most two items a process are read
-    ahead, so that reading never outruns the work. Raises `UserError` if a process was killed, which on most machines
-    means that memory ran out.
+    With one process all happens here. At most two items a process are read ahead, so that reading never outruns the
+    work. Raises `UserError` if a process was killed, which on most machines means that memory ran out.
     """
     # pyarrow imports pandas at its first conversion: better once here than in every process, where it takes half a
     # second, and where a Ctrl-C that comes meanwhile is lost.
@@ -89,7 +72,8 @@ def ordered_map(num_proc: int) -> Iterator[Callable]:
         return
     # Forked where that is possible: the children share what the parent has loaded.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context(method), _start_process, (settings,))
+    context = multiprocessing.get_context(method)
+    executor = ProcessPoolExecutor(num_proc, context, _start_process, (options, rationales))
     # Python loses the exception of a signal that comes while it forks. So all processes start here, at a first piece
     # of work, and a signal waits until they have.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)

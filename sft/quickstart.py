@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +36,7 @@ class Step(NamedTuple):
     inputs: tuple[str, ...] = ()  # paths, or patterns of paths
 
 
-EVALUATE = (
-    f"python sft/evaluate.py --dataset_path {PREPARED} --split test --no-choices_only "
-    f"--output_dir {OUT}/eval --overwrite"
-)
+EVALUATE = f"python sft/evaluate.py --dataset_path {PREPARED} --split test --no-choices_only --output_dir {OUT}/eval"
 STEPS = [
     Step(
         "sample",
@@ -61,13 +59,13 @@ STEPS = [
     ),
     Step(
         "evaluate base",
-        f"{EVALUATE} --model_path {MODEL} --chat_template {TEMPLATE} --name base",
+        f"{EVALUATE} --overwrite --model_path {MODEL} --chat_template {TEMPLATE} --name base",
         OUT / "eval/base/results.json",
         ("sft/evaluate.py", "sft/evaluation/*.py", "sft/inference/*.py"),
     ),
     Step(
         "evaluate tuned",
-        f"{EVALUATE} --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
+        f"{EVALUATE} --overwrite --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
         OUT / "eval/tuned/results.json",
     ),
     Step("ask", f"python sft/infer.py --model_path {TRAINED}/final_model", None),
@@ -82,35 +80,34 @@ def is_current(step: Step, newest_input: float) -> bool:
     return step.product.stat().st_mtime >= max([newest_input, *own])
 
 
-def run_step(step: Step) -> None:
-    """Run the command with this environment's Python. Raises `UserError` if it fails."""
+def run_step(step: Step) -> float:
+    """Run the command with this environment's Python; returns its seconds. Raises `UserError` if it fails."""
     program, *words = shlex.split(step.command)
     start = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[program]
-    # The embedded model and data are here; nothing is to be looked for on the Hub.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # As many as accelerate would count, which warns that it did.
-    environment["OMP_NUM_THREADS"] = str(cpu_threads())
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",  # the embedded model and data are here
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(cpu_threads()),  # as many as accelerate would count, which warns that it did
+    }
+    started = time.perf_counter()
     if subprocess.run([sys.executable, *start, *words], env=environment, check=False).returncode:
         raise UserError(f"step {step.name} failed, see above; the command was: {step.command}")
+    return time.perf_counter() - started
 
 
-def table(seconds: dict[str, float], repeated: set[str]) -> str:
-    """Accuracies, their comparison, and the seconds of each step."""
+def print_table(seconds: dict[str, float], repeated: set[str]) -> None:
+    """Print accuracies, their comparison, and the seconds of each step."""
     base, tuned = (read_json(OUT / f"eval/{name}/results.json") for name in ("base", "tuned"))
-    scores = {results["name"]: results["scores"]["option_likelihood"] for results in (base, tuned)}
-    intervals = {name: "{:.3f} to {:.3f}".format(*score["ci95"]) for name, score in scores.items()}
-    accuracies = [f"  {name:<16}{score['accuracy']:>8.3f}   {intervals[name]}" for name, score in scores.items()]
-    floor = max(tuned["floors"], key=tuned["floors"].get)
+    print(f"\nEmbedded test split, n = {tuned['n']}, option likelihood\n")
+    print(f"  {'model':<16}accuracy   95 % interval")
+    for results in (base, tuned):
+        score = results["scores"]["option_likelihood"]
+        print("  {:<16}{:>8.3f}   {:.3f} to {:.3f}".format(results["name"], score["accuracy"], *score["ci95"]))
+    floor, accuracy = max(tuned["floors"].items(), key=itemgetter(1))
     paired = tuned["paired"]["option_likelihood"]
-    reused = "   (reused; measured when it ran)"
-    times = [f"  {name:<16}{seconds[name]:>8.0f}{'' if name in repeated else reused}" for name, *_ in STEPS]
-    newline = "\n"
-    return f"""
-Embedded test split, n = {tuned["n"]}, option likelihood
-
-  {"model":<16}accuracy   95 % interval
-{newline.join(accuracies)}
-  {"highest floor":<16}{tuned["floors"][floor]:>8.3f}   {floor.replace("_", " ")}
+    print(f"""\
+  {"highest floor":<16}{accuracy:>8.3f}   {floor.replace("_", " ")}
   {"tuned - base":<16}{paired["difference"]:>+8.3f}   McNemar p = {paired["mcnemar_p"]:.1e}
   to look at: {OUT}/eval/tuned/report.html
 
@@ -119,9 +116,11 @@ Embedded test split, n = {tuned["n"]}, option likelihood
 
   {cpu_name()}, {cpu_threads()} threads, {"bfloat16" if cpu_has_bf16() else "float32 (no bfloat16 instructions)"}
 
-  {"step":<16}{"seconds":>8}
-{newline.join(times)}
-  {"this run":<16}{sum(seconds[name] for name in repeated):>8.0f}"""
+  {"step":<16}{"seconds":>8}""")
+    for step in STEPS:
+        note = "" if step.name in repeated else "   (reused; measured when it ran)"
+        print(f"  {step.name:<16}{seconds[step.name]:>8.0f}{note}")
+    print(f"  {'this run':<16}{sum(seconds[name] for name in repeated):>8.0f}")
 
 
 def main() -> None:
@@ -134,21 +133,21 @@ def main() -> None:
     repeated = set()
     newest = Path(MODEL, "model.safetensors").stat().st_mtime
     for number, step in enumerate(STEPS, start=1):
-        current = is_current(step, newest) and step.name in seconds
-        does = f"reusing {step.product}" if current else step.command
-        print(f"\n[{number}/{len(STEPS)}] {step.name}: {does}", flush=True)
-        if not current:
+        reused = is_current(step, newest) and step.name in seconds
+        print(
+            f"\n[{number}/{len(STEPS)}] {step.name}: {f'reusing {step.product}' if reused else step.command}",
+            flush=True,
+        )
+        if not reused:
             if step.name == "train":
                 # The recipe or the data changed; sft/run.py would refuse to overwrite the earlier run.
                 shutil.rmtree(TRAINED, ignore_errors=True)
-            start = time.perf_counter()
-            run_step(step)
-            seconds[step.name] = time.perf_counter() - start
+            seconds[step.name] = run_step(step)
             repeated.add(step.name)
             write_json(clock, seconds)
         if step.product:
             newest = max(newest, step.product.stat().st_mtime)
-    print(table(seconds, repeated))
+    print_table(seconds, repeated)
 
 
 if __name__ == "__main__":

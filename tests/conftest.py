@@ -315,15 +315,9 @@ def tiny_deepseek(tmp_path_factory, short_tokenizer) -> Path:
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 2048}
-    config = LlamaConfig(
-        **sizes,
-        vocab_size=len(short_tokenizer),
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=short_tokenizer.bos_token_id,
-        eos_token_id=short_tokenizer.eos_token_id,
-        pad_token_id=short_tokenizer.eos_token_id,
-    )
+    heads, end = {"num_attention_heads": 4, "num_key_value_heads": 2}, short_tokenizer.eos_token_id
+    ends = {"bos_token_id": short_tokenizer.bos_token_id, "eos_token_id": end, "pad_token_id": end}
+    config = LlamaConfig(vocab_size=len(short_tokenizer), **sizes, **heads, **ends)
     folder = tmp_path_factory.mktemp("models") / "tiny-deepseek"
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     short_tokenizer.save_pretrained(folder)

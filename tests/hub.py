@@ -73,6 +73,9 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
 
+    def is_for(self, method: str, path: str) -> bool:
+        return self.times > 0 and self.method == method and self.path in path
+
 
 class Hub(BaseHTTPRequestHandler):
     """The calls that `huggingface_hub` makes to create, fill, change and read a repository."""
@@ -81,7 +84,7 @@ class Hub(BaseHTTPRequestHandler):
     repos: dict[tuple[str, str], Repo]  # by kind (models, datasets) and id
     blobs: dict[str, bytes]  # LFS, by SHA-256
     faults: list[Fault]
-    asked: list[str]  # method and path of every request
+    requests: list[str]  # method and path of every request
     environment: dict[str, str]
     lock: threading.Lock
 
@@ -118,17 +121,13 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.place, _, _ = urllib.parse.unquote(self.path).partition("?")
         with self.lock:
-            self.asked.append(f"{self.command} {self.place}")
-            for fault in self.faults:
-                if not (fault.times and fault.method == self.command and fault.path in self.place):
-                    continue
+            self.requests.append(f"{self.command} {self.place}")
+            if fault := next((fault for fault in self.faults if fault.is_for(self.command, self.place)), None):
                 fault.times -= 1
                 self.silent = fault.way in (DROP, DROP_AFTER)
                 if fault.way != DROP_AFTER:
-                    return self.answer(
-                        0 if self.silent else fault.way, {"error": f"fault {fault.way}"}, **fault.headers
-                    )
-                break
+                    status = 0 if self.silent else fault.way
+                    return self.answer(status, {"error": f"fault {fault.way}"}, **fault.headers)
             return self.respond(body)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
@@ -180,15 +179,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def lfs_batch(self, wanted: dict) -> None:
         """Say where the files go that are not here yet."""
-        url, objects = self.environment["HF_ENDPOINT"], []
+        url = f"{self.environment['HF_ENDPOINT']}/lfs"
         for blob in wanted["objects"]:
             if blob["oid"] not in self.blobs:
-                blob["actions"] = {
-                    "upload": {"href": f"{url}/lfs/upload/{blob['oid']}"},
-                    "verify": {"href": f"{url}/lfs/verify/{blob['oid']}"},
-                }
-            objects.append(blob)
-        return self.answer(200, {"transfer": "basic", "objects": objects})
+                blob["actions"] = {step: {"href": f"{url}/{step}/{blob['oid']}"} for step in ("upload", "verify")}
+        return self.answer(200, {"transfer": "basic", "objects": wanted["objects"]})
 
     def lfs(self, step: str, oid: str, body: bytes) -> None:
         """Take the bytes of a file, and say whether they arrived."""
@@ -269,7 +264,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def start(home: Path) -> tuple[type[Hub], ThreadingHTTPServer]:
     """A running server and the class that holds its state; `environment` makes a command talk to it."""
-    state = {"repos": {}, "blobs": {}, "faults": [], "asked": [], "lock": threading.Lock()}
+    state = {"repos": {}, "blobs": {}, "faults": [], "requests": [], "lock": threading.Lock()}
     handler = type("Handler", (Hub,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

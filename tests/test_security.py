@@ -107,7 +107,7 @@ def test_pickled_weights_are_not_read(refused, tiny_deepseek, hub, command, tmp_
     done = command("sft/infer.py", "--model_path", "someone/adapter", *question, **hub.environment, **KNOWN)
     assert done.returncode == 2, done.stderr
     assert "holds no adapter_model.safetensors: other files of weights are not read" in done.stderr
-    assert not [place for place in hub.asked if place.endswith(".bin") and place.startswith("GET")]
+    assert not [place for place in hub.requests if place.endswith(".bin") and place.startswith("GET")]
 
 
 def test_a_model_on_the_hub_is_read_at_the_revision_that_is_named(here, hub, command, tiny_deepseek):

@@ -110,11 +110,8 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
             continue
         shape = tuple((key, text if key == "role" else bool(text)) for turn in turns for key, text in turn.items())
         if shape not in patterns:
-            number = count()
-            marked = [
-                {k: text if k == "role" or not text else f"{_SLOT}{next(number)}{_SLOT}" for k, text in turn.items()}
-                for turn in turns
-            ]
+            slots = (f"{_SLOT}{number}{_SLOT}" for number in count())
+            marked = [{k: next(slots) if k != "role" and text else text for k, text in turn.items()} for turn in turns]
             pattern = by_template([marked])[0].replace("{", "{{").replace("}", "}}")
             patterns[shape] = re.sub(f"{_SLOT}(\\d+){_SLOT}", r"{\1}", pattern)
         filled[index] = patterns[shape].format(*values)
@@ -169,13 +166,11 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     rests = encode(tokenizer, [text[cut:] for text, cut in zip(full_texts, cuts, strict=True)])
 
     rows = []
-    for prompt, completion, prompt_text, full_text, head, end, rest in zip(
-        prompts, completions, prompt_texts, full_texts, heads, ends, rests, strict=True
-    ):
+    columns = (prompts, completions, prompt_texts, full_texts, heads, ends, rests)
+    for prompt, completion, prompt_text, full_text, head, end, rest in zip(*columns, strict=True):
         row = f"the row that asks {prompt[-1]['content'][:60]!r}"
         if not full_text.startswith(prompt_text) or rest[: len(end)] != end:
-            (prompt_ids,) = token_ids(tokenizer, [prompt], add_generation_prompt=True)
-            (full_ids,) = token_ids(tokenizer, [prompt + completion])
+            prompt_ids, full_ids = encode(tokenizer, [prompt_text, full_text])
             same = len(common_prefix([prompt_ids, full_ids]))
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
@@ -184,7 +179,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
                 "keeps the think block, as recipes/templates/deepseek_r1.jinja does for the R1 distills: "
                 "chat_template_path in a recipe, --chat_template elsewhere"
             )
-        for text in (prompt[-1]["content"], *(text for key, text in completion[-1].items() if key != "role" and text)):
+        for text in (prompt[-1]["content"], completion[-1]["content"], completion[-1].get("reasoning_content") or ""):
             if text.strip() not in full_text:
                 raise UserError(f"chat template leaves out {text.strip()[:60]!r} of {row}: use another template")
         prompt_ids, completion_ids = head + end, rest[len(end) :]
@@ -221,10 +216,7 @@ def _up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:
-    """Token ids that stand between a prompt and the first word of an answer without thinking.
-
-    For a family that thinks, they close the think block at once; for others there are none.
-    """
+    """Token ids between a prompt and an answer without thinking: a closed think block; none for other families."""
     prompt = [{"role": "user", "content": "Which?"}]
     answers = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
     return common_prefix([row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers)])

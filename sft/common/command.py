@@ -62,21 +62,16 @@ def shipped(path: Path) -> Path:
 
 
 def check_one_checkout(main: Callable[[], None]) -> None:
-    """Raise `UserError` if `main` lies in one copy of this project, and its packages were imported from another.
-
-    `python sft/run.py` finds the packages where the environment was set up. That may be in another folder: another
-    clone's environment is active, or this folder was copied with its own.
-    """
-    imported = Path(__file__).resolve().parents[2]
-    for folder in Path(main.__code__.co_filename).resolve().parents:
-        if (folder / "sft/common/command.py").exists():  # the nearest folder around `main` that holds this project
-            if folder.samefile(imported):
-                return
-            raise UserError(
-                f"this command lies in {folder}, but {sys.executable} imports the project from {imported}: "
-                "in the first folder, type `make quickstart` and `source .venv/bin/activate`, "
-                "or `pip install -c constraints.txt -e .` in an environment of your own"
-            )
+    """Raise `UserError` if `main` lies in one copy of this project, and its packages were imported from another."""
+    # As where the environment of another clone is active, or this folder was copied with its environment.
+    imported, around_main = Path(__file__).resolve().parents[2], Path(main.__code__.co_filename).resolve().parents
+    folder = next((folder for folder in around_main if (folder / "sft/common/command.py").exists()), imported)
+    if not folder.samefile(imported):
+        raise UserError(
+            f"this command lies in {folder}, but {sys.executable} imports the project from {imported}: in the first "
+            "folder, type `make quickstart` and `source .venv/bin/activate`, or `pip install -c constraints.txt -e .` "
+            "in an environment of your own"
+        )
 
 
 def first_line(error: BaseException) -> str:
@@ -127,13 +122,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def check_disk(folder: Path, needed: float, purpose: str, advice: str, reclaimed: int = 0) -> None:
-    """Raise `UserError` if `needed` bytes do not fit on the disk where `folder` is, or will be.
+    """Raise `UserError` (``PURPOSE … GiB, … GiB are free: ADVICE``) if `needed` bytes do not fit where `folder` is.
 
-    `purpose` and `advice` stand before and behind the numbers; `reclaimed` bytes there will be free by then.
+    The folder need not exist yet; `reclaimed` bytes there will be free by then.
     """
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
+    place = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
     free = shutil.disk_usage(place).free + reclaimed
     if needed > free:
         raise UserError(f"{purpose} {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free: {advice}")
@@ -158,6 +151,11 @@ def terminated_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_json(path: Path) -> Any:

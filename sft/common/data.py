@@ -1,7 +1,4 @@
-"""Open a split of a prepared data set, by folder or Hub id, or a weighted mixture of several.
-
-On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag.
-"""
+"""Open a split of a prepared data set, by folder or Hub id (``OWNER/NAME@REVISION``), or a mixture of several."""
 
 import contextlib
 import hashlib
@@ -25,13 +22,12 @@ def load_split(path: str, split: str) -> Any:
     from huggingface_hub import snapshot_download
 
     advice = "prepare one with `python data_prep/prepare.py --dataset_path DIR --output_dir PMC-VQA-Processed`"
+    is_here, (name, revision) = Path(path).exists(), pinned(path)
     # A prepared folder holds report.json; in any other, load_dataset would load whatever files it finds.
-    is_here = Path(path).exists()
     if is_here and not (Path(path) / "report.json").is_file():
         raise UserError(f"data set {path} is not a prepared data set: {advice}")
-    # load_dataset would take a folder of the same name that it has seen elsewhere from its cache, in place of one that
-    # is not here. On the Hub a data set has an owner.
-    name, revision = pinned(path)
+    # In place of a folder that is not here, load_dataset would take one of that name from its cache. On the Hub a data
+    # set has an owner.
     if not is_here and (name.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"data set {path} does not exist: {advice}")
     with loading_errors(f"data set {path} cannot be opened", f": {advice}", also=DatasetsError):
@@ -56,9 +52,8 @@ def load_split(path: str, split: str) -> Any:
 def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
     """The rows of one split of several data sets, each taken `weight` times: 1 is every row once, 0.5 a random half.
 
-    The draw depends on the seed and on the order in which the data sets are named, so that every process and every
-    later run has the same rows. Raises `UserError` as `load_split`, or for data sets that were prepared with different
-    answer formats or tokenizers.
+    The draw depends on the seed and on the order of the data sets alone: every process and every later run has the
+    same rows. Raises `UserError` as `load_split`, or if answer formats or tokenizers differ.
     """
     from datasets import concatenate_datasets
 
@@ -80,14 +75,9 @@ def load_mixture(weights: Mapping[str, float], split: str, seed: int) -> Any:
 
 
 def provenance(weights: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Of each data set of a mixture, what its report.json says it was made from: files with their SHA-256, and counts.
-
-    Only the name is known of one without a report.
-    """
-    keys = (
-        *("sources", "splits", "overlap", "options", "read", "kept", "rejected", "duplicates"),
-        *("answer_format", "prompt_version", "seed"),
-    )
+    """Of each data set of a mixture, what its report.json says it was made from; without a report, its name alone."""
+    keys = ("sources", "splits", "overlap", "options", "read", "kept", "rejected", "duplicates")
+    keys += ("answer_format", "prompt_version", "seed")
     data_sets = []
     for path, weight in weights.items():
         report = {}

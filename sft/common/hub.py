@@ -1,8 +1,4 @@
-"""Read from the Hub, and put a folder there: one commit, privately unless --public is given, only listed files.
-
-`check_push` checks before the work whether it will be allowed. `push` repeats what fails for a moment: a connection
-that drops, a busy server, a limit of requests. `unreached` says whether the Hub can be read from at all.
-"""
+"""Read from the Hub, and put a folder there: one commit, privately unless --public is given, only listed files."""
 
 import contextlib
 import functools
@@ -13,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import huggingface_hub  # which loads its parts when they are used
 
 from sft.common.command import UserError, first_line
-
-T = TypeVar("T")
 
 # Seconds before each further try; the files that have arrived are not sent again. A user waits for a query.
 RETRY_PAUSES, QUERY_PAUSES = (1, 2, 4, 8, 16), (1, 2)
@@ -52,18 +48,16 @@ def repo_file(path: str, name: str, kind: str = "model") -> Path | None:
     """A file of a folder or, downloaded if need be, of a repository on the Hub; None without one."""
     if Path(path).is_dir():
         return file if (file := Path(path) / name).is_file() else None
-    from huggingface_hub import hf_hub_download
-
     repo, revision = pinned(path)
     try:
-        return Path(hf_hub_download(repo, name, repo_type=kind, revision=revision))
+        return Path(huggingface_hub.hf_hub_download(repo, name, repo_type=kind, revision=revision))
     except (OSError, ValueError):  # the Hub's errors are OSErrors
         return None
 
 
 @functools.cache
 def unreached() -> str:
-    """Why the Hub cannot be reached, or "" if it can. To be called before a name on the Hub is looked up.
+    """Why the Hub cannot be reached, or "" if it can: to be called before a name on the Hub is looked up.
 
     The Hub's client tries for a minute before it gives up, and with every file anew. Where one short try fails, this
     process goes on as with HF_HUB_OFFLINE=1: it loads what is in the cache at once, and looks for nothing else.
@@ -103,14 +97,9 @@ def unreached() -> str:
 
 @contextlib.contextmanager
 def loading_errors(
-    words: str,
-    advice: str = ". Check the name and the network, or give a local folder",
-    also: type[Exception] = OSError,
+    words: str, advice: str = ". Check name and network, or give a local folder", also: type[Exception] = OSError
 ) -> Iterator[None]:
-    """Turn what loading from a folder or the Hub raises, and errors of `also`, into a `UserError`: ``WORDS: REASON``.
-
-    `advice` is what may help where the reason is not the network.
-    """
+    """Turn what loading from a folder or the Hub raises, and `also`, into a `UserError`: ``WORDS: REASON``, advice."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, UserError, also) as error:  # RuntimeError of weights of other sizes
@@ -162,17 +151,22 @@ def no_answer(error: BaseException) -> bool:
     return not answered and cause(error, HTTPError, ConnectionError, TimeoutError) is not None
 
 
-def with_retries(call: Callable[[], T], pauses: Sequence[int] = RETRY_PAUSES) -> T:
-    """The result of `call`, repeated after errors that may pass."""
-    for pause in pauses:
+def attempt(words: str, call: Callable[[], Any], pauses: Sequence[int] = RETRY_PAUSES, consequence: str = "") -> Any:
+    """The result of `call`, repeated after errors that may pass: a dropped connection, a busy server, a rate limit.
+
+    Whatever else it raises becomes a `UserError`: ``WORDS: REASON. CONSEQUENCE``.
+    """
+    left = iter(pauses)
+    while True:
         try:
             return call()
-        except Exception as error:  # whatever the client's HTTP library raises
-            if not (no_answer(error) or status_of(error) in RETRYABLE_STATUSES):
-                raise
+        except Exception as error:  # of the client, of its HTTP library or of its storage's; never a traceback
+            may_pass = no_answer(error) or status_of(error) in RETRYABLE_STATUSES
+            pause = next(left, None) if may_pass else None
+            if pause is None:
+                raise UserError(f"{words}: {reason(error)}" + (f". {consequence}" if consequence else "")) from error
             print(f"The Hub: {reason(error)}. Next try in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
-    return call()
 
 
 def reason(error: BaseException) -> str:
@@ -191,33 +185,19 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-@contextlib.contextmanager
-def hub_errors(words: str, consequence: str = "") -> Iterator[None]:
-    """Turn whatever the Hub's client raises in the block into a `UserError`: ``WORDS: REASON. CONSEQUENCE``."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of the client, of its HTTP library or of its storage's; never a traceback
-        raise UserError(f"{words}: {reason(error)}" + (f". {consequence}" if consequence else "")) from error
-
-
 def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
-    """What the Hub knows of the repository, or None if there is none yet. To be called before the work, not after.
+    """What the Hub knows of the repository, or None if there is none yet: to be called before the work.
 
-    `option` is how the user named the repository, `kind` is "model" or "dataset". Raises `UserError` for a name that
-    is not OWNER/NAME, without a login, for a token or an owner that cannot write, without a connection, or if the
-    repository is public and must not be.
+    `option` is how the user named it, `kind` is "model" or "dataset". Raises `UserError` if it cannot be written: for
+    its name, its owner, the login or the connection; or if it is public and must not be.
     """
-    from huggingface_hub import HfApi
-
-    api, words = HfApi(), f"{option} {repo}"
+    words = f"{option} {repo}"
     if not is_id(repo):
         raise UserError(f"{words}: give OWNER/NAME")
-    with hub_errors(f"{words}: the Hub refuses"):
-        me = with_retries(api.whoami, QUERY_PAUSES)
-        there = with_retries(lambda: api.repo_exists(repo, repo_type=kind), QUERY_PAUSES)
-        info = with_retries(lambda: api.repo_info(repo, repo_type=kind), QUERY_PAUSES) if there else None
+    query = functools.partial(attempt, f"{words}: the Hub refuses", pauses=QUERY_PAUSES)
+    me = query(huggingface_hub.whoami)
+    exists = query(lambda: huggingface_hub.repo_exists(repo, repo_type=kind))
+    info = query(lambda: huggingface_hub.repo_info(repo, repo_type=kind)) if exists else None
     owners = {me["name"], *(org["name"] for org in me.get("orgs") or [])}
     # A browser's login has no role, and a fine-grained token may not see all organisations.
     role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
@@ -231,14 +211,9 @@ def check_push(option: str, repo: str, kind: str, public: bool) -> Any:
 
 
 def create(option: str, repo: str, kind: str) -> None:
-    """Make the repository, empty and private, unless it is there: only that proves that the token may write.
-
-    Raises `UserError` if the Hub refuses.
-    """
-    from huggingface_hub import HfApi
-
-    with hub_errors(f"{option} {repo} cannot be made"):
-        with_retries(lambda: HfApi().create_repo(repo, repo_type=kind, private=True, exist_ok=True))
+    """Make the repository, empty and private, or raise `UserError`: only that proves that the token may write."""
+    options = {"repo_type": kind, "private": True, "exist_ok": True}
+    attempt(f"{option} {repo} cannot be made", lambda: huggingface_hub.create_repo(repo, **options))
 
 
 def push(
@@ -256,18 +231,17 @@ def push(
     A new repository is private. With `parent`, nothing is uploaded if the repository is not at this commit any more.
     Returns the commit. Raises `UserError` if the Hub refuses; then nothing is committed, and `folder` stays.
     """
-    from huggingface_hub import HfApi
-
+    create(option, repo, kind)
     patterns = {"allow_patterns": list(allow), "delete_patterns": list(replaced)}
     options = {"repo_type": kind, "commit_message": message, "parent_commit": parent, **patterns}
-    create(option, repo, kind)
-    with hub_errors(f"{option} {repo}", f"Nothing was committed; what was to be uploaded is complete in {folder}"):
-        return with_retries(lambda: HfApi().upload_folder(repo_id=repo, folder_path=folder, **options))
+    return attempt(
+        f"{option} {repo}",
+        lambda: huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, **options),
+        consequence=f"Nothing was committed; what was to be uploaded is complete in {folder}",
+    )
 
 
 def make_public(option: str, repo: str, kind: str) -> None:
     """Let everybody see the repository; raises `UserError` if the Hub refuses."""
-    from huggingface_hub import HfApi
-
-    with hub_errors(f"{option} {repo} is uploaded and stays private"):
-        with_retries(lambda: HfApi().update_repo_settings(repo, repo_type=kind, private=False))
+    words = f"{option} {repo} is uploaded and stays private"
+    attempt(words, lambda: huggingface_hub.update_repo_settings(repo, repo_type=kind, private=False))

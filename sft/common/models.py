@@ -1,10 +1,11 @@
-"""Load a base model, an adapter or a merged model, by folder or Hub id.
+"""Load a base model, an adapter or a merged model, by folder or Hub id (``OWNER/NAME@REVISION``).
 
-On the Hub, ``OWNER/NAME@REVISION`` names one commit, branch or tag. Code from a model's repository is never run, and
-weights are read from safetensors alone.
+Code from a model's repository is never run, and weights are read from safetensors alone.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,16 @@ from sft.common.command import UserError, read_json, write_json
 from sft.common.hub import loading_errors, pinned, repo_file, unreached
 from sft.common.prompts import PROMPT_VERSION
 
-# The prompt format that a model was trained with, which travels with it.
-PROMPT_FILE = "prompt_format.json"
 # Describes a run in its output folder; in a checkpoint it is written last, and marks it as complete.
 MANIFEST = "run_manifest.json"
-# The facts of a run, which travel with the model; sft/publish.py makes a card of them.
-RECIPE = "recipe.yaml"
-FACTS = ("eval_results.json", "history.json", "loss.png")
-# Weights of an adapter, and what describes it.
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# What travels with a model: the form of its prompts, its recipe and its results. sft/publish.py makes a card of them.
+PROMPT_FILE, RECIPE = "prompt_format.json", "recipe.yaml"
+RESULT_FILES = ("eval_results.json", "history.json", "loss.png")
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:
-    """Note in a model's folder the form of its training prompts."""
+    """Write the form of a model's training prompts into its folder."""
     write_json(folder / PROMPT_FILE, {"answer_format": answer_format, "prompt_version": PROMPT_VERSION})
 
 
@@ -39,19 +37,15 @@ def commit_of(model_path: str) -> str | None:
 
 
 def prompt_format(model_path: str) -> str | None:
-    """The answer format a model was trained with, or None where its files do not say.
-
-    Raises:
-        UserError: the file that should say it does not, or the model's prompts were those of another version.
-    """
+    """The answer format of a model's training prompts, or None; raises `UserError` for prompts of another version."""
     file = repo_file(model_path, PROMPT_FILE)
     if file is None:
         return None
     form = object_in(file, "answer_format", "prompt_version")
-    if form["prompt_version"] != PROMPT_VERSION:
+    if (version := form["prompt_version"]) != PROMPT_VERSION:
         raise UserError(
-            f"{model_path} was trained with prompts of version {form['prompt_version']}, this program writes version "
-            f"{PROMPT_VERSION}: use the version of this project that trained it"
+            f"{model_path} was trained with prompts of version {version}, and this program writes {PROMPT_VERSION}: "
+            "use the version of this project that trained it"
         )
     return form["answer_format"]
 
@@ -66,17 +60,14 @@ def object_in(file: Path, *keys: str) -> dict[str, Any]:
 
 
 def check_model_folder(model_path: str) -> None:
-    """Refuse a path that cannot be a model, before anything heavy is imported; with a Hub id, see if the Hub is there.
-
-    Raises `UserError` for a folder that does not exist, or one with neither an adapter nor safetensors weights.
-    """
+    """Raise `UserError` for a folder without a model, before heavy imports; for a Hub id, see if the Hub is there."""
     folder = Path(model_path)
     if folder.is_dir():
         # A run of ours marks its checkpoints when they are complete (sft/training/checkpoints.py).
         ours = folder.name.startswith("checkpoint-") and (folder.parent / MANIFEST).is_file()
         if ours and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not complete: the run was stopped while writing it. Take another one")
-        for config, weights in ((ADAPTER_CONFIG, ADAPTER), ("config.json", "*.safetensors")):
+        for config, weights in ((ADAPTER_CONFIG, ADAPTER_WEIGHTS), ("config.json", "*.safetensors")):
             if (folder / config).is_file() and any(folder.glob(weights)):
                 return
         raise UserError(
@@ -106,18 +97,12 @@ def cpu_has_bf16() -> bool:
 
 
 def dtype_on(device: str, dtype: str) -> str:
-    """The type to load weights in on a `device` (``cpu``, ``cuda``): `dtype`, where it is not ``auto``.
-
-    ``auto`` is the type of the weights, but float32 on a CPU that is slow in 16 bits.
-    """
+    """`dtype`, but float32 where ``auto`` would load 16-bit weights on a CPU that is slow with them."""
     return "float32" if (device, dtype) == ("cpu", "auto") and not cpu_has_bf16() else dtype
 
 
 def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
-    """The tokenizer of a model folder or Hub id, with the chat template in the file `chat_template`, or its own.
-
-    Raises `UserError` if there is no tokenizer, no such template, or no template at all.
-    """
+    """The tokenizer of a folder or Hub id, given a template by `set_chat_template`. Raises `UserError` if absent."""
     from transformers import AutoTokenizer
 
     name, revision = pinned(model_path)
@@ -130,10 +115,7 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
 
 
 def base_of(model_path: str) -> str:
-    """The base model that an adapter names in its adapter_config.json, with the revision if there is one.
-
-    Of any other model, the model itself.
-    """
+    """The base model that an adapter names in its adapter_config.json, with the revision; else the model itself."""
     file = repo_file(model_path, ADAPTER_CONFIG)
     if file is None:
         return model_path
@@ -142,25 +124,22 @@ def base_of(model_path: str) -> str:
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
-def base_for_loading(model_path: str, base: str | None = None) -> tuple[str, str]:
-    """(the model whose weights are read, how an error of it begins): of an adapter, `base` or the one that it names.
-
-    Raises `UserError` if the folder of the base model does not exist.
-    """
+@contextlib.contextmanager
+def base_for_loading(model_path: str, base: str | None = None) -> Iterator[str]:
+    """Yield the model whose weights are read, an adapter's base; errors of the block become a `UserError` about it."""
     base = base or base_of(model_path)
-    words = f"{model_path}{'' if base == model_path else f' is an adapter for {base}, which'} cannot be loaded"
-    with loading_errors(words):
+    words = model_path if base == model_path else f"{model_path} is an adapter for {base}, which"
+    with loading_errors(f"{words} cannot be loaded"):
         check_model_folder(base)
-    return base, words
+        yield base
 
 
 def load_config(model_path: str) -> Any:
     """The configuration of a model, or of an adapter's base. Raises `UserError` if it cannot be read."""
     from transformers import AutoConfig
 
-    base, words = base_for_loading(model_path)
-    name, revision = pinned(base)
-    with loading_errors(words):
+    with base_for_loading(model_path) as base:
+        name, revision = pinned(base)
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
@@ -190,29 +169,26 @@ def load_model(
     """(model in evaluation mode, tokenizer with a chat template) from a folder or a Hub id.
 
     An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none",
-    "8bit" or "4bit" (NF4), as in training; `device` is that of this process, by default the first GPU or the CPU.
-    Raises `UserError` if there is no model, no base of an adapter, or no chat template.
+    "8bit" or "4bit" (NF4), as in training; `device` is by default the first GPU or the CPU. Raises `UserError` without
+    a model, the base of an adapter, or a chat template.
     """
     check_model_folder(model_path)
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    # First, because it is refused faster than weights are read.
     tokenizer = load_tokenizer(model_path, chat_template)
-    base, words = base_for_loading(model_path, base)
-    if base != model_path and not repo_file(model_path, ADAPTER):
-        raise UserError(f"{model_path} holds no {ADAPTER}: other files of weights are not read (SECURITY.md)")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if repo_file(model_path, ADAPTER_CONFIG) and not repo_file(model_path, ADAPTER_WEIGHTS):
+        raise UserError(f"{model_path} holds no {ADAPTER_WEIGHTS}: other files of weights are not read (SECURITY.md)")
     in_4bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
     kinds = {"8bit": {"load_in_8bit": True}, "4bit": in_4bit}
-    name, revision = pinned(base)
-    with loading_errors(words):
+    with base_for_loading(model_path, base) as base:
+        name, revision = pinned(base)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
-            device_map={"": device},
+            device_map={"": device or ("cuda" if torch.cuda.is_available() else "cpu")},
             use_safetensors=True,
             trust_remote_code=False,
             quantization_config=BitsAndBytesConfig(**kinds[quantization]) if quantization in kinds else None,

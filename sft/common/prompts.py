@@ -1,4 +1,4 @@
-"""The one place where a question becomes text: preparation, training, evaluation and inference all call it.
+"""The one place where a question becomes text, from its cleaned cells to the prompt and the answer.
 
 The prompt at inference is, to the token, the one that was trained on; so nothing else in the project writes prompts.
 """

@@ -1,7 +1,4 @@
-"""The model card: everything that is known of a published model, from the facts that its run and evaluations left.
-
-No sentence here claims what no file shows; what is not known is left out or called unknown.
-"""
+"""The model card, from the records of a run and its evaluations; what no file shows is left out or called unknown."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from sft.evaluation.tables import SCORES, Row, notes_of, paired_table, score_tab
 
 # Rows of the published files (arXiv 2305.10415 and the data set's card): a file of this name and format with as many
 # rows is taken for the published one.
-PUBLISHED = {
+PUBLISHED_ROWS = {
     ("pmc_vqa_v1", "train.csv"): 176_948,
     ("pmc_vqa_v1", "test.csv"): 50_000,
     ("pmc_vqa_v1", "test_clean.csv"): 2_000,
@@ -23,8 +20,8 @@ PUBLISHED = {
     ("pmc_vqa_v2", "test_2.csv"): 33_430,
 }
 PMC_VQA = "xmcmic/PMC-VQA"
-# Rows of the table of the dev curve.
-CURVE = 8
+# Rows of the table of the dev curve, at most.
+DEV_CURVE_ROWS = 8
 DEV_COLUMNS = {
     "dev loss (nats a token)": "{eval_loss:.4f}",
     "dev accuracy": "{eval_mcq_accuracy:.3f}",
@@ -57,17 +54,8 @@ class Facts:
         return self.manifest["settings"]
 
     @property
-    def training_rows(self) -> int:
-        """Rows of an epoch."""
+    def rows_per_epoch(self) -> int:
         return round(sum(d["weight"] * d.get("splits", {}).get("train", 0) for d in self.manifest["datasets"]))
-
-    @property
-    def method(self) -> str:
-        """How the weights were trained, in the field's words."""
-        if not self.settings["use_peft"]:
-            return "full fine-tune"
-        frozen = "8-bit " if self.settings["load_in_8bit"] else "4-bit (NF4) " if self.settings["load_in_4bit"] else ""
-        return f"{frozen}LoRA"
 
     @property
     def sources(self) -> list[tuple[str, dict[str, Any]]]:
@@ -82,12 +70,12 @@ class Facts:
     @property
     def is_pmc_vqa(self) -> bool:
         """Whether every source file is a published PMC-VQA file."""
-        return self.published == {name for name, _ in self.sources} != set()
+        return bool(self.sources) and all(is_published(name, source) for name, source in self.sources)
 
 
 def is_published(name: str, source: dict[str, Any]) -> bool:
     """Whether a source of a prepared data set has the name, format and number of rows of a published file."""
-    return PUBLISHED.get((source["format"], name)) == source["rows"]
+    return PUBLISHED_ROWS.get((source["format"], name)) == source["rows"]
 
 
 def metadata(facts: Facts) -> str:
@@ -135,6 +123,7 @@ def named_files(evaluation: dict[str, Any]) -> str:
 
 
 def bold_scores(table: list[list[str]]) -> list[list[str]]:
+    """A table of scores and floors with the accuracies of the scores in bold."""
     return [
         [f"**{label}**", f"**{accuracy}**", *cells] if label in SCORES.values() else [label, accuracy, *cells]
         for label, accuracy, *cells in table
@@ -151,9 +140,9 @@ def dev_evaluations(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def dev_table(facts: Facts, evaluations: dict[int, dict[str, Any]]) -> list[list[str]]:
-    """At most `CURVE` evaluations, evenly spread, and the checkpoint that was kept."""
-    steps = list(evaluations)
-    shown = sorted({steps[round(i * (len(steps) - 1) / (CURVE - 1))] for i in range(CURVE)}) if steps else []
+    """At most `DEV_CURVE_ROWS` evaluations, evenly spread, and the checkpoint that was kept."""
+    steps, last = list(evaluations), DEV_CURVE_ROWS - 1
+    shown = sorted({steps[round(i * (len(steps) - 1) / last)] for i in range(DEV_CURVE_ROWS)}) if steps else []
     rows = [Row(str(step), evaluations[step], None) for step in shown]
     if kept := facts.dev.get("best"):
         name = facts.dev.get("best_checkpoint") if facts.settings["load_best_model_at_end"] else None
@@ -179,6 +168,7 @@ def model_card(facts: Facts) -> str:
     from jinja2 import UndefinedError
 
     choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
+    functions = (score_table, bold_scores, paired_table, scores_of, notes_of, named_files, overlap_sentence)
     try:
         versions = facts.manifest["versions"]
         on_dev = dev_evaluations(facts.history)
@@ -192,17 +182,9 @@ def model_card(facts: Facts) -> str:
             seconds=next((line["train_runtime"] for line in facts.history if "train_runtime" in line), None),
             versions=", ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS if name in versions),
             dev_steps=list(on_dev),
-            dev_shown=CURVE,
+            dev_shown=DEV_CURVE_ROWS,
             dev_table=dev_table(facts, on_dev),
-            score_table=score_table,
-            bold_scores=bold_scores,
-            paired_table=paired_table,
-            scores_of=scores_of,
-            notes_of=notes_of,
-            named_files=named_files,
-            overlap_sentence=overlap_sentence,
-            is_published=is_published,
-            duration=duration,
+            **{function.__name__: function for function in (*functions, is_published, duration)},
         )
     except (KeyError, IndexError, TypeError, UndefinedError) as error:
         # "'parameters'", or "'dict object' has no attribute 'parameters'" of Jinja

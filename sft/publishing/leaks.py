@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # What tokens of common services look like.
-TOKENS = {
+TOKEN_PATTERNS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an API key (sk-...)": r"\bsk-[A-Za-z0-9_-]{20,}",
     "a GitHub token": r"\bgh[oprsu]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}",
@@ -22,11 +22,11 @@ TOKENS = {
     "a password in an address": r"://[^/\s:@]+:[^/\s:@]+@|://[^/\s:@]{12,}@",
 }
 # Variables of the environment whose values are secrets.
-SECRET_NAMES = re.compile(
-    r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASS|PWD|CREDENTIAL|(?:^|_)PAT)S?(?:_|$)", re.IGNORECASE
-)
+SECRET_NAMES = re.compile(r"(?i)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASS|PWD|CREDENTIAL|(?:^|_)PAT)S?(?:_|$)")
 # An absolute path, of Linux, macOS or Windows, or one under a home folder; no path of an address, no closing tag.
-PATH = r"(?:(?<![\w./<~])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
+LOCAL_PATH = (
+    r"(?:(?<![\w./<~])(?:~|/[\w.@+-]+)/[\w.@+-]|\b[A-Za-z]:\\{1,2}Users\b|\b[A-Z]:\\\\\w|file://)[^\s\"'`)\],]*"
+)
 # Accounts that do not identify a person.
 GENERIC_ACCOUNTS = {
     *("root", "user", "users", "ubuntu", "admin", "debian", "jovyan", "docker", "runner", "nobody", "home", "vscode"),
@@ -34,8 +34,8 @@ GENERIC_ACCOUNTS = {
     *("train", "dev", "test", "data", "text", "letter", "steps", "epoch", "best", "adapter", "model", "lora", "none"),
 }
 # Files of words that somebody else chose: of the base model's tokenizer. "/usr" may well be a word.
-VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"}
-TEXTS = {".json", ".yaml", ".yml", ".md", ".txt", ".jinja", ".jsonl", ".csv"}
+VOCABULARY_FILES = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"}
+TEXT_SUFFIXES = {".json", ".yaml", ".yml", ".md", ".txt", ".jinja", ".jsonl", ".csv"}
 
 
 def known_secrets() -> set[str]:
@@ -47,7 +47,7 @@ def known_secrets() -> set[str]:
 
 
 def user_names() -> set[str]:
-    """The names under which this machine knows whoever runs this, without those of `GENERIC_ACCOUNTS`."""
+    """The account names of the user on this machine, without those of `GENERIC_ACCOUNTS`."""
     home = Path.home()
     names = {os.environ.get("USER", ""), os.environ.get("LOGNAME", "")}
     names |= {home.name} if home.parent.name in ("home", "Users") else set()
@@ -71,14 +71,14 @@ def values_of(file: Path, text: str) -> str:
         return text
 
 
-def _text_of(file: Path) -> str:
+def text_of(file: Path) -> str:
     """The text in a file; of safetensors, the metadata in the header."""
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 
         with safe_open(file, framework="np") as weights:
             return json.dumps(weights.metadata() or {})
-    if file.suffix in TEXTS:
+    if file.suffix in TEXT_SUFFIXES:
         return file.read_text(encoding="utf-8", errors="replace")
     return file.read_bytes().decode("latin-1")
 
@@ -88,20 +88,20 @@ def find_leaks(folder: Path, published: tuple[str, ...] = ()) -> list[str]:
 
     `published` are ids on the Hub, the first that of the repository: everybody may know the names in them.
     """
-    patterns = dict(TOKENS)
+    patterns = dict(TOKEN_PATTERNS)
     if secrets := known_secrets():
         patterns["a secret of this environment"] = "|".join(map(re.escape, secrets))
     owner = published[0].split("/")[0].lower() if published else ""
     users = [name for name in user_names() if name.lower() != owner]
     leaks = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        text, name = _text_of(file), file.relative_to(folder)
-        is_vocabulary = file.name in VOCABULARIES
-        paths = {"the path": PATH} if not is_vocabulary and file.suffix in (*TEXTS, ".safetensors") else {}
-        for what, pattern in {**patterns, **paths}.items():
+        text, name = text_of(file), file.relative_to(folder)
+        is_vocabulary = file.name in VOCABULARY_FILES
+        has_paths = not is_vocabulary and file.suffix in (*TEXT_SUFFIXES, ".safetensors")
+        for what, pattern in (patterns | {"the path": LOCAL_PATH} if has_paths else patterns).items():
             for match in re.finditer(pattern, text):
-                detail = f" {match[0][:80]}" if what in paths else ""
-                leaks.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{detail}")
+                shown = f" {match[0][:80]}" if what == "the path" else ""
+                leaks.append(f"{name}, line {text.count(chr(10), 0, match.start()) + 1}: {what}{shown}")
         if not is_vocabulary and file.suffix in (".json", ".yaml"):
             values = values_of(file, text)
             for known in published:

@@ -5,35 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sft.common import models
 from sft.common.command import GIB, UserError, check_disk, read_json, strip_local_paths, write_json
 from sft.common.hub import pinned, repo_file
-from sft.common.models import (
-    FACTS,
-    MANIFEST,
-    PROMPT_FILE,
-    RECIPE,
-    base_of,
-    check_model_folder,
-    commit_of,
-    load_config,
-    load_model,
-    meta_model,
-    prompt_format,
-)
 
 # Small shards, because saving holds one of them twice.
-SHARD = "2GB"
+SHARD_SIZE = "2GB"
 
 
 def check_mergeable(model_path: str, base: str | None = None) -> str:
-    """`base`, or the base model that the adapter names; raises `UserError` for no adapter, or a quantised base."""
-    check_model_folder(model_path)
-    named = base_of(model_path)
+    """`base`, or the model that the adapter names; raises `UserError` without an adapter, or for a quantised base."""
+    models.check_model_folder(model_path)
+    named = models.base_of(model_path)
     if named == model_path:
-        load_config(model_path)  # or it is not there at all
-        raise UserError(f"{model_path} is no adapter: its weights need no merging")
+        models.load_config(model_path)  # or it is not there at all
+        raise UserError(f"{model_path} is not an adapter: its weights need no merging")
     base = base or named
-    if quantised := getattr(load_config(base), "quantization_config", None):
+    if quantised := getattr(models.load_config(base), "quantization_config", None):
         kind = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
         raise UserError(
             f"{base} is stored quantised ({kind}): merging would round the sum of its weights and the adapter's to a "
@@ -44,7 +32,7 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
 
 def check_space(base: str, folder: Path, copies: int = 1) -> float:
     """GiB of the merged model's bfloat16 weights; raises `UserError` if so many copies do not fit on the disk."""
-    size = sum(parameter.numel() * 2 for parameter in meta_model(load_config(base)).parameters())
+    size = sum(parameter.numel() * 2 for parameter in models.meta_model(models.load_config(base)).parameters())
     purpose = f"--output_dir {folder}: the merged model needs"
     check_disk(folder, copies * size, purpose, "make room, or choose another disk")
     return size / GIB
@@ -55,18 +43,15 @@ def next_token_logits(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
     import torch
 
     with torch.inference_mode():
-        return torch.cat(
-            [model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[:, -1].float() for ids in prompts]
-        )
+        logits = [model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[:, -1] for ids in prompts]
+    return torch.cat(logits).float()
 
 
 def compare(base: Any, adapter: Any, merged: Any) -> dict[str, Any]:
     """How far the merged model's logits are from the adapter's, beside how far the adapter's are from the base's.
 
-    All three are of shape (prompts, vocabulary). Means and maxima are of absolute differences.
-
-    Raises:
-        UserError: the merged model is further from the adapter than half of what the adapter does.
+    All three are of shape (prompts, vocabulary). Means and maxima are of absolute differences. Raises `UserError` if
+    the merged model is further from the adapter than half of what the adapter does.
     """
     off, effect = (merged - adapter).abs(), (adapter - base).abs()
     # What bfloat16 cannot tell apart: it keeps 8 bits of a number.
@@ -89,17 +74,14 @@ def compare(base: Any, adapter: Any, merged: Any) -> dict[str, Any]:
 
 
 def merge(model_path: str, base: str, folder: Path) -> None:
-    """Write the merged model into the existing `folder`, with the facts of its run.
-
-    Raises `UserError` if the model cannot be loaded, or the merged one does not answer as the adapter does.
-    """
+    """Write the merged model and the facts of its run into `folder`. Raises as `load_model` and `compare`."""
     import torch
 
     from sft.inference.assistant import demo_prompts
 
     print(f"Loading {model_path} onto {base}", flush=True)
-    model, tokenizer = load_model(model_path, torch.bfloat16, device="cpu", base=base)
-    prompts = demo_prompts(tokenizer, prompt_format(model_path))
+    model, tokenizer = models.load_model(model_path, torch.bfloat16, device="cpu", base=base)
+    prompts = demo_prompts(tokenizer, models.prompt_format(model_path))
     adapted = next_token_logits(model, prompts)
     with model.disable_adapter():
         plain = next_token_logits(model, prompts)
@@ -111,11 +93,11 @@ def merge(model_path: str, base: str, folder: Path) -> None:
         "first token on {same_first_token} of {prompts}\nSaving".format(**comparison),
         flush=True,
     )
-    model.save_pretrained(folder, max_shard_size=SHARD)
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
-    for name in (PROMPT_FILE, RECIPE, *FACTS):
+    for name in (models.PROMPT_FILE, models.RECIPE, *models.RESULT_FILES):
         if file := repo_file(model_path, name):
             shutil.copyfile(file, folder / name)
-    if file := repo_file(model_path, MANIFEST):
-        onto = {"name": strip_local_paths(pinned(base)[0]), "revision": commit_of(base)}
-        write_json(folder / MANIFEST, {**read_json(file), "merged": {**comparison, "onto": onto}})
+    if file := repo_file(model_path, models.MANIFEST):
+        onto = {"name": strip_local_paths(pinned(base)[0]), "revision": models.commit_of(base)}
+        write_json(folder / models.MANIFEST, {**read_json(file), "merged": {**comparison, "onto": onto}})

@@ -1,6 +1,7 @@
 """The folder that is uploaded: what may be in it, and the facts that its card is written from."""
 
 import argparse
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -8,46 +9,34 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub  # which loads its parts when they are used
 import yaml
 
+from sft.common import models
 from sft.common.command import UserError, atomic_write, read_json, sha256, write_json
 from sft.common.hub import is_id, pinned
-from sft.common.models import (
-    ADAPTER,
-    ADAPTER_CONFIG,
-    FACTS,
-    MANIFEST,
-    PROMPT_FILE,
-    RECIPE,
-    base_of,
-    check_model_folder,
-    load_config,
-    prompt_format,
-)
+from sft.common.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, PROMPT_FILE, RECIPE, RESULT_FILES
 from sft.evaluation.comparison import read_evaluation
 from sft.publishing.leaks import find_leaks
 
-CARD = "README.md"
-EVALUATION = "evaluation"
-TOKENIZER = (
+CARD_FILE = "README.md"
+EVALUATION_FOLDER = "evaluation"
+# All that is ever uploaded. What else lies in a folder stays there.
+UPLOADED_FILES = (
+    *(ADAPTER_WEIGHTS, ADAPTER_CONFIG, "config.json", "generation_config.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
+    *(PROMPT_FILE, MANIFEST, RECIPE, *RESULT_FILES, CARD_FILE, f"{EVALUATION_FOLDER}/*.json"),
 )
-WEIGHTS = (
-    *(ADAPTER, ADAPTER_CONFIG, "config.json", "generation_config.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-)
-# All that is ever uploaded. What else lies in a folder stays there.
-ALLOWED = (*WEIGHTS, *TOKENIZER, PROMPT_FILE, MANIFEST, RECIPE, *FACTS, CARD, f"{EVALUATION}/*.json")
 
 
 def check_facts(folder: Path) -> None:
     """Raise `UserError` for a folder with no model, or with one that lacks the facts that its card would state."""
-    check_model_folder(str(folder))
+    models.check_model_folder(str(folder))
     if not folder.is_dir():
-        raise UserError(f"--model_path {folder} is no folder: name the final_model of a run of sft/run.py")
-    missing = [name for name in (MANIFEST, RECIPE, PROMPT_FILE) if not (folder / name).is_file()]
-    if missing:
+        raise UserError(f"--model_path {folder} is not a folder: name the final_model of a run of sft/run.py")
+    if missing := [name for name in (MANIFEST, RECIPE, PROMPT_FILE) if not (folder / name).is_file()]:
         raise UserError(
             f"{folder} has no {', '.join(missing)}: publish the final_model of a run of sft/run.py (a checkpoint, or "
             "a model from elsewhere, lacks the facts that its card would state)"
@@ -58,28 +47,25 @@ def check_base(model_path: str, given: str | None) -> tuple[str, str]:
     """The base model as (id on the Hub, where everybody can get it; what it is loaded from here).
 
     The id is `given`, or the model that the run began with. It is loaded from the folder that the adapter names, or
-    from the Hub where there is none; a merged model or a full fine-tune is loaded itself.
-
-    Raises:
-        UserError: no id, or a folder of this machine alone.
+    from the Hub where there is none; a merged model or a full fine-tune is loaded itself. Raises `UserError` without
+    an id, or for a folder of this machine alone.
     """
     manifest = read_json(Path(model_path) / MANIFEST)
     try:
         trained = manifest["merged"]["onto"] if "merged" in manifest else manifest["base_model"]
         name, revision = trained["name"], trained["revision"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{model_path}/{MANIFEST} does not tell the base model: train with this version") from error
+        raise UserError(f"{model_path}/{MANIFEST} does not name the base model: train with this version") from error
     base = given or (f"{name}@{revision}" if revision else name)
     name, _ = pinned(base)
-    on_hub = is_id(name) and not Path(name).exists()
-    if not on_hub and given:
-        raise UserError(f"--base_model {given}: give the model's id on the Hub, OWNER/NAME or OWNER/NAME@COMMIT")
-    if not on_hub:
+    if not is_id(name) or Path(name).exists():
+        if given:
+            raise UserError(f"--base_model {given}: give the model's id on the Hub, OWNER/NAME or OWNER/NAME@COMMIT")
         raise UserError(
             f"{model_path} was trained on {name}, a folder that nobody else has: name the same model on the Hub with "
             "--base_model OWNER/NAME (or OWNER/NAME@COMMIT)"
         )
-    named = base_of(model_path)
+    named = models.base_of(model_path)
     return base, named if Path(named).exists() else base
 
 
@@ -103,29 +89,17 @@ def read_results(folders: Sequence[Path], model: Path) -> list[dict[str, Any]]:
 
 def licence_of(base: str) -> str | None:
     """The licence that the base model's page names, or None where the Hub cannot be reached."""
-    from huggingface_hub import HfApi
-
     name, revision = pinned(base)
-    try:
-        card = HfApi().model_info(name, revision=revision).card_data
-        return (card.get("license_name") or card.get("license")) if card else None
-    except Exception:  # whatever the HTTP library raises; the card then says to see the page
-        return None
+    with contextlib.suppress(Exception):  # whatever the HTTP library raises; the card then says to see the page
+        card = huggingface_hub.model_info(name, revision=revision).card_data or {}
+        return card.get("license_name") or card.get("license")
+    return None
 
 
 def stage(
-    args: argparse.Namespace,
-    base: str,
-    base_here: str,
-    merged_onto: str | None,
-    evaluations: Sequence[dict[str, Any]],
-    folder: Path,
+    args: argparse.Namespace, base: str, base_here: str, merged_onto: str | None, evaluations: list[dict], folder: Path
 ) -> None:
-    """Write exactly what is to be published into the existing `folder`, merged onto a base model if one is given.
-
-    Raises:
-        UserError: the model cannot be merged, a fact is missing, or something in it should stay here.
-    """
+    """Write what is to be published into `folder`. Raises `UserError` as `merge`, for missing facts, and for leaks."""
     from sft.publishing.card import Facts, model_card
     from sft.publishing.merging import merge
 
@@ -134,35 +108,35 @@ def stage(
         merge(args.model_path, merged_onto, folder)
     else:
         for file in model.iterdir():
-            if file.name != CARD and any(fnmatch(file.name, pattern) for pattern in ALLOWED):
+            if file.name != CARD_FILE and any(fnmatch(file.name, pattern) for pattern in UPLOADED_FILES):
                 try:
                     os.link(file.resolve(), folder / file.name)
                 except OSError:  # another disk
                     shutil.copyfile(file, folder / file.name)
     name_base(folder, base, base_here, in_recipe=bool(args.base_model))
     for results in evaluations:
-        (folder / EVALUATION).mkdir(exist_ok=True)
-        write_json(folder / EVALUATION / f"{results['name']}.json", results)
+        (folder / EVALUATION_FOLDER).mkdir(exist_ok=True)
+        write_json(folder / EVALUATION_FOLDER / f"{results['name']}.json", results)
 
-    dev, history = (folder / file for file in ("eval_results.json", "history.json"))
-    name, revision = pinned(base)
     manifest = read_json(folder / MANIFEST)
+    dev, history = folder / "eval_results.json", folder / "history.json"
+    name, revision = pinned(base)
     facts = Facts(
         repo=args.repo,
         base=name,
         revision=revision,
         is_adapter=(folder / ADAPTER_CONFIG).is_file(),
-        answer_format=prompt_format(str(folder)),
+        answer_format=models.prompt_format(str(folder)),
         licence=args.license,
         base_licence=licence_of(base),
         manifest=manifest,
         dev=read_json(dev) if dev.is_file() else {},
         history=read_json(history) if history.is_file() else [],
-        evaluations=list(evaluations),
+        evaluations=evaluations,
         evaluated_before_merging=merged_onto is not None,
         base_was_named=bool(args.base_model),
     )
-    (folder / CARD).write_text(model_card(facts), encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(facts), encoding="utf-8")
     data = [str(data_set["name"]) for data_set in manifest.get("datasets", [])]
     public = [repo for repo in data if repo.count("/") == 1 and not Path(repo).exists()]
     if leaks := find_leaks(folder, published=(args.repo, name, *public)):
@@ -186,7 +160,7 @@ def name_base(folder: Path, base: str, base_here: str, in_recipe: bool) -> None:
         write_json(folder / ADAPTER_CONFIG, {**adapter, "base_model_name_or_path": name, "revision": revision})
         # `transformers serve` (5.23) looks at the base model's configuration before it looks for an adapter.
         (folder / "config.json").unlink(missing_ok=True)
-        load_config(base_here).save_pretrained(folder)
+        models.load_config(base_here).save_pretrained(folder)
     tokenizer = read_json(folder / "tokenizer_config.json")
     kept = {key: value for key, value in tokenizer.items() if key not in ("is_local", "local_files_only")}
     write_json(folder / "tokenizer_config.json", kept)

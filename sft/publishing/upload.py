@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub  # which loads its parts when they are used
+
 from sft.common.command import UserError, first_line, read_json, terminated_as_exit
-from sft.common.hub import QUERY_PAUSES, check_push, files_of, hub_errors, with_retries
+from sft.common.hub import QUERY_PAUSES, attempt, check_push, files_of
 from sft.common.models import ADAPTER_CONFIG, MANIFEST, prompt_format
-from sft.publishing.staging import ALLOWED
+from sft.publishing.staging import UPLOADED_FILES
 
 # Greedy tokens of each first answer that are compared.
 ANSWER_TOKENS = 16
@@ -18,24 +20,22 @@ ANSWER_TOKENS = 16
 def check_repository(repo: str, model: Path, public: bool, update: bool, tag: str | None) -> str | None:
     """The commit that the repository is at, or None where there is none yet.
 
-    Raises:
-        UserError: as `check_push`; or the repository holds what this run did not publish, or has the tag.
+    Raises `UserError` as `check_push`, or if the repository holds what this run did not publish, or has the tag.
     """
-    from huggingface_hub import hf_hub_download
-
+    words = f"--repo {repo}"
     info = check_push("--repo", repo, "model", public)
     if info is None:
         return None
     names = files_of(info)
-    with hub_errors(f"--repo {repo}"):
-        tags = with_retries(lambda: tags_of(repo), QUERY_PAUSES) if tag else {}
-        manifest = read_json(Path(hf_hub_download(repo, MANIFEST, revision=info.sha))) if MANIFEST in names else None
-    own = read_json(model / MANIFEST)
-    # The same run, whether its model was merged afterwards or not.
-    same_run = isinstance(manifest, dict) and manifest | {"merged": None} == own | {"merged": None}
-    if tag in tags and not same_run:
+    if MANIFEST in names:
+        file = attempt(words, lambda: huggingface_hub.hf_hub_download(repo, MANIFEST, revision=info.sha), QUERY_PAUSES)
+        manifest, own = read_json(Path(file)), read_json(model / MANIFEST)
+        # The same run, whether its model was merged afterwards or not.
+        if isinstance(manifest, dict) and manifest | {"merged": None} == own | {"merged": None}:
+            return info.sha
+    if tag and tag in attempt(words, lambda: tags_of(repo), QUERY_PAUSES):
         raise UserError(f"--tag {tag}: {repo} has this tag already: choose another")
-    if names and not same_run and not update:
+    if names and not update:
         raise UserError(
             f"--repo {repo} holds files that this run did not publish: pass --update to replace its model, or choose "
             "another name"
@@ -45,20 +45,15 @@ def check_repository(repo: str, model: Path, public: bool, update: bool, tag: st
 
 def tags_of(repo: str) -> dict[str, str]:
     """The commit of each tag of a repository."""
-    from huggingface_hub import HfApi
-
-    return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo).tags}
+    return {ref.name: ref.target_commit for ref in huggingface_hub.list_repo_refs(repo).tags}
 
 
 def set_tag(repo: str, tag: str, commit: str) -> None:
     """Give a commit a tag; raises `UserError` if the Hub refuses, or the tag names another commit."""
-    from huggingface_hub import HfApi
-
     words = f"--repo {repo} is published, but not tagged {tag}"
-    with hub_errors(words):
-        with_retries(lambda: HfApi().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
-        if with_retries(lambda: tags_of(repo))[tag] != commit:
-            raise UserError(f"{words}: it names another commit: choose another")
+    attempt(words, lambda: huggingface_hub.create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+    if attempt(words, lambda: tags_of(repo)[tag]) != commit:
+        raise UserError(f"{words}: it names another commit: choose another")
 
 
 def first_answers(model: Any, tokenizer: Any, answer_format: str) -> list[list[int]]:
@@ -75,12 +70,9 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
 
     The base model of an adapter comes from the usual cache, because its bytes are not ours; `base_here` is what the
     local adapter is put onto. On the CPU, because a GPU that trained with less memory may not hold it in bfloat16.
-
-    Raises:
-        UserError: a file is missing or other, the model cannot be loaded, or it answers otherwise.
+    Raises `UserError` if a file is missing or differs, or the model cannot be loaded or answers differently.
     """
     import torch
-    from huggingface_hub import snapshot_download
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -89,9 +81,9 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
     wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}) and failed verification"
     answer_format = prompt_format(str(staged))
     with terminated_as_exit(), tempfile.TemporaryDirectory(dir=staged.parent) as cache:
-        options = {"revision": commit, "cache_dir": cache, "allow_patterns": list(ALLOWED)}
-        with hub_errors(f"{wrong}: it cannot be downloaded again"):
-            fresh = Path(with_retries(lambda: snapshot_download(args.repo, **options)))
+        options = {"revision": commit, "cache_dir": cache, "allow_patterns": list(UPLOADED_FILES)}
+        words = f"{wrong}: it cannot be downloaded again"
+        fresh = Path(attempt(words, lambda: huggingface_hub.snapshot_download(args.repo, **options)))
         files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
         # The bytes, not the Hub's checksums (`verify_repo_checksums`): they have to be downloaded to be loaded anyway.
         _, differing, missing = filecmp.cmpfiles(staged, fresh, files, shallow=False)

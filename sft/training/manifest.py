@@ -11,7 +11,7 @@ from typing import Any
 from sft.common.chat_template import tokenizer_fingerprint
 from sft.common.command import read_json, strip_local_paths, write_json
 from sft.common.data import data_fingerprint, provenance
-from sft.common.models import FACTS, MANIFEST, RECIPE, commit_of, save_prompt_format
+from sft.common.models import MANIFEST, RECIPE, RESULT_FILES, commit_of, save_prompt_format
 from sft.training.checkpoints import remove_incomplete, step_of
 from sft.training.config import Settings
 from sft.training.hardware import Hardware, cpu_name
@@ -104,7 +104,7 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
             (temporary / name).unlink(missing_ok=True)
         (final.parent / "README.md").unlink(missing_ok=True)  # TRL's, of a model named None
         save_prompt_format(temporary, answer_format)
-        for name in FACTS:
+        for name in RESULT_FILES:
             if (final.parent / name).is_file():
                 shutil.copyfile(final.parent / name, temporary / name)
         manifest = read_json(final.parent / MANIFEST)

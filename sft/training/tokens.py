@@ -5,12 +5,11 @@ SFTTrainer leaves rows with `input_ids` as they are. Its own preparation makes t
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from sft.common import chat_template
-from sft.common.command import UserError, sha256
+from sft.common.command import UserError, sha256, usable_cores
 
 # Below this number of rows, starting processes takes longer than the work.
 ROWS_PER_PROCESS = 5_000
@@ -68,11 +67,6 @@ def lengths_of(tokens: Any) -> list[int]:
 
     tables = tokens.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
     return [length for table in tables for length in pc.list_value_length(table["input_ids"]).to_pylist()]
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tokenize_batch(batch: dict[str, list], tokenizer: Any) -> dict[str, list]:

@@ -73,17 +73,8 @@ def test_a_folder_that_is_not_here_is_not_replaced_by_one_of_its_name_from_the_c
 
 def test_dev_rows_with_another_answer_format_are_refused(refused, prepared, prepare, toy_options, tmp_path):
     letters = prepare("--answer_format", "letter")
-    line = refused(
-        *(
-            "sft/run.py",
-            *toy_options("pmcvqa"),
-            "--dataset_name",
-            letters,
-            "--dataset_mixture",
-            json.dumps({str(prepared): 1}),
-        ),
-        *("--output_dir", tmp_path / "out"),
-    )
+    data = ("--dataset_name", letters, "--dataset_mixture", json.dumps({str(prepared): 1}))
+    line = refused("sft/run.py", *toy_options("pmcvqa"), *data, "--output_dir", tmp_path / "out")
     assert "has answers in the format letter, the training rows have letter_text" in line
 
 
@@ -102,11 +93,11 @@ def test_prompts_of_another_version_are_refused_in_data_and_models(refused, prep
     shutil.copytree(prepared, data)
     (file,) = (data / "test").glob("*.parquet")
     table = pq.read_table(file)
-    prompts = [
-        [{**turn, "content": f"Question: {turn['content']}"} for turn in row] for row in table["prompt"].to_pylist()
-    ]
-    place = table.column_names.index("prompt")
-    pq.write_table(table.set_column(place, "prompt", pa.array(prompts, table.schema.field("prompt").type)), file)
+    prompts = table["prompt"].to_pylist()
+    for (turn,) in prompts:
+        turn["content"] = f"Question: {turn['content']}"
+    place, field = table.column_names.index("prompt"), table.schema.field("prompt")
+    pq.write_table(table.set_column(place, field, pa.array(prompts, field.type)), file)
     words = ("sft/evaluate.py", "--output_dir", tmp_path / "eval", "--model_path")
     assert "has other prompts than" in refused(*words, tiny_deepseek, "--dataset_path", data)
     shutil.copytree(tiny_deepseek, model)

@@ -61,39 +61,27 @@ def check(line: str) -> None:
 
 NOTHING = "nobody/nothing"
 REFUSED = {
-    "a model to ask": ["sft/infer.py", "--model_path", NOTHING, "--question", "Why?"],
-    "a model to measure": ["sft/evaluate.py", "--model_path", NOTHING, "--dataset_path", "PREPARED"],
-    "data to measure with": ["sft/evaluate.py", "--model_path", "MODEL", "--dataset_path", NOTHING],
-    "a model to merge": ["sft/merge.py", "--model_path", NOTHING, "--output_dir", "OUT"],
-    "a model to train": ["sft/run.py", "recipes/quickstart.yaml", "--model_name_or_path", NOTHING],
-    "data to train on": ["sft/run.py", "recipes/quickstart.yaml", "--dataset_name", NOTHING],
-    "a model to plan with": ["sft/preflight.py", "recipes/quickstart.yaml", "--model_name_or_path", NOTHING],
-    "a tokenizer to prepare for": [
-        "data_prep/prepare.py",
-        "--check",
-        "--dataset_path",
-        "SAMPLE",
-        "--tokenizer",
-        NOTHING,
-    ],
-    "data to prepare": [
-        *("data_prep/prepare.py", "--dataset_path", NOTHING, "--format", "pmc_vqa_v1", "--revision", COMMIT),
-        *("--output_dir", "OUT"),
-    ],
-    "a tokenizer to look with": ["data_prep/preview.py", "PREPARED", "--tokenizer", NOTHING],
-    "data to look at": ["data_prep/preview.py", NOTHING, "--tokenizer", "MODEL"],
+    "a model to ask": "sft/infer.py --model_path NOTHING --question Why?",
+    "a model to measure": "sft/evaluate.py --model_path NOTHING --dataset_path PREPARED",
+    "data to measure with": "sft/evaluate.py --model_path MODEL --dataset_path NOTHING",
+    "a model to merge": "sft/merge.py --model_path NOTHING --output_dir OUT",
+    "a model to train": "sft/run.py RECIPE --model_name_or_path NOTHING --dataset_name PREPARED --output_dir OUT",
+    "data to train on": "sft/run.py RECIPE --model_name_or_path MODEL --dataset_name NOTHING --output_dir OUT",
+    "a model to plan": "sft/preflight.py RECIPE --model_name_or_path NOTHING --dataset_name PREPARED --output_dir OUT",
+    "a tokenizer to prepare for": "data_prep/prepare.py --check --dataset_path SAMPLE --tokenizer NOTHING",
+    "data to read": "data_prep/prepare.py --dataset_path NOTHING --format pmc_vqa_v1 --revision SHA --output_dir OUT",
+    "a tokenizer to look with": "data_prep/preview.py PREPARED --tokenizer NOTHING",
+    "data to look at": "data_prep/preview.py NOTHING --tokenizer MODEL",
 }
 
 
-@pytest.mark.parametrize("words", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("command", REFUSED.values(), ids=REFUSED)
 def test_what_is_not_in_the_cache_is_refused_without_a_pause(
-    refused, network, tiny_deepseek, prepared, sample, tmp_path, words
+    refused, network, tiny_deepseek, prepared, sample, tmp_path, command
 ):
     places = {"MODEL": tiny_deepseek, "PREPARED": prepared, "SAMPLE": sample, "OUT": tmp_path / "out"}
-    if "recipes/quickstart.yaml" in words:
-        usual = {"--model_name_or_path": tiny_deepseek, "--dataset_name": prepared, "--output_dir": tmp_path / "out"}
-        words = [*words, *(word for pair in usual.items() if pair[0] not in words for word in pair)]
-    check(refused(*(places.get(word, word) for word in words)))
+    places |= {"NOTHING": NOTHING, "RECIPE": "recipes/quickstart.yaml", "SHA": COMMIT}
+    check(refused(*(places.get(word, word) for word in command.split())))
     assert not (tmp_path / "out").exists()
 
 
@@ -151,7 +139,7 @@ def test_what_answers_in_any_way_is_a_network(hub, network, monkeypatch):
         unreached.cache_clear()  # a process tries once
         assert unreached() == unreached() == ""
         assert not constants.HF_HUB_OFFLINE
-    assert len(hub.asked) == 3
+    assert len(hub.requests) == 3
 
 
 def test_a_silent_server_is_waited_for_no_longer_than_the_timeout(network, monkeypatch):

@@ -92,18 +92,20 @@ def test_medmcqa_classes_are_read_by_name_too():
     assert FORMATS["medmcqa"].read(MEDMCQA | {"cop": "b"}, PLACE, "train").gold == 1
 
 
+def read_or_reason(name, row):
+    """The question of a row, or the reason of its rejection."""
+    try:
+        return FORMATS[name].read(row, PLACE, "train")
+    except RejectedRow as reason:
+        return str(reason)
+
+
 def test_real_odd_rows_come_out_as_a_reader_would_have_them(shared_rows):
-    read = {}
     with open(shared_rows / "v1_quirks.csv", encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                question = FORMATS["pmc_vqa_v1"].read(row, PLACE, "train")
-                read[row["Figure_path"]] = question.choices[question.gold]
-            except RejectedRow as reason:
-                read[row["Figure_path"]] = str(reason)
-    assert read == {
+        read = {row["Figure_path"]: read_or_reason("pmc_vqa_v1", row) for row in csv.DictReader(file)}
+    assert read.pop("PMC1421418_F5.jpg") == "label is not one of A, B, C, D"
+    assert {figure: question.choices[question.gold] for figure, question in read.items()} == {
         "PMC1064097_F1.jpg": "Focal uptake pattern",
-        "PMC1421418_F5.jpg": "label is not one of A, B, C, D",
         "PMC1976316_F1.jpg": "N/A",
         "PMC2660287_F5.jpg": "Solitary level expression of signal S",
         "PMC3844328_F3.jpg": "Non-enhanced area",
@@ -115,9 +117,9 @@ def test_real_medmcqa_rows_are_kept(shared_rows):
     with open(shared_rows.parent / "medmcqa/dev.jsonl", encoding="utf-8") as lines:
         for line in lines:
             row = {key: "" if value is None else str(value) for key, value in json.loads(line).items()}
-            try:
-                question = FORMATS["medmcqa"].read(row, PLACE, "dev")
+            question = read_or_reason("medmcqa", row)
+            if isinstance(question, str):
+                reasons.append(question)
+            else:
                 assert question.gold == int(row["cop"]) - 1
-            except RejectedRow as reason:
-                reasons.append(str(reason))
     assert reasons == ["two options are the same"] * 21  # found by comparing the option columns alone

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.formats import V1_HEADER, V2_HEADER
+from sft.common.command import read_json
 
 ROW = ["PMC1_F1.jpg", "Which colour?", "green", "A: red", "B: green", "C: blue", "D: black", "B"]
 
@@ -19,10 +20,6 @@ ROW = ["PMC1_F1.jpg", "Which colour?", "green", "A: red", "B: green", "C: blue",
 def questions(count: int) -> list[list[str]]:
     """Rows with as many different questions, each of an article of its own."""
     return [[f"PMC{i}_F1.jpg", f"Q{i}?", *ROW[2:]] for i in range(count)]
-
-
-def read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def read_csv(file: Path) -> list[dict[str, str]]:
@@ -116,20 +113,11 @@ def test_max_samples_draws_from_every_split(prepare):
     assert splits["test"] == 50
 
 
-def test_exact_duplicates_are_counted_and_kept_once(report_of, tmp_path):
-    file = write_csv(tmp_path / "train.csv", [ROW, ["PMC2_F1.jpg", *ROW[1:]], ROW])
-    _, report = report_of(tmp_path / "P", source=file)
-    assert (report["read"], report["kept"], report["duplicates"]) == (3, 2, 1)
-
-
 def test_both_versions_of_the_real_rows_are_prepared_together(report_of, shared_rows, tmp_path):
     _, report = report_of(tmp_path / "P", source=shared_rows)
-    assert {name: source["format"] for name, source in report["sources"].items()} == {
-        "v1_quirks.csv": "pmc_vqa_v1",
-        "v1_rows.csv": "pmc_vqa_v1",
-        "v2_rows.csv": "pmc_vqa_v2",
-    }
-    assert report["sources"]["v1_rows.csv"]["rows"] == 250
+    assert {name: (source["format"], source["rows"]) for name, source in report["sources"].items()} == {
+        "v1_quirks.csv": ("pmc_vqa_v1", 5), "v1_rows.csv": ("pmc_vqa_v1", 250), "v2_rows.csv": ("pmc_vqa_v2", 20),
+    }  # fmt: skip
     assert report["read"] == 275 == report["kept"] + report["rejected"] + report["duplicates"]
     assert report["duplicates"] == 0
     # By hand: one label is a stray quote; every other row names an option that all its sources agree on.
@@ -155,12 +143,9 @@ def shared_with_test(report: dict) -> dict[str, tuple]:
 def test_overlap_is_reported_and_dropped_on_request(report_of, tmp_path):
     """Row 1 shares an article with test, row 2 a figure and its article, row 3 its text."""
     write_csv(tmp_path / "train.csv", [[f"PMC{i}_F1.jpg", f"Question {i}?", *ROW[2:]] for i in range(1, 41)])
-    test = [
-        ["PMC1_F9.jpg", "Another?", *ROW[2:]],
-        ["PMC2_F1.jpg", "Yet another?", *ROW[2:]],
-        ["PMC99_F1.jpg", "QUESTION 3 ?", "green", "A: green", "B: red", "C: blue", "D: black", "A"],
-    ]
-    write_csv(tmp_path / "test.csv", test)
+    test = [["PMC1_F9.jpg", "Another?", *ROW[2:]], ["PMC2_F1.jpg", "Yet another?", *ROW[2:]]]
+    third = ["PMC99_F1.jpg", "QUESTION 3 ?", "green", "A: green", "B: red", "C: blue", "D: black", "A"]
+    write_csv(tmp_path / "test.csv", [*test, third])
     _, report = report_of(tmp_path / "kept", "--dev_size", 0)
     assert report["splits"] == {"train": 40, "test": 3}
     assert shared_with_test(report) == {
@@ -196,15 +181,11 @@ def test_no_choices_asks_the_bare_question(prepare):
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_rationales_are_joined_by_row_id(prepare, tmp_path, ending):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from datasets import Dataset
 
-    rows = [{"id": f"train-{i}", "reasoning": f" Because of {i}. "} for i in range(1, 101)]
+    rows = Dataset.from_list([{"id": f"train-{i}", "reasoning": f" Because of {i}. "} for i in range(1, 101)])
     file = tmp_path / f"why.{ending}"
-    if ending == "jsonl":
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), file)
+    rows.to_json(file) if ending == "jsonl" else rows.to_parquet(file)
     folder = prepare("--add_reasoning", file)
     splits = open_splits(folder)
     rationales = {row["id"]: row["completion"][0]["reasoning_content"] for row in (*splits["train"], *splits["dev"])}
@@ -281,10 +262,10 @@ def test_every_source_says_where_its_rows_went(report_of, tmp_path):
     assert (source["rows"], source["splits"]["test"]) == (2, 1)
 
 
-def test_rows_that_contradict_each_other_are_counted(report_of, tmp_path):
-    write_csv(tmp_path / "test.csv", [ROW, [*ROW[:2], "red", *ROW[3:-1], "A"], ROW])
+def test_exact_duplicates_are_kept_once_and_rows_that_contradict_each_other_are_counted(report_of, tmp_path):
+    write_csv(tmp_path / "test.csv", [ROW, [*ROW[:2], "red", *ROW[3:-1], "A"], ["PMC2_F1.jpg", *ROW[1:]], ROW])
     printed, report = report_of(tmp_path / "P")
-    assert (report["kept"], report["duplicates"], report["contradictory"]) == (2, 1, 1)
+    assert (report["read"], report["kept"], report["duplicates"], report["contradictory"]) == (4, 3, 1, 1)
     assert "1 that another row with the same question answers otherwise" in printed
 
 
@@ -320,18 +301,12 @@ BAD_FILES = {
     "cut inside a row": ({"train.csv": HEADER + LINE * 9 + LINE[:40]}, "line 11: the file ends in"),
     "cut behind a comma": ({"train.csv": HEADER + LINE * 9 + LINE[:-2]}, "line 11: the file ends inside a row"),
     "a quote that swallows rows": ({"train.csv": SWALLOWED}, "line 11 to 21 has a cell that contains further rows"),
-    "a near header": (
-        {"train.csv": HEADER.replace("Answer_label", "Anwser_label") + LINE},
-        "for PMC-VQA version 1 it lacks Answer_label",
-    ),
+    "a near header": ({"train.csv": HEADER.replace("_l", "l")}, "for PMC-VQA version 1 it lacks Answer_label"),
     "semicolons": ({"train.csv": (HEADER + LINE).replace(",", ";")}, "header of no known format"),
     "a header in Latin-1": ({"train.csv": b"\xe9," + HEADER.encode()}, "header is not UTF-8 text"),
     "a JSON array": ({"dev.jsonl": f"[{MEDMCQA_LINE}]"}, "write one object a line"),
     "a prepared folder": ({"report.json": "{}", "rejected.csv": "file,row"}, "is prepared already"),
-    "cut inside a quoted cell": (
-        {"train.csv": HEADER + LINE * 9 + 'PMC1_F1.jpg,"Which'},
-        "ends inside a quoted cell: is the download complete?",
-    ),
+    "cut inside a quoted cell": ({"train.csv": HEADER + '"W'}, "ends inside a quoted cell: is the download complete?"),
     "broken quotes": ({"train.csv": HEADER + LINE + '"a"b,c\n' + LINE}, "line 3: broken CSV"),
     "cut JSON lines": ({"dev.jsonl": MEDMCQA_LINE + "\n" + MEDMCQA_LINE[:30]}, "line 2: the file"),
     "not JSON": ({"dev.jsonl": "question: why\n"}, "line 1 is not a JSON object"),
@@ -342,7 +317,7 @@ BAD_FILES = {
     ),
     "too many rejected": (
         {"train.csv": HEADER + LINE + NO_LABEL},
-        "label is not one of A, B, C, D (1). The first is train.csv row 2",
+        "D (1). The first is train.csv row 2: label is not",
     ),
     "a Hub id without version": ("nobody/PMC-VQA", "needs its version, --format pmc_vqa_v1 or pmc_vqa_v2"),
 }
@@ -390,19 +365,20 @@ def test_a_faulty_row_is_rejected_and_the_others_are_kept(report_of, tmp_path, c
     ("line", "reason"),
     [
         ("{", "line is not JSON"),
-        ("[1]", "line lacks a column of its format"),
-        ('{"question": "Which?"}', "line lacks a column of its format"),
+        *((line, "line lacks a column of its format") for line in ("[1]", '{"question": "Which?"}')),
         (MEDMCQA_LINE.replace("Which", "Wh\\u0000ich"), "row holds a NUL byte"),
         (MEDMCQA_LINE.replace("Which", "Wh\\ud800ich"), "row is not UTF-8 text"),
+        (MEDMCQA_LINE.replace("Which", "Wh\udcffich"), "row is not UTF-8 text"),
         (MEDMCQA_LINE.replace('"cop": 2', '"cop": null'), "cop is not one of 1, 2, 3, 4"),
     ],
 )
 def test_a_faulty_line_of_json_is_rejected(report_of, tmp_path, line, reason):
     lines = [MEDMCQA_LINE.replace("Which", f"Which {i}") for i in range(200)]
-    (tmp_path / "dev.jsonl").write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n")
+    (tmp_path / "dev.jsonl").write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n", errors="surrogateescape")
     report_of(tmp_path / "P")
     (rejected,) = read_csv(tmp_path / "P/rejected.csv")
-    assert (rejected["row"], rejected["reason"], rejected["cells"]) == ("4", reason, line)
+    shown = line.encode(errors="backslashreplace").decode()
+    assert (rejected["row"], rejected["reason"], rejected["cells"]) == ("4", reason, shown)
 
 
 BAD_OPTIONS = {
@@ -463,8 +439,7 @@ def test_a_wrong_option_is_refused_in_one_line_and_leaves_nothing(refused, sampl
 
 def test_an_existing_folder_is_kept_without_overwrite(refused, prepared, sample):
     before = (prepared / "report.json").read_bytes()
-    line = refused("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", prepared)
-    assert "--overwrite" in line
+    assert "--overwrite" in refused("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", prepared)
     assert (prepared / "report.json").read_bytes() == before
 
 
@@ -598,7 +573,7 @@ def test_examples_lead_back_to_the_raw_row_whatever_the_file_is_called_and_the_o
     report_of(tmp_path / "P", "--shuffle_choices", 2, "--dev_size", 2)
     shown = read_json(tmp_path / "P/examples.json")
     assert {split: len(examples) for split, examples in shown.items()} == {"train": 3, "dev": 2}
-    for example in (example for examples in shown.values() for example in examples):
+    for example in shown["train"] + shown["dev"]:
         assert list(example["raw"].values()) == rows[int(example["question"][1:-1])]
 
 
@@ -610,7 +585,5 @@ def test_nothing_tells_of_the_machine_it_was_made_on(prepare, sample, embedded_m
         prepare("--add_reasoning", tmp_path / "why.jsonl"),
     )
     for file in (file for folder in folders for file in folder.rglob("*.*")):
-        if file.is_file():
-            content = file.read_bytes()
-            for place in (sample, tmp_path, Path.cwd(), Path.home()):
-                assert str(place).encode() not in content, file
+        for place in (sample, tmp_path, Path.cwd(), Path.home()):
+            assert str(place).encode() not in file.read_bytes(), file

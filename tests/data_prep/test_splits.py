@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.splits import LEFT_OUT, MAX_DEV_SHARE, draw, first_occurrences, hash64, held_out, leaked, overlap_table
+from data_prep.splits import LEFT_OUT, first_occurrences, hash64, held_out, leaked, not_drawn, overlap_table
 
 TRAIN, DEV, TEST = 0, 1, 2
 
@@ -19,7 +19,7 @@ def test_dev_takes_whole_articles_up_to_its_size():
     dev = held_out(groups, dev_size=8)
     assert 6 <= dev.sum() <= 8
     assert not set(groups[dev]) & set(groups[~dev])
-    assert held_out(groups, dev_size=2000).sum() <= MAX_DEV_SHARE * 100
+    assert held_out(groups, dev_size=2000).sum() <= 10  # of 100 questions
     assert not held_out(groups, dev_size=0).any()
 
 
@@ -32,13 +32,13 @@ def test_first_occurrences_keep_one_of_each():
     assert first_occurrences(np.array([7, 3, 7, 7, 3, 1])).tolist() == [True, True, False, False, False, True]
 
 
-def test_a_draw_is_seeded_and_in_order():
-    every = np.arange(100)
-    drawn = draw(every, 10, seed=1)
-    assert len(set(drawn.tolist())) == 10
-    assert sorted(drawn) == drawn.tolist()
-    assert drawn.tolist() == draw(every, 10, seed=1).tolist() != draw(every, 10, seed=2).tolist()
-    assert draw(every, 1000, seed=1) is every
+def test_a_sample_of_each_split_is_seeded():
+    split_of = np.array([TRAIN] * 100 + [LEFT_OUT] * 5 + [TEST] * 8)
+    outside = not_drawn(split_of, 10, seed=1)
+    assert [(~outside & (split_of == code)).sum() for code in (TRAIN, TEST)] == [10, 8]
+    assert not outside[split_of == LEFT_OUT].any()  # left out already, for another reason
+    assert outside.tolist() == not_drawn(split_of, 10, seed=1).tolist() != not_drawn(split_of, 10, seed=2).tolist()
+    assert not not_drawn(split_of, 1000, seed=1).any()
 
 
 def test_overlap_is_counted_by_article_figure_and_text():

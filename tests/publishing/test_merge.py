@@ -33,22 +33,17 @@ print("PEAK", peak - before)
 @pytest.fixture(scope="module")
 def adapter(tiny_deepseek, tmp_path_factory):
     """A LoRA adapter for the tiny model with random weights: it changes every answer."""
-    return random_adapter(tiny_deepseek, tmp_path_factory.mktemp("adapter"))
+    return random_adapter(tiny_deepseek, tmp_path_factory.mktemp("adapter"), ["q_proj", "v_proj", "down_proj"])
 
 
-ALL_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def random_adapter(base, folder, targets=("q_proj", "v_proj", "down_proj")):
+def random_adapter(base, folder, targets="all-linear"):
     """Write a strong random adapter for `base` into `folder`; returns it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=list(targets), init_lora_weights=False, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     get_peft_model(model, config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
@@ -103,7 +98,7 @@ def test_a_merge_that_is_not_the_adapter_is_refused(adapter):
 def test_weights_are_saved_in_shards(adapter, tmp_path, monkeypatch):
     from sft.publishing import merging
 
-    monkeypatch.setattr(merging, "SHARD", "1MB")
+    monkeypatch.setattr(merging, "SHARD_SIZE", "1MB")
     base = merging.check_mergeable(str(adapter))
     merging.merge(str(adapter), base, tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -145,7 +140,7 @@ def test_the_facts_of_a_run_travel_and_name_what_it_was_merged_onto(trained, tmp
 
 def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_deepseek, tmp_path, monkeypatch):
     out = tmp_path / "merged"
-    assert "is no adapter" in refused(MERGE, "--model_path", tiny_deepseek, "--output_dir", out)
+    assert "is not an adapter" in refused(MERGE, "--model_path", tiny_deepseek, "--output_dir", out)
     assert "does not exist" in refused(MERGE, "--model_path", tmp_path / "none", "--output_dir", out)
     assert "cannot be loaded" in refused(MERGE, "--model_path", "nobody/nothing", "--output_dir", out)
     # What a run would have left is a folder, though it looks like a name on the Hub.
@@ -166,25 +161,18 @@ def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     base = tmp_path / "base"
-    config = LlamaConfig(
-        vocab_size=len(deepseek_tokenizer),
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=10,
-        num_attention_heads=8,
-        bos_token_id=deepseek_tokenizer.bos_token_id,
-        eos_token_id=deepseek_tokenizer.eos_token_id,
-    )
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 10, "num_attention_heads": 8}
+    ends = {"bos_token_id": deepseek_tokenizer.bos_token_id, "eos_token_id": deepseek_tokenizer.eos_token_id}
+    config = LlamaConfig(vocab_size=len(deepseek_tokenizer), **sizes, **ends)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model = model.to_empty(device="cpu")
+        model = LlamaForCausalLM(config).to(torch.bfloat16).to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.fill_(0.01)
     model.save_pretrained(base)
     deepseek_tokenizer.save_pretrained(base)
     size = sum(parameter.numel() * 2 for parameter in model.parameters())
     del model
-    adapter = random_adapter(base, tmp_path / "adapter", ALL_PROJECTIONS)
+    adapter = random_adapter(base, tmp_path / "adapter")
 
     program = tmp_path / "measure.py"
     program.write_text(MEASURE)

@@ -106,7 +106,7 @@ def test_a_model_is_published_privately_with_its_card_and_nothing_else(
 def test_everybody_sees_it_only_when_it_is_verified(publish, hub):
     succeed(publish("--public"))
     assert not hub.model(REPO).private
-    places = [place.partition(" ")[2] for place in hub.asked]
+    places = [place.partition(" ")[2] for place in hub.requests]
     opened = places.index(f"/api/models/{REPO}/settings")
     assert max(i for i, place in enumerate(places) if "/resolve/" in place and REPO in place) < opened
 
@@ -115,7 +115,7 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_sends_nothing(publish, hub,
     done = succeed(publish("--dry_run", HF_TOKEN=""))
     assert "Nothing was uploaded." in done.stdout
     assert ("models", REPO) not in hub.repos
-    assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
+    assert not [place for place in hub.requests if place.startswith(("POST", "PUT"))]
     folder = tmp_path / "staged/someone--pmc-vqa"
     assert set(OURS) <= {path.name for path in folder.iterdir()}
     for name in ("adapter_model.safetensors", "README.md", "adapter_config.json"):
@@ -178,9 +178,9 @@ def test_faults_of_the_hub(fault, publish, hub, tmp_path):
 def test_weights_that_arrived_are_not_sent_again(publish, hub):
     hub.faults.append(Fault("POST", "/commit/", 412))
     the_line(publish())
-    sent = sum(place.startswith("PUT /lfs/upload/") for place in hub.asked)
+    sent = sum(place.startswith("PUT /lfs/upload/") for place in hub.requests)
     assert publish().returncode == 0
-    assert sum(place.startswith("PUT /lfs/upload/") for place in hub.asked) == sent > 0
+    assert sum(place.startswith("PUT /lfs/upload/") for place in hub.requests) == sent > 0
 
 
 def test_a_file_that_arrived_as_another_is_reported_and_stays_private(publish, hub, trained):
@@ -306,7 +306,7 @@ def test_a_merged_model_is_published_and_loads_without_peft(publish, hub):
 )
 def test_what_cannot_be_published_is_refused_before_anything_is_sent(publish, hub, options, environment, words):
     assert words in the_line(publish(*options, **environment))
-    assert not [place for place in hub.asked if place.startswith(("POST", "PUT"))]
+    assert not [place for place in hub.requests if place.startswith(("POST", "PUT"))]
 
 
 def test_what_is_no_finished_model_of_a_run_is_refused(
@@ -323,7 +323,7 @@ def test_what_is_no_finished_model_of_a_run_is_refused(
     ("file", "content", "words"),
     [
         ("run_manifest.json", "{,}", "run_manifest.json cannot be read"),
-        ("run_manifest.json", "{}", "does not tell the base model"),
+        ("run_manifest.json", "{}", "does not name the base model"),
         ("history.json", "[", "history.json cannot be read"),
         ("prompt_format.json", "", "prompt_format.json cannot be read"),
     ],
@@ -445,7 +445,7 @@ def test_a_run_on_two_processes_publishes_its_model_once_when_it_is_done(
     repo = hub.model(REPO)
     assert len(repo.commits) == 2
     assert repo.private
-    assert sum("/commit/" in place for place in hub.asked) == 1  # of two processes, one
+    assert sum("/commit/" in place for place in hub.requests) == 1  # of two processes, one
     config = json.loads(repo.files["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["revision"]) == (BASE, commit)
     final = tmp_path / "out/final_model"
