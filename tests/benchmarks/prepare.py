@@ -15,6 +15,7 @@ import csv
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1]).backend_tokenizer
 texts = [
     prompt[0]["content"] + completion[0]["content"]
-    for file in glob.glob(sys.argv[2] + "/*/*.parquet")
+    for file in glob.glob(sys.argv[2])
     for row in pq.read_table(file, columns=["prompt", "completion"]).to_pylist()
     for prompt, completion in [(row["prompt"], row["completion"])]
 ]
@@ -118,11 +119,11 @@ def write_tiny_model(folder: Path, tokenizer_path: str, chat_template: str) -> N
     tokenizer.save_pretrained(folder)
 
 
-def peak_and_seconds(words: list[str]) -> tuple[float, float]:
+def peak_and_seconds(words: list[str], **variables: str) -> tuple[float, float]:
     """(GiB, seconds) of a command and all its children; stops the benchmark if the command fails."""
     import psutil
 
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", **variables}
     start, peak = time.perf_counter(), 0
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -141,6 +142,27 @@ def peak_and_seconds(words: list[str]) -> tuple[float, float]:
             log.seek(0)
             sys.exit(log.read().decode()[-2000:])
     return peak / 2**30, seconds
+
+
+def start_of_training(work: Path, tokenizer: str, folder: str) -> float:
+    """Seconds of sft/run.py on the prepared `folder`, up to one step and out again; printed with its memory."""
+    words = ["sft/run.py", "recipes/pmcvqa.yaml", "--use_cpu", "yes", "--model_name_or_path", tokenizer]
+    words += ["--dataset_name", str(work / folder), "--output_dir", str(work / "out"), "--max_steps", "1"]
+    words += ["--chat_template_path", str(work / "tiny/chat_template.jinja"), "--eval_strategy", "no"]
+    words += ["--save_strategy", "no", "--load_best_model_at_end", "no"]
+    memory, seconds = peak_and_seconds([sys.executable, *words], HF_HOME=str(work / "cache"))
+    shutil.rmtree(work / "out")
+    print(f"sft/run.py, one step from {folder:<8}{seconds:>8.1f} s {memory:>7.2f} GiB", flush=True)
+    return seconds
+
+
+def tokenizer_alone(tokenizer: str, files: str) -> float:
+    """Seconds of the tokenizer on every text of these Parquet files, on all cores."""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-c", TOKENIZER_ALONE, tokenizer, files]
+    shown = subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+    print(shown, end="", flush=True)
+    return float(shown.split()[1])
 
 
 def main() -> None:
@@ -181,18 +203,18 @@ def main() -> None:
                 line += f"{plain_seconds:>12.1f} s {plain_memory:>7.2f} GiB{plain_seconds / seconds:>8.1f}"
             print(line, flush=True)
         if args.start:
-            for what in runs:
-                words = ["sft/run.py", "recipes/pmcvqa.yaml", "--use_cpu", "yes"]
-                words += ["--model_name_or_path", args.tokenizer]
-                words += ["--dataset_name", str(work / what), "--output_dir", str(work / f"out-{what}")]
-                words += ["--chat_template_path", str(work / "tiny/chat_template.jinja"), "--max_steps", "1"]
-                words += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "no"]
-                memory, seconds = peak_and_seconds([sys.executable, *words])
-                print(f"sft/run.py, one step from {what:<8}{seconds:>8.1f} s {memory:>7.2f} GiB", flush=True)
-        if args.times == 1:
-            environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
-            alone = [sys.executable, "-c", TOKENIZER_ALONE, args.tokenizer, str(work / "text")]
-            subprocess.run(alone, cwd=ROOT, env=environment, check=True)
+            peak_and_seconds([*ours, str(work / "few"), "--max_samples", "500"])
+            start_up, first, again, _ = (
+                start_of_training(work, args.tokenizer, folder) for folder in ("few", "text", "text", "tokens")
+            )
+            alone = tokenizer_alone(args.tokenizer, str(work / "text/train/*.parquet"))
+            print(
+                f"beyond start-up: {first - start_up:.1f} s the first time, {(first - start_up) / alone:.2f} x the ",
+                end="",
+            )
+            print(f"tokenizer alone; {again - start_up:.1f} s the next")
+        elif args.times == 1:
+            tokenizer_alone(args.tokenizer, str(work / "text/*/*.parquet"))
     names = ("datasets", "pyarrow", "tokenizers", "transformers")
     print(f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in names))
