@@ -63,6 +63,12 @@ def main() -> None:
     final = train(settings, launch, hardware)
     if final and publishes:
         publication.publish(settings, final)
+    if launch.processes > 1:
+        # A communication thread can abort the interpreter's exit (seen once under gloo, as SIGABRT), and the launcher
+        # would then stop the process that still publishes, and call a finished run failed.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None:
