@@ -68,9 +68,9 @@ _NOUN = r"(?:option|choice|answer|alternative|response|letter)"
 # "is the correct answer", "would be best": what is said of an option, by letter or text; not "is right next to", and
 # not "is correct only if". A denial ("is not correct", "is incorrect") has other words in between.
 _IS_RIGHT = (
-    r"(?:\s*:\s+|\s+(?:(?:is|was|would be|will be|must be|should be|has to be|remains|(?:seems|appears|looks)(?: to be)?)"
-    r"\s+)(?:(?:clearly|therefore|thus|hence|indeed|definitely|certainly|obviously|probably|(?:most )?likely|also|the|my"
-    r"|single|only|one|final)\s+)*)(?:correct|right|best|answer|most (?:likely|appropriate|accurate|probable|suitable"
+    r"(?:\s*:\s+|\s+(?:is|was|would be|will be|must be|should be|has to be|remains|(?:seems|appears|looks)(?: to be)?)"
+    r"\s+(?:(?:clearly|therefore|thus|hence|indeed|definitely|certainly|obviously|probably|(?:most )?likely|also|the"
+    r"|my|single|only|one|final)\s+)*)(?:correct|right|best|answer|most (?:likely|appropriate|accurate|probable|suitable"
     rf"|plausible))\b\s*(?:(?:possible )?(?:{_NOUN}|one|selection|candidate|diagnosis|explanation|description"
     r"|interpretation|cause|match|fit|finding|because|since|as|given|based|according|among|here|of (?:the|these|all)"
     r"|(?:in|for|to) th(?:is|e))\b|[.,;:!)—–]|$)(?!\W*(?:but )?(?:only|if|unless|when|provided|assuming|\?)(?!\w))"

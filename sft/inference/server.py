@@ -74,9 +74,7 @@ class Server:
             raise self.failure(error) from error
         except openai.OpenAIError:
             pass  # it is there; not every server can list its models (transformers serve needs a Hub cache for it)
-        except (
-            Exception
-        ) as error:  # InvalidURL of the HTTP library, which is httpx or httpx2, as openai's version has it
+        except Exception as error:  # InvalidURL of httpx or httpx2, as openai has it
             raise UserError(f"--base_url {self.url}: {first_line(error)}: give http://HOST:PORT/v1") from error
 
     def failure(self, error: Exception) -> UserError:

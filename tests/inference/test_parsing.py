@@ -69,7 +69,7 @@ TABLE = [
     *states(2, "Option C (Oil Red O) is correct.", "Option C: Oil Red O is the best answer.", "OIL RED O IS CORRECT."),
     *states(2, "Final answer: Option C is correct.", "Answer: **Choice C is the best answer.**", "Alternative C."),
     *states(2, "Option A is wrong. Option B is wrong. Option C is correct.", "Option C is correct, not option B."),
-    *states(2, '{"choice": "C"}', "Therefore, Option C is the correct answer."),
+    *states(2, '{"choice": "C"}', "So, Option C is right.", "Response C is correct.", "Answer choice C is correct."),
     *states(NOTHING, "Option C is not correct.", "OPTION C IS INCORRECT.", "Option C isn't the best answer."),
     *states(NOTHING, "Option C is correct only if iron is red.", "Option C is only correct if iron is red."),
     *states(NOTHING, "Option C would be the best answer if iron were red.", "Option C is correct, but only if red."),
