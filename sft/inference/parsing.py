@@ -45,7 +45,9 @@ _DENIAL = (
     r"|eliminat\w+|rul(?:e|ed|es|ing) (?:\w+ )?out|incorrect\w*|wrong\w*|false\w*|doubt\w*|unlikely|less likely|least"
     r"|negative for|absence|if|whether|contraindicated)"
 )
-# A denial anywhere before a mention in its clause, or said of it right behind.
+# Characters around a mention in which a denial is looked for; so the time grows with the length of a text alone.
+FAR = 400
+# A denial before a mention in its clause, or said of it right behind.
 _DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
     r"(?i)\W*(?:(?:and|or)\s+\S+\s+)?"
@@ -70,8 +72,8 @@ _NOUN = r"(?:option|choice|answer|alternative|response|letter)"
 _IS_RIGHT = (
     r"(?:\s*:\s+|\s+(?:is|was|would be|will be|must be|should be|has to be|remains|(?:seems|appears|looks)(?: to be)?)"
     r"\s+(?:(?:clearly|therefore|thus|hence|indeed|definitely|certainly|obviously|probably|(?:most )?likely|also|the"
-    r"|my|single|only|one|final)\s+)*)(?:correct|right|best|answer|most (?:likely|appropriate|accurate|probable|suitable"
-    rf"|plausible))\b\s*(?:(?:possible )?(?:{_NOUN}|one|selection|candidate|diagnosis|explanation|description"
+    r"|my|single|only|one|final)\s+)*)(?:correct|right|best|answer|most (?:likely|appropriate|accurate|probable"
+    rf"|suitable|plausible))\b\s*(?:(?:possible )?(?:{_NOUN}|one|selection|candidate|diagnosis|explanation|description"
     r"|interpretation|cause|match|fit|finding|because|since|as|given|based|according|among|here|of (?:the|these|all)"
     r"|(?:in|for|to) th(?:is|e))\b|[.,;:!)—–]|$)(?!\W*(?:but )?(?:only|if|unless|when|provided|assuming|\?)(?!\w))"
 )
@@ -127,7 +129,10 @@ def _options_named(text: str, choices: Sequence[str]) -> set[int]:
         for start, end in (match.span() for match in re.finditer(rf" {re.escape(word)}(?= )", plain)):
             if not any(low <= start and end <= high for low, high, _ in spans):
                 spans.append((start, end, index))
-    denied = [_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end:]) for start, end, _ in spans]
+    denied = [
+        _DENIED_BEFORE.search(plain[max(0, start - FAR) : start]) or _DENIED_BEHIND.match(plain[end : end + FAR])
+        for start, end, _ in spans
+    ]
     return {index for (_, _, index), denial in zip(spans, denied, strict=True) if not denial}
 
 
@@ -173,7 +178,7 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
         return set()
     options = _options_named(clause, choices)
     for match in _OPTION.finditer(clause):
-        if not _DENIED_BEFORE.search(clause[: match.start()]):
+        if not _DENIED_BEFORE.search(clause[max(0, match.start() - FAR) : match.start()]):
             options |= _letters(clause[match.end() :], choices)
     if options:  # a text with another option's letter contradicts itself
         options.update(*(_at(letter, choices) for letter in re.findall(r"[(\[]([A-D])[)\]]", clause)))
