@@ -3,33 +3,82 @@
 import csv
 import io
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from sft.common.command import UserError, atomic_write
+from sft.common.command import UserError, atomic_write, first_line
 from sft.common.prompts import LETTERS
 from sft.inference.assistant import Answer, Question, clean_question
+
+# Columns that hold an option: "A", "Choice A" (PMC-VQA), "option_a", "Options A", "opa" (MedMCQA). Others that look
+# like one ("E", "option 1", "choices") are refused, because the question would be asked without it.
+_OPTION = re.compile(r"(?:(?:option|choice|answer|alternative)s?[\s_.:-]*|op)?[(\[]?([a-d])[)\].]?")
+_LIKE_AN_OPTION = re.compile(
+    r"(?:(?:option|choice|answer|alternative|distractor|response)s?[\s_.:-]*|opt?)?[(\[]?(?:[a-h]|\d)[)\].]?"
+    r"|options?|choices?|alternatives?|distractors?"
+)
+
+
+def option_columns(names: Sequence[str], where: str) -> list[str]:
+    """What the columns of a table, or the keys of an object, hold: "question", the letter of an option, or "".
+
+    Raises `UserError`, which begins with `where`, if there is no question, one of them stands twice, or one looks
+    like an option and is none that is read.
+    """
+    kinds = []
+    for name in (name.strip().lower() for name in names):
+        letter = _OPTION.fullmatch(name)
+        kinds.append("question" if name == "question" else letter[1].upper() if letter else "")
+        if not kinds[-1] and _LIKE_AN_OPTION.fullmatch(name):
+            raise UserError(f"{where} has {name!r}, which looks like an option: name the options A, B, C, D")
+    listed = ", ".join(names)
+    if twice := [kind for kind in dict.fromkeys(kinds) if kind and kinds.count(kind) > 1]:
+        raise UserError(f"{where} has {twice[0]} more than once: name question, A, B, C, D, each once; found {listed}")
+    if "question" not in kinds:
+        raise UserError(f"{where} needs the columns question, A, B, C, D; found {listed[:200] or 'nothing'}")
+    return kinds
 
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (where, question, options) of the rows of a CSV file."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = [name.strip().lower().removeprefix("choice ") for name in reader.fieldnames or []]
-        if header.count("question") != 1 or any(header.count(letter) > 1 for letter in "abcd") or "e" in header:
-            raise UserError(f"--input {file} needs the columns question, A, B, C, D, each once; found {header}")
-        reader.fieldnames = header
-        for number, row in enumerate(reader, start=1):
-            if None in row:
-                raise UserError(f"{file}, row {number}: more cells than columns: put texts with commas in quotes")
-            options = [row.get(letter) or "" for letter in LETTERS.lower()]
+        header = next(reader, [])
+        for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+            if len(header) == 1 and mark in header[0]:
+                raise UserError(f"--input {file} is separated by {name}: save it with commas (CSV, UTF-8)")
+        kinds = option_columns(header, f"--input {file}")
+        if ignored := [name for name, kind in zip(header, kinds, strict=True) if not kind and name.strip()]:
+            read = [name for name, kind in zip(header, kinds, strict=True) if kind]
+            print(f"{file}: columns read: {', '.join(read)}; ignored: {', '.join(ignored)}")
+        rows = (row for row in reader if row)  # without empty lines
+        for number, cells in enumerate(rows, start=1):
+            where = f"{file}, row {number}: "
+            if len(cells) > len(kinds):
+                raise UserError(f"{where}more cells than columns: put texts with commas in quotes")
+            if len(cells) < len(kinds):
+                raise UserError(
+                    f"{where}{len(cells)} cells under {len(kinds)} columns: write a comma for each empty cell"
+                )
+            row = dict(zip(kinds, cells, strict=True))
+            options = [row.get(letter, "") for letter in LETTERS]
             while options and not options[-1].strip():
                 options.pop()
-            yield f"{file}, row {number}: ", row["question"] or "", options
+            yield where, row["question"], options
     except csv.Error as error:
         raise UserError(f"--input {file} is not valid CSV: {error}, at line {reader.line_num}") from error
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys all differ; of equal keys, Python would take the last."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice")
+    return value
 
 
 def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -39,11 +88,15 @@ def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
             continue
         where = f"{file}, line {number}: "
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=object_of)
+            if not isinstance(row, dict):
+                raise ValueError("write one JSON object a line")
             question, options = row["question"], row.get("choices", [])
             json.dumps([question, options], ensure_ascii=False).encode("utf-8")  # half a surrogate pair is refused
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{where}not JSON with question and choices: {error}") from error
+        except (ValueError, KeyError, RecursionError) as error:
+            raise UserError(f"{where}not JSON with question and choices: {first_line(error)}") from error
+        if named := [key for key in row if key != "choices" and _LIKE_AN_OPTION.fullmatch(key.strip().lower())]:
+            raise UserError(f"{where}{named[0]!r} looks like options: give them as the list choices")
         if isinstance(options, dict):
             if list(options) != list(LETTERS[: len(options)]):
                 raise UserError(f"{where}name the choices A, B, C, D, in this order")
@@ -55,13 +108,19 @@ def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
 
 def read_questions(file: Path) -> list[Question]:
     """The questions in a CSV or JSON lines file; raises `UserError` for one that cannot be asked."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input {file} cannot be read: {error}") from error
     rows_of = {".csv": csv_rows, ".jsonl": json_rows}.get(file.suffix.lower())
     if not rows_of:
         raise UserError(f"--input {file}: give a .csv or a .jsonl file")
+    try:
+        content = file.read_bytes()
+        if b"\0" in content:
+            raise UserError(f"--input {file} is UTF-16 text, or no text: save it as UTF-8 (in Excel: CSV UTF-8)")
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"--input {file}, line {line}: not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)") from error
+    except OSError as error:
+        raise UserError(f"--input {file} cannot be read: {error.strerror}") from error
     questions = [clean_question(question, options, where) for where, question, options in rows_of(file, text)]
     if not questions:
         raise UserError(f"--input {file} holds no question")
