@@ -23,6 +23,14 @@ CUT = ("length", "max_tokens", "model_length", "content_filter", "abort", "error
 # Where the text of a part of a message stands, by the part's type; a message without parts is a text.
 PARTS = {"text": "text", "output_text": "text", "thinking": "thinking", "reasoning": "text"}
 REASONING = ("thinking", "reasoning")
+# What helps where a server refuses a request and names one of these.
+ADVICE = {
+    "temperature": "--temperature 1 leaves the field out, if the server does not take it",
+    "top_p": "--top_p 1 leaves the field out, if the server does not take it",
+    "max_tokens": "lower --max_new_tokens",
+    "context": "lower --max_new_tokens",
+    "chat template": "start the server with the model's chat template",
+}
 # How a server says that it does not take a field at all; a value that it does not take is the user's to change.
 _UNSUPPORTED = re.compile(
     r"(?i)\b(?:un|not )support|\bun(?:recogni[sz]ed|known|expected)|\bextra|\bnot (?:permitted|allowed)|\bforbidden"
@@ -85,9 +93,9 @@ class Server:
         if error.__cause__:
             cause += f": {first_line(error.__cause__)}"
         advice = "check --base_url and the server's log"
-        for option in ("temperature", "top_p"):
-            if response is not None and response.status_code in (400, 422) and option in response.text:
-                advice = f"--{option} 1 leaves the field out, if the server does not take it"
+        if response is not None and response.status_code in (400, 422):  # it is the request that is refused
+            named = (words for name, words in ADVICE.items() if name in response.text)
+            advice = next(named, "see the server's documentation")
         return UserError(f"the server {self.url} failed: {cause}: {advice}")
 
     def options(self, sampling: Sampling, refused: set[str]) -> dict[str, Any]:
