@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-# The scores of an evaluation as results.json names them, and their titles.
-SCORES = {"option_likelihood": "option likelihood", "generation": "generation"}
+# The scores of an evaluation as results.json names them, and their titles; "correct" is that of a file of outcomes.
+SCORES = {"option_likelihood": "option likelihood", "generation": "generation", "correct": "correct"}
 # Of each column its head, and its text from the numbers of a row, which have the names of results.json.
 COLUMNS = {
     "accuracy": "{accuracy:.3f}",

@@ -43,34 +43,58 @@ def option_columns(names: Sequence[str], where: str) -> list[str]:
     return kinds
 
 
-def csv_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (where, question, options) of the rows of a CSV file."""
+def utf8_text(where: str, file: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark; a `UserError` begins with `where`."""
+    try:
+        content = file.read_bytes()
+        if b"\0" in content:
+            raise UserError(f"{where} is UTF-16 text, or no text: save it as UTF-8 (in Excel: CSV UTF-8)")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{where}, line {line}: not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)") from error
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+
+
+def csv_cells(where: str, text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (where, cells) of the header and of each row, all with as many cells; empty lines are left out.
+
+    Raises `UserError`, which begins with `where`, for text with other separators, or a row of another length.
+    """
+    first = text.partition("\n")[0]
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if mark in first and "," not in first:
+            raise UserError(f"{where} is separated by {name}: save it with commas (CSV, UTF-8)")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
-        for mark, name in ((";", "semicolons"), ("\t", "tabs")):
-            if len(header) == 1 and mark in header[0]:
-                raise UserError(f"--input {file} is separated by {name}: save it with commas (CSV, UTF-8)")
-        kinds = option_columns(header, f"--input {file}")
-        if ignored := [name for name, kind in zip(header, kinds, strict=True) if not kind and name.strip()]:
-            read = [name for name, kind in zip(header, kinds, strict=True) if kind]
-            print(f"{file}: columns read: {', '.join(read)}; ignored: {', '.join(ignored)}")
-        rows = (row for row in reader if row)  # without empty lines
-        for number, cells in enumerate(rows, start=1):
-            where = f"{file}, row {number}: "
-            if len(cells) > len(kinds):
-                raise UserError(f"{where}more cells than columns: put texts with commas in quotes")
-            if len(cells) < len(kinds):
-                raise UserError(
-                    f"{where}{len(cells)} cells under {len(kinds)} columns: write a comma for each empty cell"
-                )
-            row = dict(zip(kinds, cells, strict=True))
-            options = [row.get(letter, "") for letter in LETTERS]
-            while options and not options[-1].strip():
-                options.pop()
-            yield where, row["question"], options
+        yield where, header
+        for number, cells in enumerate((row for row in reader if row), start=1):
+            if len(cells) > len(header):
+                raise UserError(f"{where}, row {number}: more cells than columns: put texts with commas in quotes")
+            if len(cells) < len(header):
+                advice = "write a comma for each empty cell"
+                raise UserError(f"{where}, row {number}: {len(cells)} cells under {len(header)} columns: {advice}")
+            yield f"{where}, row {number}: ", cells
     except csv.Error as error:
-        raise UserError(f"--input {file} is not valid CSV: {error}, at line {reader.line_num}") from error
+        raise UserError(f"{where} is not valid CSV: {error}, at line {reader.line_num}") from error
+
+
+def csv_rows(where: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (where, question, options) of the rows of a CSV file."""
+    rows = csv_cells(where, text)
+    header = next(rows)[1]
+    kinds = option_columns(header, where)
+    if ignored := [name for name, kind in zip(header, kinds, strict=True) if not kind and name.strip()]:
+        read = [name for name, kind in zip(header, kinds, strict=True) if kind]
+        print(f"{where}: columns read: {', '.join(read)}; ignored: {', '.join(ignored)}")
+    for row_where, cells in rows:
+        row = dict(zip(kinds, cells, strict=True))
+        options = [row.get(letter, "") for letter in LETTERS]
+        while options and not options[-1].strip():
+            options.pop()
+        yield row_where, row["question"], options
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,12 +105,12 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
+def json_rows(where: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (where, question, options) of the lines of a JSON lines file."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{file}, line {number}: "
+        line_where = f"{where}, line {number}: "
         try:
             row = json.loads(line, object_pairs_hook=object_of)
             if not isinstance(row, dict):
@@ -94,16 +118,16 @@ def json_rows(file: Path, text: str) -> Iterator[tuple[str, str, list[str]]]:
             question, options = row["question"], row.get("choices", [])
             json.dumps([question, options], ensure_ascii=False).encode("utf-8")  # half a surrogate pair is refused
         except (ValueError, KeyError, RecursionError) as error:
-            raise UserError(f"{where}not JSON with question and choices: {first_line(error)}") from error
+            raise UserError(f"{line_where}not JSON with question and choices: {first_line(error)}") from error
         if named := [key for key in row if key != "choices" and _LIKE_AN_OPTION.fullmatch(key.strip().lower())]:
-            raise UserError(f"{where}{named[0]!r} looks like options: give them as the list choices")
+            raise UserError(f"{line_where}{named[0]!r} looks like options: give them as the list choices")
         if isinstance(options, dict):
             if list(options) != list(LETTERS[: len(options)]):
-                raise UserError(f"{where}name the choices A, B, C, D, in this order")
+                raise UserError(f"{line_where}name the choices A, B, C, D, in this order")
             options = [*options.values()]
         if not isinstance(options, list) or not all(isinstance(text, str) for text in (question, *options)):
-            raise UserError(f"{where}question has to be a text, and choices a list of texts")
-        yield where, question, options
+            raise UserError(f"{line_where}question has to be a text, and choices a list of texts")
+        yield line_where, question, options
 
 
 def read_questions(file: Path) -> list[Question]:
@@ -111,17 +135,9 @@ def read_questions(file: Path) -> list[Question]:
     rows_of = {".csv": csv_rows, ".jsonl": json_rows}.get(file.suffix.lower())
     if not rows_of:
         raise UserError(f"--input {file}: give a .csv or a .jsonl file")
-    try:
-        content = file.read_bytes()
-        if b"\0" in content:
-            raise UserError(f"--input {file} is UTF-16 text, or no text: save it as UTF-8 (in Excel: CSV UTF-8)")
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"--input {file}, line {line}: not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)") from error
-    except OSError as error:
-        raise UserError(f"--input {file} cannot be read: {error.strerror}") from error
-    questions = [clean_question(question, options, where) for where, question, options in rows_of(file, text)]
+    where = f"--input {file}"
+    rows = rows_of(where, utf8_text(where, file))
+    questions = [clean_question(question, options, row_where) for row_where, question, options in rows]
     if not questions:
         raise UserError(f"--input {file} holds no question")
     return questions
