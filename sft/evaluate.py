@@ -21,8 +21,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sft.common.command import UserError, run, strip_local_paths
 from sft.common.data import draw, load_split
 from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
@@ -125,6 +123,8 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
         if is_main:
             print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
         return
+    from tqdm import tqdm  # here, because sft/__init__.py has to set how often it writes into a log
+
     batches = BACKENDS[args.backend](args, tasks, answers.by_key, state)
     state.wait_for_everyone()  # every process has read what was there
     if is_main:

@@ -23,6 +23,13 @@ CUT = ("length", "max_tokens", "model_length", "content_filter", "abort", "error
 # Where the text of a part of a message stands, by the part's type; a message without parts is a text.
 PARTS = {"text": "text", "output_text": "text", "thinking": "thinking", "reasoning": "text"}
 REASONING = ("thinking", "reasoning")
+STATUS_ADVICE = {
+    400: "see the server's log",
+    401: "give its key in the environment variable OPENAI_API_KEY",
+    403: "give a key that may use it in the environment variable OPENAI_API_KEY",
+    404: "check --model_path, the model's name on the server, and --base_url",
+    422: "see the server's log",
+}
 # What helps where a server refuses a request and names one of these.
 ADVICE = {
     "temperature": "--temperature 1 leaves the field out, if the server does not take it",
@@ -92,10 +99,9 @@ class Server:
             cause += f": {' '.join(response.text.split())[:500]}"
         if error.__cause__:
             cause += f": {first_line(error.__cause__)}"
-        advice = "check --base_url and the server's log"
+        advice = STATUS_ADVICE.get(getattr(response, "status_code", None), "check --base_url and the server's log")
         if response is not None and response.status_code in (400, 422):  # it is the request that is refused
-            named = (words for name, words in ADVICE.items() if name in response.text)
-            advice = next(named, "see the server's documentation")
+            advice = next((words for name, words in ADVICE.items() if name in response.text), advice)
         return UserError(f"the server {self.url} failed: {cause}: {advice}")
 
     def options(self, sampling: Sampling, refused: set[str]) -> dict[str, Any]:

@@ -366,6 +366,12 @@ def test_two_processes_give_the_result_of_one(measure, command, command_line, tm
     assert bytes_of(tmp_path / "one/run") == bytes_of(tmp_path / "two/run")
 
 
+def test_a_log_file_holds_no_line_for_each_step_of_a_progress_bar(command, command_line, tmp_path):
+    done = command(*command_line, "--num_samples", 12, "--batch_size", 1, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Asking" not in done.stderr  # before a minute has passed
+
+
 def test_the_report_is_one_file_that_shows_every_number(base_results, adapter_results):
     page = (base_results / "report.html").read_text()
     for title in ("Recall by letter", "Calibration", "Token budget", "most confident errors"):
