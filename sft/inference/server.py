@@ -38,9 +38,10 @@ ADVICE = {
     "context": "lower --max_new_tokens",
     "chat template": "start the server with the model's chat template",
 }
-# How a server says that it does not take a field at all; a value that it does not take is the user's to change.
+# How a server says that it does not take max_tokens at all; a number that is too large is the user's to change.
 _UNSUPPORTED = re.compile(
     r"(?i)\b(?:un|not )support|\bun(?:recogni[sz]ed|known|expected)|\bextra|\bnot (?:permitted|allowed)|\bforbidden"
+    r"|\binstead\b|\bdeprecated"
 )
 
 
@@ -101,7 +102,7 @@ class Server:
             cause += f": {first_line(error.__cause__)}"
         advice = STATUS_ADVICE.get(getattr(response, "status_code", None), "check --base_url and the server's log")
         if response is not None and response.status_code in (400, 422):  # it is the request that is refused
-            advice = next((words for name, words in ADVICE.items() if name in response.text), advice)
+            advice = next((words for name, words in ADVICE.items() if name in cause), advice)
         return UserError(f"the server {self.url} failed: {cause}: {advice}")
 
     def options(self, sampling: Sampling, refused: set[str]) -> dict[str, Any]:
@@ -110,15 +111,16 @@ class Server:
         limit = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
         return options | {"model": self.model, limit: sampling.max_new_tokens}
 
-    def refused_field(self, error: Any, sampling: Sampling) -> str | None:
-        """The field that a server does not take, as its refusal says, if the request makes sense without it.
+    def refused_field(self, error: Any, sampling: Sampling, refused: set[str]) -> str | None:
+        """A further field that a server does not take, as its refusal says, if the request makes sense without it.
 
         Without a seed, sampling cannot be repeated; a temperature or top_p of 1 is what the API takes for a missing
-        one; max_tokens has a newer name.
+        one; max_tokens has a newer name. If another field is at fault, the next request is refused too.
         """
-        fields = ["seed", "max_tokens", *(key for key in ("temperature", "top_p") if getattr(sampling, key) == 1)]
-        named = [key for key in fields if re.search(rf"\b{key}\b", error.response.text)]
-        return named[0] if named and _UNSUPPORTED.search(error.response.text) else None
+        said = error.response.text
+        fields = ["seed", *(key for key in ("temperature", "top_p") if getattr(sampling, key) == 1)]
+        fields += ["max_tokens"] if _UNSUPPORTED.search(said) else []
+        return next((name for name in fields if name not in refused and re.search(rf"\b{name}\b", said)), None)
 
     def complete(self, messages: list[dict], sampling: Sampling) -> tuple[Any, set[str]]:
         """(completion, fields that were left out or renamed, since the server refuses them)."""
@@ -130,8 +132,8 @@ class Server:
                 request = self.options(sampling, refused)
                 return self.client.chat.completions.create(messages=messages, **request), refused
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                name = self.refused_field(error, sampling)
-                if name is None or name in refused:
+                name = self.refused_field(error, sampling, refused)
+                if name is None:
                     raise self.failure(error) from error
                 self.refused.add(name)
             except (openai.OpenAIError, ValueError, RecursionError) as error:
