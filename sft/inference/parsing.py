@@ -79,7 +79,7 @@ _IS_RIGHT = (
 )
 _CALLED_RIGHT = re.compile(
     rf"(?im)(?:(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|that|but|only)\s+)[(\"']?((?-i:[A-D]))"
-    rf"|\b{_NOUN}\s*:?\s*[(\[\"']?([A-D]))(?!\w)[)\].\"':]*(?:{_IS_RIGHT}|\s+best\s+\w{3,}s\b)"
+    rf"|\b{_NOUN}\s*:?\s*[(\[\"']?([A-D]))(?!\w)[)\].\"':]*(?:{_IS_RIGHT}|\s+best\s+\w{{3,}}s\b)"
 )
 _TEXT_CALLED_RIGHT = re.compile(rf"(?im){_IS_RIGHT}")
 _OPTION = re.compile(rf"\b{_NOUN}\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
