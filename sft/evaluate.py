@@ -21,14 +21,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sft.common.command import UserError, run, strip_local_paths
 from sft.common.data import draw, load_split
 from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
 from sft.common.prompts import LETTERS, OPEN
 from sft.evaluation import comparison
-from sft.evaluation.answer_cache import Answers, check_kept, fingerprint_of
+from sft.evaluation.answer_cache import Answers, base_model_of, check_kept, fingerprint_of, model_at, models_of
 from sft.evaluation.comparison import PREDICTIONS, RESULTS, Evaluation
 from sft.evaluation.report import write_report
 from sft.evaluation.results import results_of
@@ -125,6 +123,8 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
         if is_main:
             print(f"all {len(wanted)} answers found in {answers.folder}", flush=True)
         return
+    from tqdm import tqdm  # here, because sft/__init__.py has to set how often it writes into a log
+
     batches = BACKENDS[args.backend](args, tasks, answers.by_key, state)
     state.wait_for_everyone()  # every process has read what was there
     if is_main:
@@ -165,10 +165,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
     args.dtype = dtype_on(state.device.type, args.dtype)
     folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
-    fingerprint = fingerprint_of(args, questions, state.device.type)
+    models = models_of(args.model_path) if args.backend == "local" else model_at(args.base_url, args.model_path)
+    fingerprint = fingerprint_of(args, questions, state.device.type, models)
+    template = strip_local_paths(args.chat_template) if args.chat_template else "the model's own"
+    dataset = strip_local_paths(args.dataset_path)
+    owners = {"model": models, "questions": f"split {args.split} of {dataset}", "chat_template": template}
     if baseline:
         comparison.common_scores(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
-    answers = Answers(folder / "answers", fingerprint, args.overwrite)
+    answers = Answers(folder / "answers", fingerprint, owners, args.overwrite)
     tasks = tasks_of(args, questions, samplings)
     check_kept(folder, tasks, args.overwrite)
     answer_missing(args, tasks, answers, state)
@@ -179,7 +183,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = {
         "name": folder.name,
         "model": strip_local_paths(args.model_path),
-        "dataset": strip_local_paths(args.dataset_path),
+        "commit": models[0]["commit"],
+        "base_model": base_model_of(args.model_path, models) if args.backend == "local" else None,
+        "dataset": dataset,
         "split": args.split,
         "files": dict(sorted(Counter(question["source"] for question in questions if question.get("source")).items())),
         "n": len(questions),
@@ -188,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **scores,
         "tasks": [task.name for task in tasks],
         "fingerprint": fingerprint,
+        "fingerprint_of": owners,
     }
     if baseline:
         results["paired"] = comparison.paired_comparison(Evaluation(results, columns), baseline)

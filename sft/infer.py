@@ -20,8 +20,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sft.common.command import UserError, run
 from sft.common.models import check_model_folder, context_length, dtype_on, load_model, prompt_format
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT
@@ -92,6 +90,7 @@ def main() -> None:
         questions = [clean_question(args.question, args.choices)]
 
     import torch
+    from tqdm import tqdm  # here, because sft/__init__.py has to set how often it writes into a log
 
     answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
     context = context_length(args.model_path)

@@ -5,6 +5,7 @@ one line an answer. Answers are written a batch at a time, and a batch of which 
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,10 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, sha256, strip_local_paths, write_json
+from sft.common.command import UserError, read_json, sha256, strip_local_paths, write_json
 from sft.common.data import data_fingerprint
-from sft.common.hub import pinned
-from sft.common.models import base_of, commit_of
+from sft.common.hub import pinned, repo_file
+from sft.common.models import MANIFEST, base_of, commit_of
 from sft.common.prompts import PROMPT_VERSION
 from sft.evaluation.comparison import RESULTS
 from sft.evaluation.tasks import Task
@@ -30,10 +31,13 @@ DIFFERS = {"questions": "questions (another --split, --dataset_path, --num_sampl
 
 
 class Answers:
-    """The answers in `folder`, by task and question id; raises `UserError` if their fingerprint is another one."""
+    """The answers in `folder`, by task and question id; raises `UserError` if their fingerprint is another one.
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any], overwrite: bool):
-        self.folder, self.fingerprint = folder, fingerprint
+    `owners` says in words whose the fingerprints are, for whoever reads the file.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], owners: dict[str, Any], overwrite: bool):
+        self.folder, self.fingerprint, self.owners = folder, fingerprint, owners
         self.by_key: dict[tuple[str, str], dict] = {}
         finds_answers = (folder / FINGERPRINT).is_file()
         if not finds_answers and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -66,7 +70,7 @@ class Answers:
                 self.folder.mkdir(parents=True)
             except OSError as error:
                 raise UserError(f"--output_dir: cannot write {self.folder}: {error.strerror}") from error
-            write_json(self.folder / FINGERPRINT, self.fingerprint)
+            write_json(self.folder / FINGERPRINT, {**self.fingerprint, "fingerprint_of": self.owners})
 
     def write(self, process: int, batches: Iterable[tuple[str, dict[str, dict]]]) -> Iterator[int]:
         """Append batches, (task, {id: answer}), to the file of a process; yields the size of each once it is there."""
@@ -81,14 +85,33 @@ class Answers:
                 yield len(answers)
 
 
-def model_fingerprint(model_path: str) -> list[str]:
-    """SHA-256 of every file that decides what a model answers, or its name and commit on the Hub; its base's too."""
-    folder, base = Path(model_path), base_of(model_path)
+def models_of(model_path: str) -> list[dict[str, Any]]:
+    """A model and, of an adapter, its base: name, commit on the Hub, and what decides their answers.
+
+    That is the SHA-256 of every file, or of a model on the Hub its name and commit.
+    """
+    folder, base, commit = Path(model_path), base_of(model_path), commit_of(model_path)
     if folder.is_dir():
         parts = [f"{f.name}:{sha256(f)}" for f in sorted(folder.iterdir()) if f.suffix in DECIDE and f.is_file()]
     else:
-        parts = [f"{pinned(model_path)[0]}@{commit_of(model_path)}"]
-    return parts + (model_fingerprint(base) if base != model_path else [])
+        parts = [f"{pinned(model_path)[0]}@{commit}"]
+    model = {"name": strip_local_paths(pinned(model_path)[0]), "commit": commit, "fingerprint": parts}
+    return [model, *(models_of(base) if base != model_path else [])]
+
+
+def model_at(url: str, name: str) -> list[dict[str, Any]]:
+    """As `models_of`, of a model on a server. The address may be private: its hash is enough."""
+    name, where = strip_local_paths(name), hashlib.sha256(url.encode()).hexdigest()[:16]
+    return [{"name": name, "commit": None, "fingerprint": [f"{name} at server {where}"]}]
+
+
+def base_model_of(model_path: str, models: list[dict[str, Any]]) -> dict[str, Any]:
+    """Name and commit of the model that was trained from, as the run's records or the adapter's name it, or itself."""
+    with contextlib.suppress(UserError, KeyError, TypeError):  # a model of somebody else, or of an older version
+        if file := repo_file(model_path, MANIFEST):
+            base = read_json(file)["base_model"]
+            return {"name": strip_local_paths(base["name"]), "commit": base["revision"]}
+    return {key: models[-1][key] for key in ("name", "commit")}
 
 
 def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
@@ -105,18 +128,17 @@ def check_kept(folder: Path, tasks: list[Task], overwrite: bool) -> None:
         raise UserError(f"{folder} holds also {'; '.join(sorted(lost))}: {advice}")
 
 
-def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str) -> dict[str, Any]:
-    """Everything that decides the answers to `questions`; equal fingerprints, equal answers."""
+def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str, models: list[dict]) -> dict[str, Any]:
+    """Everything that decides the answers to `questions`; equal fingerprints, equal answers.
+
+    `models` are those of `models_of`, or without files those of a server.
+    """
     from datasets import Dataset
 
     columns = ["id", "question", "choices", "gold", "answer_format"]
-    if args.backend == "local":
-        model, options = model_fingerprint(args.model_path), ("backend", "dtype", "quantization", "batch_size")
-    else:  # the address may be private: its hash is enough
-        where = hashlib.sha256(args.base_url.encode()).hexdigest()[:16]
-        model, options = [f"{strip_local_paths(args.model_path)} at server {where}"], ("backend",)
+    options = ("backend", "dtype", "quantization", "batch_size") if args.backend == "local" else ("backend",)
     return {
-        "model": model,
+        "model": [part for model in models for part in model["fingerprint"]],
         "questions": data_fingerprint(Dataset.from_list(questions), columns),
         "prompt_version": PROMPT_VERSION,
         "chat_template": sha256(Path(args.chat_template)) if args.chat_template else None,

@@ -1,16 +1,19 @@
-"""The files that an evaluation leaves, and two evaluations of the same questions, compared in pairs."""
+"""The files that an evaluation leaves, and evaluations of the same questions, compared in pairs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.common.command import UserError, atomic_write, write_json
-from sft.evaluation.metrics import paired_difference
+from sft.evaluation.metrics import accuracy, paired_difference
+from sft.inference.question_files import csv_cells, utf8_text
 
 # Raised with every change to results.json or predictions.parquet that a reader has to know of.
 SCHEMA_VERSION = 1
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
+# What a CSV file of outcomes may say of an answer.
+OUTCOMES = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0, "true": 1.0, "false": 0.0}
 
 
 class Evaluation(NamedTuple):
@@ -79,3 +82,58 @@ def paired_comparison(this: Evaluation, baseline: Evaluation) -> dict[str, Any]:
         )
         for score in common
     }
+
+
+def read_outcomes(file: Path) -> Evaluation:
+    """The outcomes in a CSV file with the columns id and correct, and perhaps article, as an evaluation.
+
+    Raises `UserError` for a row without an id or with a second one, or where correct is not 1 or 0.
+    """
+    rows = csv_cells(str(file), utf8_text(str(file), file))
+    header = [name.strip().lower() for name in next(rows)[1]]
+    if any(header.count(name) != 1 for name in ("id", "correct")) or header.count("article") > 1:
+        raise UserError(f"{file} needs the columns id and correct, each once; found {', '.join(header) or 'nothing'}")
+    by_id: dict[str, tuple[str, float]] = {}
+    for where, cells in rows:
+        row = dict(zip(header, map(str.strip, cells), strict=True))
+        right = OUTCOMES.get(row["correct"].lower())
+        if not row["id"] or row["id"] in by_id or right is None:
+            raise UserError(
+                f"{where}id {row['id']!r}, correct {row['correct']!r}: give each id once, and 1 (right) or 0 (wrong)"
+            )
+        by_id[row["id"]] = row.get("article", ""), right
+    if not by_id:
+        raise UserError(f"{file} holds no outcome")
+    ids = sorted(by_id)
+    articles, rights = map(list, zip(*(by_id[id] for id in ids), strict=True))
+    results = {"name": file.stem, "n": len(ids), "scores": {"correct": accuracy(rights, articles)}, "floors": {}}
+    columns = {"id": ids, "article": articles, "correct_right": rights}
+    return Evaluation({**results, "fingerprint": {"questions": ids}}, columns)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Evaluation]:
+    """The evaluations in folders, or in CSV files; runs of one name are called by their paths."""
+    tables = [path for path in paths if path.suffix.lower() == ".csv"]
+    if tables and len(tables) < len(paths):
+        advice = "predictions.parquet holds the ids and, in the columns ..._right, the outcomes of an evaluation"
+        raise UserError(
+            f"{tables[0]} is a CSV file, and others are folders: compare CSV files with each other; {advice}"
+        )
+    runs = [read_outcomes(path) if tables else read_evaluation(path) for path in paths]
+    baseline = runs[-1]
+    for run in runs if tables else []:
+        for one, other in (run, baseline), (baseline, run):
+            if more := set(one.columns["id"]) - set(other.columns["id"]):
+                raise UserError(f"{one.results['name']} has ids that {other.results['name']} lacks: {min(more)!r}")
+    names = [run.results["name"] for run in runs]
+    return [
+        Evaluation({**run.results, "name": str(path) if names.count(name) > 1 else name}, run.columns)
+        for run, path, name in zip(runs, paths, names, strict=True)
+    ]
+
+
+def compared(runs: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The results of each run, of all but the last with their paired comparison with the last."""
+    *others, baseline = runs
+    results = [{**run.results, "paired": paired_comparison(run, baseline)} for run in others]
+    return [*results, {key: value for key, value in baseline.results.items() if key != "paired"}]

@@ -15,6 +15,7 @@ from sft.evaluation import metrics
 from sft.evaluation.tasks import CHOICES_ONLY, LIKELIHOOD, SHIFTED
 from sft.inference.likelihood import most_likely, softmax
 from sft.inference.parsing import parse_answer
+from sft.inference.server import CUT, FINISHED
 
 Answers = Mapping[tuple[str, str], dict]
 OUTCOMES = ("answered", "unparsed", "truncated")
@@ -86,6 +87,18 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
         "accuracy_where_answered": rights / outcomes["answered"] if outcomes["answered"] else None,
         "tokens": {"mean": sum(a["tokens"] for a in every) / n, "longest": max(a["tokens"] for a in every)},
         "by_token_budget": [at_budget(2**power) for power in range(1, 31) if 2**power < limit] + [at_budget(limit)],
+        **of_server(every),
+    }
+
+
+def of_server(answers: Sequence[dict]) -> dict[str, Any]:
+    """How a server ended its answers, in its own words, and the fields of a request that it refuses; {} of others."""
+    if not (reasons := Counter(a["finish_reason"] for a in answers if "finish_reason" in a)):
+        return {}
+    return {
+        "finish_reasons": dict(sorted(reasons.items())),
+        "unknown_finish_reasons": sorted(reason for reason in reasons if reason.lower() not in FINISHED + CUT),
+        "refused_fields": sorted({name for answer in answers for name in answer.get("refused_fields", [])}),
     }
 
 

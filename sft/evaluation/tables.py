@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-# The scores of an evaluation as results.json names them, and their titles.
-SCORES = {"option_likelihood": "option likelihood", "generation": "generation"}
+# The scores of an evaluation as results.json names them, and their titles; "correct" is that of a file of outcomes.
+SCORES = {"option_likelihood": "option likelihood", "generation": "generation", "correct": "correct"}
 # Of each column its head, and its text from the numbers of a row, which have the names of results.json.
 COLUMNS = {
     "accuracy": "{accuracy:.3f}",
@@ -19,6 +19,13 @@ PAIRED_COLUMNS = {
     "95 % interval": "{ci95[0]:+.3f} to {ci95[1]:+.3f}",
     "McNemar p": "{mcnemar_p:.2g}",
     "only one right": "{won} won, {lost} lost",
+}
+# What is done about a field of a request that a server refuses.
+REFUSED_FIELDS = {
+    "seed": "left out, so that sampled answers cannot be repeated",
+    "max_tokens": "sent as max_completion_tokens",
+    "temperature": "left out; 1 is its default",
+    "top_p": "left out; 1 is its default",
 }
 
 
@@ -93,6 +100,13 @@ def notes_of(results: dict[str, Any]) -> list[str]:
                 accuracies = ", ".join(f"{seed['accuracy']:.3f}" for seed in seeds)
                 deviation = numbers["standard_deviation_of_seeds"]
                 notes.append(f"{title} by seed: {accuracies} (standard deviation {deviation:.3f}).")
+        if unknown := numbers.get("unknown_finish_reasons"):
+            counts = ", ".join(f"{reason} ({numbers['finish_reasons'][reason]})" for reason in unknown)
+            meaning = "such an answer counts as truncated if it has as many tokens as the limit"
+            notes.append(f"{title}: the server sent finish reasons that are not known here: {counts}; {meaning}.")
+        if refused := numbers.get("refused_fields"):
+            substitutes = ", ".join(f"{name} ({REFUSED_FIELDS[name]})" for name in refused)
+            notes.append(f"{title}: the server refuses fields of a request: {substitutes}.")
         if numbers["articles"] and numbers["standard_error_clustered"] is not None:
             notes.append(f"{title}: the standard error is clustered by {numbers['articles']} articles.")
     return notes

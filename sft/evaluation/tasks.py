@@ -97,7 +97,7 @@ def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: di
             conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for _, q in share]
             samplings = [replace(task.sampling, seed=batch_seed(task.sampling.seed, number)) for number, _ in share]
             for place, turn in server.ask_all(conversations, samplings):
-                yield task.name, {share[place][1]["id"]: turn._asdict()}
+                yield task.name, {share[place][1]["id"]: turn}
 
     return answers()
 

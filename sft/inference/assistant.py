@@ -26,8 +26,8 @@ DEMO = [
      ["Scanning electron microscope", "Confocal laser microscope", "Transmission electron microscope",
       "Phase contrast microscope"]),
 ]  # fmt: skip
-# A letter in front of an option, as people type it: "A. x", "A) x", "(A) x"; "A: x" is PMC-VQA's.
-_TYPED_LETTER = re.compile(r"^\s*\(?([A-Da-d])\s*[.):]")
+# A letter in front of an option, as people type it: "A. x", "(a) x", "[A] x", "A - x", "Option A: x".
+_TYPED_LETTER = re.compile(r"(?i)^\s*(?:option|choice)?\s*[(\[]?([A-D])\s*(?:[.):\]]+|[-–—]\s)")
 
 
 def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:

@@ -18,7 +18,7 @@ class ParsedAnswer(NamedTuple):
 # Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens.
 _MARKUP = re.compile(
     r"(?mi)<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b"
-    r"|[\[{]?\"(?=answer)"
+    r"|[\[{]?\"(?=answer|choice|option)"
 )
 _BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
 # Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
@@ -29,7 +29,7 @@ _LEAD = re.compile(
     r"(?i)\A(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say"
     r"|choose)|i(?: wi|['’])ll go with|i['’]d (?:say|choose|pick|select|go with)|my (?:choice|pick) is"
     r"|(?:it|this|that) is|(?:it|this|that)['’]s|it (?:must|should|would|has to) be|most likely|likely|probably"
-    r"|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|letter|answer|ans)\b[\s,:!.]*)+"
+    r"|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|alternative|letter|answer|ans)\b[\s,:!.]*)+"
 )
 # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
 _LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?!\w|['’]\w|-)|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
@@ -45,7 +45,9 @@ _DENIAL = (
     r"|eliminat\w+|rul(?:e|ed|es|ing) (?:\w+ )?out|incorrect\w*|wrong\w*|false\w*|doubt\w*|unlikely|less likely|least"
     r"|negative for|absence|if|whether|contraindicated)"
 )
-# A denial anywhere before a mention in its clause, or said of it right behind.
+# Characters around a mention in which a denial is looked for; so the time grows with the length of a text alone.
+FAR = 400
+# A denial before a mention in its clause, or said of it right behind.
 _DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
     r"(?i)\W*(?:(?:and|or)\s+\S+\s+)?"
@@ -60,20 +62,27 @@ _CLAUSE_END = re.compile(
 )
 _DECLARED = re.compile(
     r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option"
-    r"|choice|response|one)\b|\b(?:option|choice|response)(?=\s*:))(?:\s+[a-z]{2,}){0,4}?\s*"
+    r"|choice|response|one)\b|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?)(?:\s+[a-z]{2,}){0,4}?\s*"
     r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)(?P<not>\s+not\b|n['’]t\b)?"
     r"|:|=|→)\s*:?"
 )
+_NOUN = r"(?:option|choice|answer|alternative|response|letter)"
+# "is the correct answer", "would be best": what is said of an option, by letter or text; not "is right next to", and
+# not "is correct only if". A denial ("is not correct", "is incorrect") has other words in between.
+_IS_RIGHT = (
+    r"(?:\s*:\s+|\s+(?:is|was|would be|will be|must be|should be|has to be|remains|(?:seems|appears|looks)(?: to be)?)"
+    r"\s+(?:(?:clearly|therefore|thus|hence|indeed|definitely|certainly|obviously|probably|(?:most )?likely|also|the"
+    r"|my|single|only|one|final)\s+)*)(?:correct|right|best|answer|most (?:likely|appropriate|accurate|probable"
+    rf"|suitable|plausible))\b\s*(?:(?:possible )?(?:{_NOUN}|one|selection|candidate|diagnosis|explanation|description"
+    r"|interpretation|cause|match|fit|finding|because|since|as|given|based|according|among|here|of (?:the|these|all)"
+    r"|(?:in|for|to) th(?:is|e))\b|[.,;:!)—–]|$)(?!\W*(?:but )?(?:only|if|unless|when|provided|assuming|\?)(?!\w))"
+)
 _CALLED_RIGHT = re.compile(
-    r"(?m)(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|option|choice|that|but)\s+)[(\"']?([A-D])[)\].\"':]*\s*"
-    r"(?:is|would be|:)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best)\b\s*"
-    r"(?:answer|option|choice|one|[.,;!]|$)"
+    rf"(?im)(?:(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|that|but|only)\s+)[(\"']?((?-i:[A-D]))"
+    rf"|\b{_NOUN}\s*:?\s*[(\[\"']?([A-D]))(?!\w)[)\].\"':]*(?:{_IS_RIGHT}|\s+best\s+\w{{3,}}s\b)"
 )
-_TEXT_CALLED_RIGHT = re.compile(
-    r"(?m)\s(?:is|would be)\s+(?:clearly\s+|therefore\s+|the\s+)*(?:correct|right|best|most appropriate)\s*"
-    r"(?:answer|option|choice|one|[.,;!]|$)"
-)
-_OPTION = re.compile(r"\b(?:option|choice)\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
+_TEXT_CALLED_RIGHT = re.compile(rf"(?im){_IS_RIGHT}")
+_OPTION = re.compile(rf"\b{_NOUN}\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
 
 
 def _plain(text: str) -> str:
@@ -120,7 +129,10 @@ def _options_named(text: str, choices: Sequence[str]) -> set[int]:
         for start, end in (match.span() for match in re.finditer(rf" {re.escape(word)}(?= )", plain)):
             if not any(low <= start and end <= high for low, high, _ in spans):
                 spans.append((start, end, index))
-    denied = [_DENIED_BEFORE.search(plain[:start]) or _DENIED_BEHIND.match(plain[end:]) for start, end, _ in spans]
+    denied = [
+        _DENIED_BEFORE.search(plain[max(0, start - FAR) : start]) or _DENIED_BEHIND.match(plain[end : end + FAR])
+        for start, end, _ in spans
+    ]
     return {index for (_, _, index), denial in zip(spans, denied, strict=True) if not denial}
 
 
@@ -166,7 +178,7 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
         return set()
     options = _options_named(clause, choices)
     for match in _OPTION.finditer(clause):
-        if not _DENIED_BEFORE.search(clause[: match.start()]):
+        if not _DENIED_BEFORE.search(clause[max(0, match.start() - FAR) : match.start()]):
             options |= _letters(clause[match.end() :], choices)
     if options:  # a text with another option's letter contradicts itself
         options.update(*(_at(letter, choices) for letter in re.findall(r"[(\[]([A-D])[)\]]", clause)))
@@ -177,7 +189,24 @@ def _statement(text: str, choices: Sequence[str]) -> set[int]:
     """Options that a statement such as "not B but C", "(b)" or "Prussian blue, because ..." names."""
     text = _NOT_THIS.sub("", text).strip()
     clause = _CLAUSE_END.split(text, maxsplit=1)[0]
-    return _same_text(text, choices) or _leading(text, choices) or _mentioned(clause, choices)
+    return (
+        _same_text(text, choices)
+        or _leading(text, choices)
+        or _called_right(text, choices)
+        or _mentioned(clause, choices)
+    )
+
+
+def _called_right(text: str, choices: Sequence[str]) -> set[int]:
+    """Options that are called right, as in "Option B is correct" or "Prussian blue would be the best answer"."""
+    options: set[int] = set()
+    for match in _CALLED_RIGHT.finditer(text):
+        before = _before(text, match.start(match.lastindex))
+        if not _DENIED_BEFORE.search(before) and not re.search(rf"(?i)\b(?:and|or)\s+(?:{_NOUN}\s+)?\W*$", before):
+            options |= _at(match[match.lastindex], choices)
+    for match in _TEXT_CALLED_RIGHT.finditer(text):
+        options |= _mentioned(_before(text, match.start()), choices)
+    return options
 
 
 def _declared(answer: str, choices: Sequence[str]) -> set[int]:
@@ -192,12 +221,7 @@ def _declared(answer: str, choices: Sequence[str]) -> set[int]:
             stated = answer[match.end() : end].lstrip().split("\n")[0]
             options |= _statement(f"not {stated}" if match["not"] else stated, choices)
     if not final:
-        for match in _CALLED_RIGHT.finditer(answer):
-            before = _before(answer, match.start(1))
-            if not _DENIED_BEFORE.search(before) and not re.search(r"\b(?:and|or)\s+(?:option\s+)?$", before):
-                options |= _at(match[1], choices)
-        for match in _TEXT_CALLED_RIGHT.finditer(answer):
-            options |= _options_named(_before(answer, match.start()), choices)
+        options |= _called_right(answer, choices)
     return options
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sft.common.data import draw, load_split
 from sft.common.models import load_model, save_prompt_format
+from sft.evaluation.answer_cache import base_model_of, models_of
 from sft.evaluation.results import generation_score
 from sft.evaluation.tasks import Task
 from sft.inference.generation import Sampling
@@ -206,7 +207,43 @@ def test_an_adapter_on_the_hub_is_that_adapter(evaluate, adapter, adapter_result
     (repository / ".no_exist" / commit / "config.json").touch()
     there = evaluate("someone/tuned", "from-hub")
     assert f"someone/tuned@{commit}" in results_of(there)["fingerprint"]["model"]
+    assert results_of(there)["commit"] == commit
     same_scores(there, adapter_results, tolerance=0)
+
+
+def test_results_name_model_base_and_commits_and_whose_each_fingerprint_is(adapter_results, tiny_deepseek, adapter):
+    results = results_of(adapter_results)
+    assert results["base_model"] == {"name": tiny_deepseek.name, "commit": None}
+    own, base = results["fingerprint_of"]["model"]
+    assert (own["name"], base["name"]) == (adapter.name, tiny_deepseek.name)
+    assert own["fingerprint"] + base["fingerprint"] == results["fingerprint"]["model"]
+    assert any(part.startswith("adapter_model.safetensors:") for part in own["fingerprint"])
+    assert results["fingerprint_of"]["questions"] == "split test of PMC-VQA-Processed"
+    assert results["fingerprint_of"]["chat_template"] == "the model's own"
+    kept = json.loads((adapter_results / "answers/fingerprint.json").read_text())
+    assert kept == {**results["fingerprint"], "fingerprint_of": results["fingerprint_of"]}
+
+
+def test_the_base_of_a_run_is_the_one_that_its_records_name(adapter, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "final_model")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "run_manifest.json").write_text(json.dumps({"base_model": {"name": "someone/base", "revision": commit}}))
+    models = models_of(str(folder))
+    assert base_model_of(str(folder), models) == {"name": "someone/base", "commit": commit}
+    (folder / "run_manifest.json").write_text("{}")  # of an older version
+    assert base_model_of(str(folder), models)["name"] == models[-1]["name"]
+
+
+def test_an_evaluation_of_an_older_version_is_continued_and_compared(measure, here, tmp_path):
+    options = ("--num_samples", 4, "--output_dir", tmp_path, "--name", "run")
+    measure(*options)
+    for file in (tmp_path / "run/answers/fingerprint.json", tmp_path / "run/results.json"):
+        old = json.loads(file.read_text())
+        for key in ("fingerprint_of", "commit", "base_model"):
+            old.pop(key, None)
+        file.write_text(json.dumps(old))
+    assert "+0.000" in here("sft/compare.py", tmp_path / "run", tmp_path / "run").stdout
+    assert "all 8 answers found" in measure(*options)
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
@@ -327,6 +364,12 @@ def test_two_processes_give_the_result_of_one(measure, command, command_line, tm
     assert torch.get_num_threads() == 1
     measure(*options, "--output_dir", tmp_path / "one")
     assert bytes_of(tmp_path / "one/run") == bytes_of(tmp_path / "two/run")
+
+
+def test_a_log_file_holds_no_line_for_each_step_of_a_progress_bar(command, command_line, tmp_path):
+    done = command(*command_line, "--num_samples", 12, "--batch_size", 1, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Asking" not in done.stderr  # before a minute has passed
 
 
 def test_the_report_is_one_file_that_shows_every_number(base_results, adapter_results):

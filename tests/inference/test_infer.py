@@ -117,6 +117,10 @@ def test_probabilities_are_those_that_evaluation_ranks_by(here, tiny_deepseek, a
         (["A. Congo red", "B) Prussian blue", "(C) Giemsa", "D: Oil Red O"], [*CHOICES, "Oil Red O"]),
         (["a) Congo red", " b.Prussian  blue "], [*CHOICES[:2]]),
         ([" A:Congo red ", " B:Prussian blue '"], [*CHOICES[:2]]),  # as PMC-VQA has them
+        (["[A] Congo red", "[b] Prussian blue"], [*CHOICES[:2]]),
+        (["A - Congo red", "B – Prussian blue"], [*CHOICES[:2]]),
+        (["Option A: Congo red", "choice b) Prussian blue"], [*CHOICES[:2]]),
+        (["A-V block", "B-cell lymphoma"], ["A-V block", "B-cell lymphoma"]),
         (["A. fumigatus", "Candida", "Mucor"], ["A. fumigatus", "Candida", "Mucor"]),
         (["A. fumigatus", "C. albicans"], ["A. fumigatus", "C. albicans"]),
         (["B: x", "A: y"], ["B: x", "A: y"]),
@@ -192,6 +196,9 @@ def test_batched_generation_is_generation_one_by_one(assistant):
     ("kind", "text"),
     [
         ("csv", "question,A,B,C,D\nWhich?,Congo red,Prussian blue,,\nWhy?,,,,\n"),
+        ("csv", "id,question,option_a,option_b\n1,Which?,Congo red,Prussian blue\n2,Why?,,\n"),
+        ("csv", "question,Options A,answer B\nWhich?,Congo red,Prussian blue\n\nWhy?,,\n"),
+        ("csv", "question,opa,opb,opc,opd\nWhich?,Congo red,Prussian blue,,\nWhy?,,,,\n"),
         ("csv", "Figure_path,Question,Choice A,Choice B\nx,Which?, A:Congo red, B:Prussian blue\nx,Why?,,\n"),
         (
             "jsonl",
@@ -210,6 +217,12 @@ def test_many_questions_from_a_file(infer, tmp_path, kind, text):
     assert first["choices"] == {"A": "Congo red", "B": "Prussian blue"}
     assert sum(first["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert second["choices"] == second["probabilities"] == {}
+
+
+def test_columns_that_are_not_read_are_listed(infer, tmp_path):
+    (tmp_path / "q.csv").write_text("id,question,A,B,Antwort\n1,Which?,x,y,z\n")
+    done = infer("--input", tmp_path / "q.csv", "--output", tmp_path / "a.csv", *SHORT)
+    assert "columns read: question, A, B; ignored: id, Antwort" in done.stdout
 
 
 def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
@@ -250,15 +263,34 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
     ("name", "text", "reason"),
     [
         ("q.csv", "ask,A\nWhy?,x\n", "needs the columns question, A, B, C, D"),
-        ("q.csv", "question,A,A,B\nWhy?,x,y,z\n", "each once"),
+        ("q.csv", "question,A,A,B\nWhy?,x,y,z\n", "has A more than once"),
+        ("q.csv", "question,A,option_a,B\nWhy?,x,y,z\n", "each once"),
+        ("q.csv", "question,A,question\nWhy?,x,y\n", "has question more than once"),
+        ("q.csv", "question,option 1,option 2\nWhy?,x,y\n", "has 'option 1', which looks like an option"),
+        ("q.csv", "question,A,B,C,D,E\nWhy?,x,y,,,\n", "has 'e', which looks like an option"),
+        ("q.csv", "question,choices\nWhy?,x|y\n", "has 'choices', which looks like an option"),
+        ("q.csv", "question;A;B\nWhy?;x;y\n", "is separated by semicolons"),
+        ("q.csv", "question\tA\tB\nWhy?\tx\ty\n", "is separated by tabs"),
+        ("q.csv", "question,A,B\nWhy?,x,y\n".encode("utf-16"), "is UTF-16 text"),
+        ("q.csv", "question,A,B\nWhy?,x,y\nCafé?,x,y\n".encode("latin-1"), "q.csv, line 3: not UTF-8"),
+        ("q.csv", "question,A,B\nWhy?,x,y\nWhy?,x\n", "row 2: 2 cells under 3 columns"),
+        ("q.csv", "", "found nothing"),
         ("q.csv", "question,A,B\nWhy, oh why?,x,y\n", "row 1: more cells than columns"),
         ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not valid CSV"),
         ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to four options"),
         ("q.csv", "question,A,B\nWhy?,x,y\n,x,y\n", "row 2: the question is empty"),
-        ("q.csv", "A,B,question\nx,y\n", "row 1: the question is empty"),
+        ("q.csv", "A,B,question\nx,y\n", "row 1: 2 cells under 3 columns"),
         ("q.csv", "question,A,B\n", "holds no question"),
         ("q.jsonl", "{\n", "line 1: not JSON"),
         ("q.jsonl", '{"question": "Q?"}\n{"question": "\\ud800"}\n', "line 2: not JSON with question and choices"),
+        (
+            "q.jsonl",
+            '[{"question": "Q?"}]',
+            "line 1: not JSON with question and choices: write one JSON object a line",
+        ),
+        ("q.jsonl", '{"question": "Q?", "options": ["a", "b"]}\n', "'options' looks like options"),
+        ("q.jsonl", '{"question": "Q?", "A": "a", "B": "b"}\n', "'A' looks like options"),
+        ("q.jsonl", '{"question": "Q?", "question": "Why?"}\n', "a key stands twice"),
         ("q.jsonl", '{"question": 3}\n', "question has to be a text"),
         ("q.jsonl", '{"question": "Q?", "choices": "ab"}\n', "choices a list of texts"),
         ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, D, in this order"),
@@ -267,7 +299,7 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
     ],
 )
 def test_a_file_with_a_bad_row_is_refused_before_the_model_loads(infer_refused, tmp_path, name, text, reason):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     assert reason in infer_refused("--input", tmp_path / name, "--output", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 

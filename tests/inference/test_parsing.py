@@ -50,6 +50,36 @@ TABLE = [
     *states(2, "The answer is (c)."),
     *states(3, "The correct answer is **D**.", "So the answer must be Giemsa."),
     *states(0, "The correct option is A because amyloid is red."),
+    # An option called right, in any case of letters.
+    *states(2, "**Option C is correct.**", "Choice C is the best answer.", "Answer C is correct.", "C IS CORRECT"),
+    *states(2, "option c is correct.", "OPTION C IS CORRECT.", "Choice (c) is correct!", "**Option C:** is right"),
+    *states(
+        2, "Alternative C is correct.", "Only C is correct.", "Option C is the only correct answer.", "(C) is best."
+    ),
+    *states(2, "Option C was correct", "Option C would be the best choice.", "Option C seems to be the right option."),
+    *states(
+        2, "Option C is the most likely diagnosis.", "Option C is most likely.", "Option C remains the best answer."
+    ),
+    *states(
+        2, "Option C is probably correct.", "C is the answer.", "Option C is my answer.", "Answer choice C is correct."
+    ),
+    *states(
+        2, "Option C best describes the stain.", "Option C is correct because fat is red.", "Response C is correct."
+    ),
+    *states(2, "Option C (Oil Red O) is correct.", "Option C: Oil Red O is the best answer.", "OIL RED O IS CORRECT."),
+    *states(2, "Final answer: Option C is correct.", "Answer: **Choice C is the best answer.**", "Alternative C."),
+    *states(2, "Option A is wrong. Option B is wrong. Option C is correct.", "Option C is correct, not option B."),
+    *states(2, '{"choice": "C"}', "So, Option C is right.", "Response C is correct.", "Answer choice C is correct."),
+    *states(NOTHING, "Option C is not correct.", "OPTION C IS INCORRECT.", "Option C isn't the best answer."),
+    *states(NOTHING, "Option C is correct only if iron is red.", "Option C is only correct if iron is red."),
+    *states(NOTHING, "Option C would be the best answer if iron were red.", "Option C is correct, but only if red."),
+    *states(NOTHING, "Option C may be correct.", "Option C is partly correct.", "Option C is hardly the best answer."),
+    *states(NOTHING, "Is Option C correct?", "Option C is correct?", "If Option C is correct, iron is red."),
+    *states(NOTHING, "I don't think Option C is correct.", "Neither Choice B nor Choice C is correct."),
+    *states(NOTHING, "Option B is correct. Option C is correct.", "Choice B is best. Answer C is correct."),
+    *states(NOTHING, "Options B and C are correct.", "Either Choice B or Choice C is the best answer."),
+    *states(NOTHING, "Option C is most likely wrong.", "Option C is the least likely.", "Option C is best avoided."),
+    *states(NOTHING, "Option B (Oil Red O) is correct.", "Option E is correct.", "Option C is best known for fat."),
     # Negation.
     *states(NOTHING, "A is incorrect because amyloid is red. So B.", "A? No. B? Yes.", "A is wrong.", "Not option B."),
     *states(NOTHING, "The answer is not B.", "It is not Congo red.", "Giemsa is wrong."),
@@ -144,7 +174,7 @@ def test_every_answer_of_training_is_read_back():
 
 
 def test_long_rambling_is_read_in_time_that_grows_with_its_length():
-    for text in ("A, ", "Congo red and option B. ", "the answer is ", "x is correct "):
+    for text in ("A, ", "Congo red and option B. ", "the answer is ", "x is correct ", "Option C is also the "):
         start = time.perf_counter()
         parse_answer(text * (60_000 // len(text)), STAINS)
         assert time.perf_counter() - start < 5

@@ -81,6 +81,32 @@ def test_a_served_model_answers_as_the_same_model_here(here, served, templated, 
     assert "+0.000" in here("sft/compare.py", tmp_path / "served", tmp_path / "here").stdout
 
 
+FINISH_REASONS = {"filtered": "content_filter", "length": "length", "end_turn": "end_turn", "EOS": "EOS", "odd": "bye"}
+PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "It is A."}]}, {"type": "text", "text": "B"}]
+MESSAGES = {
+    "parts": {"content": PARTS, "reasoning_content": None},
+    "refusal": {"content": None, "reasoning_content": None, "refusal": "I cannot say that it is B."},
+    "answer behind the reasoning": {"content": "", "reasoning_content": "It is A.</think>\n\nB"},
+    "inline": {"content": "<think>\nIt is A.\n</think>\n\nB", "reasoning_content": None},
+    "closing tag alone": {"content": "It is A.\n</think>\n\nB", "reasoning_content": None},
+    "a picture": {"content": [{"type": "image_url", "image_url": "B"}], "reasoning_content": None},
+}
+# The field that is refused, the status and the body; with the words of FastAPI, OpenAI and vLLM.
+REFUSALS = {
+    "no seed": ("seed", 422, '{"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}'),
+    "small seeds": ("seed", 400, '{"error": {"message": "seed must be at most 65535"}}'),
+    "no max_tokens": (
+        *("max_tokens", 400),
+        json.dumps(
+            {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}}
+        ),
+    ),
+    "no top_p": ("top_p", 400, '{"error": {"message": "\'top_p\' is not supported with this model"}}'),
+    "a small context": ("max_tokens", 400, '{"message": "\'max_tokens\' is too large: 2048 > 1024 - 60"}'),
+    "words of its own": ("messages", 422, '{"detail": [{"loc": ["body", "messages"],\n "msg": "too many"}]}'),
+}
+
+
 class Misbehaving(http.server.BaseHTTPRequestHandler):
     """A server that answers as its `way` says."""
 
@@ -97,12 +123,13 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
             kind.under_way += 1
             kind.most = max(kind.most, kind.under_way)
             first = kind.requests == 1
-        self.rfile.read(int(self.headers["Content-Length"]))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         time.sleep({"silent": 5, "hangs": 60}.get(self.way, 0.1))
         content = {"null": None, "a list": ["B"], "half a character": "B \ud800"}.get(self.way, "B")
         message = {"role": "assistant", "content": content, "reasoning_content": "It could be A."}
+        message |= MESSAGES.get(self.way, {})
         usage = {"no count": {}, "words": {"completion_tokens": "3"}}.get(self.way, {"completion_tokens": 3})
-        finish = "content_filter" if self.way == "filtered" else "stop"
+        finish = FINISH_REASONS.get(self.way, "stop")
         completion = {
             "id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage,
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
@@ -111,6 +138,10 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
             kind.under_way -= 1
         if self.way == "busy at first" and first:
             self.reply(503, "{}")
+        elif self.way in REFUSALS and REFUSALS[self.way][0] in request:
+            self.reply(*REFUSALS[self.way][1:])
+        elif self.way == "an error inside":
+            self.reply(200, json.dumps({"error": {"message": "Provider returned error", "code": 502}}))
         elif self.way == "broken":
             self.reply(500, "{}")
         elif self.way == "nonsense":
@@ -188,6 +219,11 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(evaluate, misbeha
         ("nonsense", [], "sent no chat completion"),
         ("a web page", [], "sent no chat completion"),
         ("a list", [], "sent no chat completion"),
+        ("a picture", [], "sent no chat completion"),
+        ("an error inside", [], 'answered with an error: {"message": "Provider returned error", "code": 502}'),
+        ("words of its own", [], 'Error code: 422: {"detail": [{"loc": ["body", "messages"], "msg": "too many"}]}'),
+        ("a small context", [], "is too large: 2048 > 1024 - 60: lower --max_new_tokens"),
+        ("no top_p", [], "--top_p 1 leaves the field out"),
         ("no count", [], "does not send usage.completion_tokens"),
         ("words", [], "does not send usage.completion_tokens"),
     ],
@@ -201,10 +237,60 @@ def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, words, w
 
 @pytest.mark.parametrize(
     ("way", "outcome"),
-    [("null", "unparsed"), ("filtered", "truncated"), ("half a character", "answered")],
+    [
+        ("null", "unparsed"),
+        ("filtered", "truncated"),
+        ("length", "truncated"),
+        ("end_turn", "answered"),
+        ("EOS", "answered"),
+        ("odd", "answered"),
+        ("half a character", "answered"),
+        ("parts", "answered"),
+        ("refusal", "unparsed"),
+        ("answer behind the reasoning", "answered"),
+        ("inline", "answered"),
+        ("closing tag alone", "answered"),
+    ],
 )
 def test_odd_turns_are_counted_as_what_they_are(evaluate, misbehaving, way, outcome):
     assert f"{outcome} 100.0%" in evaluate(misbehaving(way)[0])
+
+
+def generation_of(tmp_path):
+    return json.loads((tmp_path / "eval/run/results.json").read_text())["scores"]["generation"]
+
+
+def test_an_unknown_finish_reason_is_counted_and_shown_and_cuts_only_at_the_limit(evaluate, misbehaving, tmp_path):
+    url, _ = misbehaving("odd")
+    output = evaluate(url)
+    assert "finish reasons that are not known here: bye (12)" in output
+    score = generation_of(tmp_path)
+    assert score["finish_reasons"] == {"bye": 12}
+    assert score["unknown_finish_reasons"] == ["bye"]
+    assert "truncated 100.0%" in evaluate(url, "--max_new_tokens", 3, "--overwrite")
+    known, _ = misbehaving("end_turn")
+    assert "not known here" not in evaluate(known, "--overwrite")
+    assert generation_of(tmp_path)["unknown_finish_reasons"] == []
+
+
+@pytest.mark.parametrize(
+    ("way", "options", "field"),
+    [
+        ("no seed", [], "seed"),
+        ("small seeds", [], "seed"),
+        ("no max_tokens", [], "max_tokens"),
+        ("no top_p", ["--top_p", 1], "top_p"),
+    ],
+)
+def test_a_field_that_a_server_refuses_is_replaced_and_recorded(evaluate, misbehaving, tmp_path, way, options, field):
+    url, server = misbehaving(way)
+    output = evaluate(url, "--concurrency", 4, *options)
+    assert "answered 100.0%" in output
+    assert f"the server refuses fields of a request: {field} (" in output
+    assert 13 <= server.requests <= 16  # it is refused at most once for each request under way
+    assert generation_of(tmp_path)["refused_fields"] == [field]
+    # An evaluation that is continued knows it from its answers.
+    assert f"fields of a request: {field} (" in evaluate(url, *options)
 
 
 def test_overwrite_asks_again(evaluate, misbehaving, tmp_path):
