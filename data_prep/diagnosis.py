@@ -34,8 +34,10 @@ DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 def check_beginning(file: Path, head: bytes) -> None:
     """Raise `UserError` if `head`, the first bytes of a .csv, .json or .jsonl file, shows that it is another kind."""
     even, odd = set(head[:40:2]), set(head[1:40:2])
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (odd and even != odd and {0} in (even, odd)):
-        raise UserError(f"{file}: its text is encoded in UTF-16: save it as UTF-8 (in a spreadsheet, CSV UTF-8)")
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if marked or (odd and even != odd and {0} in (even, odd)):
+        encoding = "UTF-32" if b"\0\0" in head[:8] else "UTF-16"
+        raise UserError(f"{file}: its text is encoded in {encoding}: save it as UTF-8 (in a spreadsheet, CSV UTF-8)")
     for beginning, what in BEGINNINGS.items():
         if head.startswith(beginning):
             raise UserError(f"{file}: not a text file with questions, but {what}")
@@ -79,7 +81,10 @@ def fault_of_header(columns: tuple[str, ...]) -> str:
             return f"the cells are separated by {name}: separate them by commas (in a spreadsheet, save as CSV UTF-8)"
     if not here:
         titles = ", ".join(known.title for known in FORMATS.values())
-        return f"it has no column of any known format ({titles}), which have one question a row, or a line of JSON"
+        return (
+            f"it has no column of any known format ({titles}). The first line of a CSV file names the columns; a JSON "
+            "file has one question a line"
+        )
     missing = [
         f"{name} (here {here[name]!a})" if name in here else name for name in known.columns if here.get(name) != name
     ]

@@ -120,7 +120,10 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
     heads = {split: pq.ParquetFile(folder / split / name).read_row_group(0) for split, name in files.items()}
     unit, note = "tokens", "Tokens of every row, as SFTTrainer makes them."
     if worker.tokenizer is None:
-        unit, note = "characters", "Characters of question, options, instruction, answer; --tokenizer counts tokens."
+        unit, note = (
+            "characters",
+            "Characters of question, options, instruction, answer. For tokens, pass --tokenizer.",
+        )
     elif not args.pretokenize:
         measures = {split: measures[split]._replace(lengths=sampled_lengths(head)) for split, head in heads.items()}
         note = f"Tokens of the first {SAMPLED:,} rows of each split."

@@ -26,11 +26,13 @@ HASHES = ("content_hash", "prompt_hash", "group_hash", *OVERLAPS.values())
 # What to do where a reason that begins so is the most common one: a complete file is then likely to have the fault.
 REMEDIES = {
     "row is not UTF-8 text": "save the file as UTF-8 (in a spreadsheet, CSV UTF-8)",
-    "label is not one of A, B, C, D": "write the letter of the right option alone, as in A",
+    "label is not one of A, B, C, D": "write the letter of the right option alone, as A",
     "cop is not one of 1, 2, 3, 4": "write the number of the right option, counted from 1, or its letter, a to d",
     "options are not A, B, C, D": 'write four options as {"A": "…", "B": "…", "C": "…", "D": "…"}; other numbers of '
     "options are not read",
-    "an option holds a think tag": "remove the tags: chat templates would cut the answer there",
+    "an option holds a think tag": "remove the tags, at which chat templates cut the answer",
+    "a key stands twice": "rename or remove the wrong one",
+    "a cell is a list or an object": "write one question a line, with text in every cell",
 }
 
 

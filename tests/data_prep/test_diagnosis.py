@@ -24,6 +24,8 @@ FILES = {
     "Excel's first line": ("train.csv", "sep=;\n" + TABLE.replace(",", ";"), "this first line is Excel's: remove it"),
     "UTF-16": ("train.csv", TABLE.encode("utf-16"), "is encoded in UTF-16: save it as UTF-8"),
     "UTF-16 without mark": ("train.csv", TABLE.encode("utf-16-be"), "is encoded in UTF-16: save it as UTF-8"),
+    "UTF-32": ("train.csv", TABLE.encode("utf-32"), "is encoded in UTF-32: save it as UTF-8"),
+    "no header": ("train.csv", ROW, "The first line of a CSV file names the columns"),
     "UTF-16 JSON": ("train.jsonl", json.dumps(QUESTION).encode("utf-16-le"), "is encoded in UTF-16: save it as UTF-8"),
     "cp1252 in the header": ("train.csv", ("é," + TABLE).encode("cp1252"), "not UTF-8 text: save the file as UTF-8"),
     "zeros": ("train.csv", b"\0" * 99, "not a text file"),
