@@ -90,6 +90,19 @@ def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args:
         raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
 
 
+def with_lengths(
+    measures: dict[str, Measures], heads: dict[str, Any], args: argparse.Namespace
+) -> tuple[dict[str, Measures], str, str]:
+    """(the measures with lengths in tokens, where a tokenizer is named; their unit; of which rows they are)."""
+    if worker.tokenizer is None:
+        note = "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
+        return measures, "characters", note
+    if args.pretokenize:
+        return measures, "tokens", "Tokens of every row, as SFTTrainer makes them."
+    measures = {split: measures[split]._replace(lengths=sampled_lengths(head)) for split, head in heads.items()}
+    return measures, "tokens", f"Tokens of the first {SAMPLED:,} rows of each split."
+
+
 def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
     """What the report states of a source; `counts` has its rows by split, and its rejected ones."""
     splits = {split: counts[source.name, split] for split in SPLITS}
@@ -118,15 +131,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
     too_long = {split: count for split in SPLITS if (count := counts["too long", split])}
     check_lengths(measures, too_long, args)
     heads = {split: pq.ParquetFile(folder / split / name).read_row_group(0) for split, name in files.items()}
-    unit, note = "tokens", "Tokens of every row, as SFTTrainer makes them."
-    if worker.tokenizer is None:
-        unit, note = (
-            "characters",
-            "Characters of question, options, instruction, answer. For tokens, pass --tokenizer.",
-        )
-    elif not args.pretokenize:
-        measures = {split: measures[split]._replace(lengths=sampled_lengths(head)) for split, head in heads.items()}
-        note = f"Tokens of the first {SAMPLED:,} rows of each split."
+    measures, unit, note = with_lengths(measures, heads, args)
     report = {
         "read": reading.read,
         "kept": reading.kept,
