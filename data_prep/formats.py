@@ -5,6 +5,7 @@ To add one, write the function and a line in `FORMATS`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choic
 V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "Answer", "split")
 _ARTICLE = re.compile(r"PMC\d+")
 _CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")  # PMC1_F1_1234.jpg, cut out of PMC1_F1.jpg
+
+ENOUGH = 50  # rows: as a fifth of MedMCQA's answers are the last option, in 1 of 70,000 such columns none is
 
 Place = tuple[str, str, int]  # where a row came from: the first three fields of a question
 
@@ -46,15 +49,43 @@ def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Quest
     return Question(*place, split, figure, article, question, choices, gold, caption, uncut_figure=uncut_figure)
 
 
-def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question:
-    """MedMCQA (Pal et al. 2022): `cop` is the number of the right option from 1, as its authors publish it.
+# Options by `cop`: a number from 1, as MedMCQA's authors publish it, or the letter, as `datasets` names the classes.
+COP = {name: index for names in ("1234", "abcd") for index, name in enumerate(names)}
 
-    A saved `datasets` folder names the classes a to d instead.
+
+def plain_cop(cell: str) -> str:
+    """A cell of `cop` in the spelling of `COP`: 2.0, as a column with gaps is saved, is 2."""
+    return clean_text(cell).lower().removesuffix(".0")
+
+
+def fault_of_cop(cells: Counter[str]) -> str:
+    """Why a column `cop`, as its cells with their counts, does not tell the right options; "" if it does.
+
+    Copies of MedMCQA that count from 0 exist. A row of theirs can pass for one that counts from 1; a column cannot.
     """
+    counts = Counter()
+    for cell, count in cells.items():
+        counts[plain_cop(cell)] += count
+    numbers, zeros, fours = sum(counts[number] for number in "01234"), counts["0"], counts["4"]
+    remedy = "write the letter of the right option, a to d, instead of the number"
+    if counts and counts.keys() <= {"", "-1"}:
+        return "no row has an answer in cop, as in MedMCQA's test split: leave this file or split out"
+    if zeros and fours:
+        return f"cop is 0 in {zeros} rows and 4 in {fours}, so some rows count from 0 and some from 1: {remedy}"
+    if zeros:
+        remedy = "write a, b, c, d instead of 0, 1, 2, 3"
+        return f"cop counts from 0 ({zeros} of {numbers} are 0, none is 4), and MedMCQA counts from 1: {remedy}"
+    if numbers >= ENOUGH and not fours:
+        return f"cop is never 0 and never 4 in {numbers} rows, so it may count from 0 or from 1: {remedy}"
+    return ""
+
+
+def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question:
+    """MedMCQA (Pal et al. 2022): `cop` names the right option as in `COP`."""
     question = clean_text(cells["question"])
     choices = tuple(clean_text(cells[name]) for name in ("opa", "opb", "opc", "opd"))
     check_text(question, choices)
-    gold = {"1": 0, "2": 1, "3": 2, "4": 3, "a": 0, "b": 1, "c": 2, "d": 3}.get(clean_text(cells["cop"]))
+    gold = COP.get(plain_cop(cells["cop"]))
     if gold is None:
         raise RejectedRow("cop is not one of 1, 2, 3, 4")
     return Question(*place, split or "train", "", "", question, choices, gold)
@@ -64,7 +95,12 @@ def read_medqa(cells: Mapping[str, Any], place: Place, split: str) -> Question:
     """MedQA-USMLE with four options (Jin et al. 2021): `answer_idx` is the letter, `answer` the text."""
     options = cells["options"]
     if not isinstance(options, Mapping) or sorted(options) != list(LETTERS):
-        raise RejectedRow("options are not A, B, C, D")
+        kinds = {str: "text", list: "a list"}
+        raise RejectedRow(
+            f"options are not A, B, C, D, but {kinds.get(type(options)) or f'an object of {len(options)}'}"
+        )
+    if not all(isinstance(option, str) for option in options.values()):
+        raise RejectedRow("an option is not text")
     question = clean_text(cells["question"])
     choices = tuple(clean_text(options[letter]) for letter in LETTERS)
     check_text(question, choices)
@@ -79,12 +115,16 @@ class Format(NamedTuple):
     columns: tuple[str, ...]
     read: Callable[[Mapping[str, Any], Place, str], Question]  # raises RejectedRow
     licence: str  # as its publisher gives it
+    # The column of answers, and why its cells (with their counts) do not tell the right options, or "".
+    answers: tuple[str, Callable[[Counter[str]], str]] | None = None
 
 
 FORMATS = {
     "pmc_vqa_v1": Format("PMC-VQA version 1", V1_HEADER, read_pmc_vqa_v1, "CC BY-SA"),
     "pmc_vqa_v2": Format("PMC-VQA version 2", V2_HEADER, read_pmc_vqa_v2, "CC BY-SA"),
-    "medmcqa": Format("MedMCQA", ("question", "opa", "opb", "opc", "opd", "cop"), read_medmcqa, "MIT"),
+    "medmcqa": Format(
+        "MedMCQA", ("question", "opa", "opb", "opc", "opd", "cop"), read_medmcqa, "MIT", ("cop", fault_of_cop)
+    ),
     "medqa": Format("MedQA-USMLE, four options", ("question", "options", "answer", "answer_idx"), read_medqa, "MIT"),
 }
 
@@ -93,16 +133,6 @@ def detect(columns: Iterable[str]) -> str | None:
     """Name of the format that has these columns, or None. Columns beyond a format's own do not matter."""
     present = set(columns)
     return next((name for name, known in FORMATS.items() if present.issuperset(known.columns)), None)
-
-
-def nearest(columns: Iterable[str]) -> str:
-    """What the columns lack of the format that they have most of, in words."""
-    present = set(columns)
-    known = max(FORMATS.values(), key=lambda known: len(present.intersection(known.columns)) / len(known.columns))
-    missing = [column for column in known.columns if column not in present]
-    if len(missing) == len(known.columns):
-        return "it has no column of any known format: " + ", ".join(known.title for known in FORMATS.values())
-    return f"for {known.title} it lacks {', '.join(missing)}"
 
 
 def split_named(name: str) -> str:

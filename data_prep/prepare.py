@@ -27,7 +27,7 @@ from data_prep.reasoning import load_rationales
 from data_prep.report import SAMPLED, TEMPLATES, Measures, examples, sampled_lengths, write_report
 from data_prep.sample_rows import write_sample
 from data_prep.sources import Source, find_sources
-from data_prep.splits import LEFT_OUT, SPLITS, held_out, leaked, not_drawn, overlap_table
+from data_prep.splits import LEFT_OUT, SPLITS, held_out, leaked, not_drawn, overlap_table, why_none_held_out
 from data_prep.worker import ordered_map
 from data_prep.writing import FILES, write_rejected, write_splits
 from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit, usable_cores
@@ -90,6 +90,19 @@ def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args:
         raise UserError(f"no row of {' and '.join(empty)} is as short as --max_length {args.max_length}: raise it")
 
 
+def with_lengths(
+    measures: dict[str, Measures], heads: dict[str, Any], args: argparse.Namespace
+) -> tuple[dict[str, Measures], str, str]:
+    """(the measures with lengths in tokens, where a tokenizer is named; their unit; of which rows they are)."""
+    if worker.tokenizer is None:
+        note = "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
+        return measures, "characters", note
+    if args.pretokenize:
+        return measures, "tokens", "Tokens of every row, as SFTTrainer makes them."
+    measures = {split: measures[split]._replace(lengths=sampled_lengths(head)) for split, head in heads.items()}
+    return measures, "tokens", f"Tokens of the first {SAMPLED:,} rows of each split."
+
+
 def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
     """What the report states of a source; `counts` has its rows by split, and its rejected ones."""
     splits = {split: counts[source.name, split] for split in SPLITS}
@@ -118,13 +131,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
     too_long = {split: count for split in SPLITS if (count := counts["too long", split])}
     check_lengths(measures, too_long, args)
     heads = {split: pq.ParquetFile(folder / split / name).read_row_group(0) for split, name in files.items()}
-    unit, note = "tokens", "Tokens of every row, as SFTTrainer makes them."
-    if worker.tokenizer is None:
-        unit = "characters"
-        note = "Characters of question, options, instruction and answer. Pass --tokenizer for tokens."
-    elif not args.pretokenize:
-        measures = {split: measures[split]._replace(lengths=sampled_lengths(head)) for split, head in heads.items()}
-        note = f"Tokens of the first {SAMPLED:,} rows of each split."
+    measures, unit, note = with_lengths(measures, heads, args)
     report = {
         "read": reading.read,
         "kept": reading.kept,
@@ -143,6 +150,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         "length_unit": unit,
         "length_note": note,
         "measures": {split: measured.statistics() for split, measured in measures.items()},
+        "no_dev": "" if "dev" in files else why_none_held_out((assigned == 0).sum(), args.dev_size),
         "overlap": overlap_table(split_of, reading.hashes),
     }
     if args.drop_overlap:
@@ -246,6 +254,8 @@ def main() -> None:
         if args.push_to_hub and check_push(*repo, args.public) is not None and not args.overwrite:
             raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
         sources = find_sources(args.dataset_path, args.format, args.revision)
+        for source in sources:
+            source.check_answers()
         # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
         worker.start(args, load_rationales(args.add_reasoning, sources) if args.add_reasoning else None)
         with atomic_folder(args.output_dir, args.overwrite) as folder:

@@ -11,7 +11,12 @@ from typing import NamedTuple
 from sft.common.prompts import LETTERS, clean_text
 
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
+_MARKED_LETTER = re.compile(r"[\W_]*((option|choice|answer)[\W_]*)?[a-d][\W_]*", re.IGNORECASE)
 _PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
+
+
+# An answer that holds one would be cut: chat templates take everything up to the last closing tag as thoughts.
+THINK_TAGS = ("<think>", "</think>")
 
 
 class RejectedRow(Exception):
@@ -36,13 +41,15 @@ class Question(NamedTuple):
 
 
 def check_text(question: str, choices: Sequence[str]) -> None:
-    """Raise `RejectedRow` for an empty question or option, or for two equal options."""
+    """Raise `RejectedRow` for an empty question or option, two equal options, or an option with a think tag."""
     if not question:
         raise RejectedRow("question is empty")
     if not all(choices):
         raise RejectedRow("an option is empty")
     if len(set(choices)) < len(choices):
         raise RejectedRow("two options are the same")
+    if any(tag in choice for choice in choices for tag in THINK_TAGS):
+        raise RejectedRow("an option holds a think tag")
 
 
 def comparable(text: str) -> str:
@@ -59,10 +66,12 @@ def fingerprint(question: str, choices: Sequence[str]) -> str:
 
 def position_of(label: str) -> int:
     """Index of the option that a label names by its position. Raises `RejectedRow` for any label but A to D."""
-    try:
-        return tuple(LETTERS).index(clean_text(label))
-    except ValueError:
-        raise RejectedRow("label is not one of A, B, C, D") from None
+    label = clean_text(label)
+    if label in tuple(LETTERS):
+        return LETTERS.index(label)
+    found = ", but a number" if re.fullmatch(r"\d+(\.\d+)?", label) else ""
+    found = ", but a letter in another form" if _MARKED_LETTER.fullmatch(label) else found
+    raise RejectedRow(f"label is not one of A, B, C, D{found}")
 
 
 def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:

@@ -12,15 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
+from data_prep.cells import sound
 from data_prep.formats import FORMATS
-from data_prep.questions import Question, RejectedRow, fingerprint
-from data_prep.reasoning import THINK_TAGS
-from data_prep.sources import Source, cells_of, sound
+from data_prep.questions import THINK_TAGS, Question, RejectedRow, fingerprint
+from data_prep.sources import Source, cells_of
 from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash64
 from sft.common.command import UserError
 
 CHUNK = 2_000  # rows a piece of work: more would take memory and save no time
 HASHES = ("content_hash", "prompt_hash", "group_hash", *OVERLAPS.values())
+
+
+# What to do where a reason that begins so is the most common one: a complete file is then likely to have the fault.
+REMEDIES = {
+    "row is not UTF-8 text": "save the file as UTF-8 (in a spreadsheet, CSV UTF-8)",
+    "label is not one of A, B, C, D": "write the letter of the right option alone, as A",
+    "cop is not one of 1, 2, 3, 4": "write the number of the right option, counted from 1, or its letter, a to d",
+    "options are not A, B, C, D": 'write four options as {"A": "…", "B": "…", "C": "…", "D": "…"}; other numbers of '
+    "options are not read",
+    "an option holds a think tag": "remove the tags, at which chat templates cut the answer",
+    "a key stands twice": "rename or remove the wrong one",
+    "a cell is a list or an object": "write one question a line, with text in every cell",
+}
 
 
 @dataclass
@@ -148,12 +161,13 @@ def check_reading(reading: Reading, max_rejected: float, rationales: dict[str, s
         reasons = Counter(reason for _, _, reason, _ in reading.rejected)
         commonest = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         source, row, reason, _ = reading.rejected[0]
-        commonest += f". The first is {source} row {row}: {reason}"
+        remedy = next((text for words, text in REMEDIES.items() if commonest.startswith(words)), "correct these rows")
+        commonest += f". The first is {source} row {row}: {reason}. To do: {remedy}"
         if not reading.kept:
             raise UserError(f"no row is left after cleaning: all {reading.read} were rejected: {commonest}")
         raise UserError(
             f"{rejected} of {reading.read} rows were rejected, more than --max_rejected {max_rejected:g} allows: "
-            f"{commonest}. Check the files, or allow more"
+            f"{commonest}, or allow more, which leaves them out"
         )
     if rationales is not None and not reading.has_reasoning.any():
         known = (

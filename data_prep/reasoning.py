@@ -5,22 +5,25 @@ from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 
+from data_prep.cells import each_once
+from data_prep.questions import RejectedRow
 from data_prep.sources import Source
 from sft.common.command import UserError
-
-THINK_TAGS = ("<think>", "</think>")
 
 
 def load_rationales(value: str, sources: Iterable[Source]) -> dict[str, str] | str:
     """What `--add_reasoning` names: {row id: rationale} from a file, or the name of a column of some source.
 
     A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`. Raises `UserError` if
-    there is neither file nor column, if the file lacks these fields, or if an id stands twice.
+    there is neither file nor column, if the file lacks these fields, or if a column or an id stands twice.
     """
     file = Path(value)
     read = {".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(file.suffix)
     if read is None:
-        if any(value in source.columns for source in sources):
+        columns = [source.columns.count(value) for source in sources]
+        if max(columns) > 1:
+            raise UserError(f"--add_reasoning {value}: two columns of one source are called so: rename the wrong one")
+        if any(columns):
             return value
         raise UserError(
             f"--add_reasoning {value}: no source has such a column, and it is not a .jsonl or .parquet file: give a "
@@ -45,10 +48,10 @@ def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
         for number, line in enumerate(lines, start=1):
             try:
                 if not line.isspace():
-                    yield itemgetter("id", "reasoning")(json.loads(line))
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    yield itemgetter("id", "reasoning")(json.loads(line, object_pairs_hook=each_once))
+            except (ValueError, TypeError, KeyError, RecursionError, RejectedRow) as error:
                 where = f"--add_reasoning {file}: line {number}"
-                raise UserError(f"{where} is not a JSON object with id and reasoning") from error
+                raise UserError(f"{where} is not a JSON object with id and reasoning, each once") from error
 
 
 def _read_parquet(file: Path) -> Iterable[tuple[str, str]]:
@@ -57,6 +60,6 @@ def _read_parquet(file: Path) -> Iterable[tuple[str, str]]:
 
     try:
         table = pq.read_table(file, columns=["id", "reasoning"])
+        return zip(table["id"].to_pylist(), table["reasoning"].to_pylist(), strict=True)
     except (pa.ArrowInvalid, KeyError) as error:
         raise UserError(f"--add_reasoning {file}: not a Parquet file with the columns id and reasoning") from error
-    return zip(table["id"].to_pylist(), table["reasoning"].to_pylist(), strict=True)

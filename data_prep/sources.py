@@ -3,16 +3,20 @@
 Faults of a file stop the preparation with a `UserError`; faults of one row raise `RejectedRow` in `cells_of`.
 """
 
+import contextlib
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats import FORMATS, detect, nearest, split_named
+from data_prep.cells import JSON, as_text, sound
+from data_prep.diagnosis import HOW_TO_CONVERT, OTHER_ENDINGS, check_beginning, fault_of_header
+from data_prep.formats import FORMATS, detect, split_named
 from data_prep.questions import RejectedRow
 from sft.common.command import UserError, first_line, sha256
 from sft.common.hub import is_id, loading_errors, unreached
@@ -25,7 +29,6 @@ HUB_FILES = {
 FILE_ENDINGS = (".csv", ".jsonl", ".json")
 # How files are opened: bytes that are not UTF-8 become surrogates, which `sound` refuses, in a row as in a header.
 TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
-_SURROGATE = re.compile("[\ud800-\udfff]")
 csv.field_size_limit(1 << 24)  # characters of one cell: beyond any caption
 
 
@@ -52,6 +55,13 @@ class Source:
         """The rows as they come, to be read by `cells_of`. Raises `UserError` where the file breaks off."""
         return {"csv": _csv_rows, "jsonl": _json_lines, "saved": _saved_rows}[self.kind](self)
 
+    def check_answers(self) -> None:
+        """Raise `UserError` if the column of answers, read from the first row to the last, shows a fault."""
+        if answers := FORMATS[self.format].answers:
+            column, fault_of = answers
+            if fault := fault_of(Counter(_column(self, column))):
+                raise UserError(f"{self.path}{f', split {self.name}' if self.kind == 'saved' else ''}: {fault}")
+
 
 def find_sources(place: str, format_name: str, revision: str | None) -> list[Source]:
     """The sources of a format at `place`: a file, a folder of files, a saved `datasets` folder, or an id on the Hub.
@@ -69,13 +79,7 @@ def find_sources(place: str, format_name: str, revision: str | None) -> list[Sou
     else:
         if (path / "report.json").is_file() and (path / "rejected.csv").is_file():
             raise UserError(f"--dataset_path {path} is prepared already: give the folder that it was made from")
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        files = [file for file in files if file.suffix.lower() in FILE_ENDINGS and not file.name.startswith(".")]
-        every = [_file_source(file) for file in files]
-    if not every:
-        raise UserError(
-            f"--dataset_path {path} holds no .csv or .jsonl file: give the folder with train.csv, test.csv"
-        )
+        every = list(_sources_in(path))
     sources = [source for source in every if format_name in ("detect", source.format)]
     if not sources:
         there = ", ".join(f"{source.name} ({FORMATS[source.format].title})" for source in every)
@@ -87,6 +91,31 @@ def find_sources(place: str, format_name: str, revision: str | None) -> list[Sou
         if source not in sources:
             print(f"Left out by --format: {source.name}, {FORMATS[source.format].title}")
     return sources
+
+
+def _sources_in(path: Path) -> Iterator[Source]:
+    """The sources of a folder's files, or of one file. Prints which tables and subfolders are not read."""
+    visible = [file for file in sorted(path.iterdir()) if file.name[0] != "."] if path.is_dir() else [path]
+    files = [file for file in visible if file.suffix.lower() in FILE_ENDINGS]
+    if not files:
+        there = f", but {', '.join(file.name for file in visible[:5])}" if visible else ""
+        there += f" (a table that is not read: {HOW_TO_CONVERT})" if any(map(_other_table, visible)) else ""
+        raise UserError(
+            f"--dataset_path {path} holds no .csv or .jsonl file{there}: give the folder with train.csv, test.csv"
+        )
+    if others := [file.name + "/" * file.is_dir() for file in visible if _other_table(file) or file.is_dir()]:
+        print(f"Not read: {', '.join(others)}. To read a table, {HOW_TO_CONVERT}")
+    for file in files:
+        try:
+            yield _file_source(file)
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            raise UserError(f"{error}. If {file.name} holds no questions, move it out of the folder") from error
+
+
+def _other_table(file: Path) -> bool:
+    return file.suffix.lower() in OTHER_ENDINGS and file.is_file()
 
 
 def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
@@ -115,33 +144,33 @@ def _source(path: Path, name: str, stem: str, kind: str, columns: tuple[str, ...
     try:
         sound("".join(columns))
     except RejectedRow:
-        raise UserError(f"{where}: the header is not UTF-8 text: is it a CSV file, unpacked?") from None
+        raise UserError(f"{where}: the header is not UTF-8 text: save the file as UTF-8") from None
     format_name = detect(columns)
     if format_name is None:
-        header = ascii(",".join(columns))[1:-1][:200] or "an empty file"
-        raise UserError(f"{where}: header of no known format: found {header}; {nearest(columns)}")
+        header = ascii(",".join(columns))[1:-1][:200] or "an empty file or first line"
+        raise UserError(f"{where}: header of no known format: found {header}; {fault_of_header(columns)}")
+    if twice := [name for name in FORMATS[format_name].columns if columns.count(name) > 1]:
+        raise UserError(f"{where}: two columns are called {twice[0]}: rename or remove the wrong one")
     return Source(path, name, stem, kind, columns, format_name, split_named(stem))
 
 
 def _file_source(file: Path) -> Source:
     kind = "csv" if file.suffix.lower() == ".csv" else "jsonl"
     try:
+        with open(file, "rb") as content:
+            check_beginning(file, content.read(4096))
         with open(file, **TEXT, newline="") as lines:
-            if "\0" in lines.readline(4096):
-                raise UserError(f"{file}: not a text file: is it a CSV file, unpacked?")
-            lines.seek(0)
             if kind == "csv":
                 columns = [name.strip() for name in next(csv.reader(lines), [])]
             else:
                 columns = json.loads(next((line for line in lines if not line.isspace()), "{}"))
+                if not isinstance(columns, dict):
+                    raise ValueError("it has no keys")
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except (csv.Error, ValueError, RecursionError) as error:
         raise UserError(f"{file}: line 1 is not {'CSV' if kind == 'csv' else 'a JSON object'}: {error}") from error
-    if kind == "jsonl" and isinstance(columns, list):
-        raise UserError(f"{file}: a JSON array: write one object a line (JSON lines)")
-    columns = tuple(columns) if isinstance(columns, list | dict) else ()
-    return _source(file, file.name, file.stem, kind, columns, str(file))
+    return _source(file, file.name, file.stem, kind, tuple(columns), str(file))
 
 
 def _saved_sources(path: Path) -> list[Source]:
@@ -171,16 +200,30 @@ def _csv_rows(source: Source) -> Iterator[list[str]]:
                         "contains further rows: a quote is opened there and closed much later"
                     )
                 line = rows.line_num
-                if cells:  # not an empty line
+                if any(cells):  # not an empty line, nor one of commas alone
                     yield cells
         except csv.Error as error:
-            fault = "the file ends inside a quoted cell" if "end of data" in str(error) else f"broken CSV: {error}"
-            raise UserError(f"{source.path}: line {rows.line_num}: {fault}: is the download complete?") from error
-    if cells and (len(cells) < len(source.columns) or not cells[-1]):
+            raise UserError(f"{source.path}: line {rows.line_num}: {_csv_fault(error, line + 1)}") from error
+    if cells and (len(cells) < len(source.columns) or (source.columns[-1] and not cells[-1])):
         with open(source.path, "rb") as content:
             content.seek(-1, 2)
             if content.read() not in b"\r\n":
                 raise UserError(f"{source.path}: line {line}: the file ends inside a row: is the download complete?")
+
+
+def _csv_fault(error: csv.Error, first: int) -> str:
+    """What is wrong in a row, which begins in line `first`, that the strict reader refuses."""
+    if "end of data" in str(error):
+        return (
+            "the file ends inside a quoted cell: is the download complete? Else a quotation mark of the row in line "
+            f'{first} is not doubled ("")'
+        )
+    if "expected after" in str(error):
+        return (
+            'broken CSV: a quotation mark inside a quoted cell is not doubled (""), but single or escaped (\\"): '
+            "write the file again with a CSV writer"
+        )
+    return f"broken CSV: {error}"
 
 
 def _holds_rows(cells: list[str]) -> bool:
@@ -200,37 +243,20 @@ def _json_lines(source: Source) -> Iterator[str]:
         raise UserError(f"{source.path}: line {number}: the file ends inside a row: is the download complete?")
 
 
-def _saved_rows(source: Source) -> Iterator[dict[str, Any]]:
+def _saved_rows(source: Source, only: set[str] | None = None) -> Iterator[dict[str, Any]]:
     from datasets import ClassLabel, Dataset, Value, load_from_disk
 
     saved = load_from_disk(str(source.path))
     rows = saved if isinstance(saved, Dataset) else saved[source.name]
-    classes = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
     # Images stay where they are.
     wanted = {name for name, kind in rows.features.items() if isinstance(kind, Value | ClassLabel)}
-    wanted |= set(FORMATS[source.format].columns)
+    wanted = only or wanted | set(FORMATS[source.format].columns)
+    classes = {name: rows.features[name] for name in wanted if isinstance(rows.features[name], ClassLabel)}
     for row in rows.select_columns([name for name in rows.column_names if name in wanted]):
         for name, kind in classes.items():
-            row[name] = kind.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
+            known = row[name] is not None and 0 <= row[name] < kind.num_classes
+            row[name] = kind.int2str(row[name]) if known else None
         yield row
-
-
-def sound(text: str) -> str:
-    """`text` itself. Raises `RejectedRow` if it holds a NUL byte or is not UTF-8."""
-    if "\0" in text:
-        raise RejectedRow("row holds a NUL byte")
-    if not text.isascii() and _SURROGATE.search(text):
-        raise RejectedRow("row is not UTF-8 text")
-    return text
-
-
-def _as_text(value: Any) -> Any:
-    """JSON values as the text that they stand for; objects keep their keys."""
-    if isinstance(value, Mapping):
-        return {sound(key): _as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_text(item) for item in value]
-    return "" if value is None else sound(str(value))
 
 
 def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
@@ -244,11 +270,24 @@ def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
         if len(raw) != len(source.columns):
             raise RejectedRow(f"row has too {'few' if len(raw) < len(source.columns) else 'many'} cells")
         return dict(zip(source.columns, raw, strict=True))
+    columns = FORMATS[source.format].columns
     if source.kind == "jsonl":
         try:
-            raw = json.loads(sound(raw))
+            raw = JSON.decode(sound(raw))
         except (ValueError, RecursionError):
             raise RejectedRow("line is not JSON") from None
-        if not isinstance(raw, dict) or not all(column in raw for column in FORMATS[source.format].columns):
+        if not isinstance(raw, dict) or not all(column in raw for column in columns):
             raise RejectedRow("line lacks a column of its format")
-    return _as_text(raw)
+    cells = as_text(raw)
+    if not all(isinstance(cells[column], str) for column in columns if column != "options"):
+        raise RejectedRow("a cell is a list or an object instead of text")
+    return cells
+
+
+def _column(source: Source, name: str) -> Iterator[str]:
+    """The cells of one column as text, of the rows that can be read."""
+    for raw in _saved_rows(source, {name}) if source.kind == "saved" else source.rows():
+        with contextlib.suppress(RejectedRow, ValueError, TypeError, KeyError, RecursionError):
+            # To make text of every cell of a JSON line, as `cells_of` does, would take three times as long.
+            cells = JSON.decode(raw) if source.kind == "jsonl" else raw
+            yield str(as_text(cells_of(raw, source)[name] if source.kind == "csv" else cells[name]))

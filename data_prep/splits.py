@@ -63,6 +63,16 @@ def held_out(group_hashes: Any, dev_size: int) -> Any:
     return chosen[inverse]
 
 
+def why_none_held_out(questions: int, dev_size: int) -> str:
+    """Why `held_out` holds out none of so many training questions."""
+    most = min(dev_size, int(MAX_DEV_SHARE * questions))
+    if not dev_size:
+        return "--dev_size is 0"
+    if not most:
+        return f"it takes at most a tenth of train, which has {questions} questions"
+    return f"it takes complete articles with at most {most} questions, and every article of train has more"
+
+
 def overlap_table(split_of: Any, hashes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each pair of splits shares: ``{"splits", "by", "shared", "rows"}``.
 

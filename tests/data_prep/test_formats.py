@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
+from collections import Counter
 
 import pytest
 
-from data_prep.formats import FORMATS, V1_HEADER, V2_HEADER, detect, split_named
+from data_prep.formats import FORMATS, V1_HEADER, V2_HEADER, detect, fault_of_cop, split_named
 from data_prep.questions import RejectedRow
 
 PLACE = ("train-7", "train.csv", 7)
@@ -74,12 +76,14 @@ def test_a_name_tells_the_split(name, split):
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
-        *(("medmcqa", {"cop": number}, "cop is not one of") for number in ("0", "12", "")),
+        *(("medmcqa", {"cop": number}, "cop is not one of") for number in ("0", "12", "", "-1", "2.5")),
         ("medmcqa", {"opb": " "}, "option is empty"),
         ("medqa", {"answer_idx": "C"}, "name different options"),
         ("medqa", {"answer": "violet"}, "equals no option"),
-        ("medqa", {"options": {"A": "red"}}, "options are not A, B, C, D"),
-        ("medqa", {"options": "red"}, "options are not A, B, C, D"),
+        ("medqa", {"options": MEDQA["options"] | {"E": "pink"}}, "options are not A, B, C, D, but an object of 5"),
+        ("medqa", {"options": "{'A': 'red'}"}, "options are not A, B, C, D, but text"),
+        ("medqa", {"options": [{"key": "A", "value": "red"}]}, "options are not A, B, C, D, but a list"),
+        ("medqa", {"options": MEDQA["options"] | {"C": []}}, "an option is not text"),
         ("pmc_vqa_v2", {"Answer": "green"}, "label is not one of"),
     ],
 )
@@ -88,8 +92,31 @@ def test_rows_that_contradict_themselves_are_rejected(name, change, reason):
         FORMATS[name].read(SAMPLES[name] | change, PLACE, "train")
 
 
-def test_medmcqa_classes_are_read_by_name_too():
-    assert FORMATS["medmcqa"].read(MEDMCQA | {"cop": "b"}, PLACE, "train").gold == 1
+@pytest.mark.parametrize("cop", ["b", "B", "2", " 2.0 "])
+def test_medmcqa_numbers_may_be_written_as_decimals_or_letters(cop):
+    assert FORMATS["medmcqa"].read(MEDMCQA | {"cop": cop}, PLACE, "train").gold == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "fault"),
+    [
+        ({"0": 2, "1": 3, "2": 1}, r"counts from 0 \(2 of 6 are 0, none is 4\)"),
+        ({"0.0": 2, "1.0": 300, "": 7}, "counts from 0"),
+        ({"0": 1, "3": 5, "-1": 90}, "counts from 0"),
+        ({"0": 1, "4": 2, "1": 90}, "0 in 1 rows and 4 in 2, so some rows count from 0 and some from 1"),
+        ({"1": 99, "2": 99, "3": 99}, "never 0 and never 4 in 297 rows, so it may count from 0 or from 1"),
+        ({"1": 50, "2": 60, "b": 3}, "never 0 and never 4"),
+        ({"-1": 5, "": 4}, "no row has an answer in cop"),
+        ({"1": 99, "2": 99, "3": 99, "4": 1}, None),
+        ({"1.0": 99, "4.0": 1, "-1": 3}, None),
+        ({"1": 5, "2": 5, "3": 5}, None),  # too few rows to be odd
+        ({"a": 99, "b": 99, "c": 99}, None),
+        ({}, None),
+    ],
+)
+def test_a_column_of_medmcqa_answers_is_judged_as_a_whole(cells, fault):
+    found = fault_of_cop(Counter(cells))
+    assert re.search(fault, found) if fault else found == ""
 
 
 def read_or_reason(name, row):

@@ -146,8 +146,9 @@ def test_overlap_is_reported_and_dropped_on_request(report_of, tmp_path):
     test = [["PMC1_F9.jpg", "Another?", *ROW[2:]], ["PMC2_F1.jpg", "Yet another?", *ROW[2:]]]
     third = ["PMC99_F1.jpg", "QUESTION 3 ?", "green", "A: green", "B: red", "C: blue", "D: black", "A"]
     write_csv(tmp_path / "test.csv", [*test, third])
-    _, report = report_of(tmp_path / "kept", "--dev_size", 0)
+    printed, report = report_of(tmp_path / "kept", "--dev_size", 0)
     assert report["splits"] == {"train": 40, "test": 3}
+    assert "train and test share 1 by figure: 1 row of train, 1 of test" in printed
     assert shared_with_test(report) == {
         "article": (2, 2, 2), "figure": (1, 1, 1), "question and options": (1, 1, 1),
     }  # fmt: skip
@@ -256,8 +257,8 @@ def test_every_source_says_where_its_rows_went(report_of, tmp_path):
     write_csv(tmp_path / "train.csv", questions(150))
     write_csv(tmp_path / "test (1).csv", [ROW, [*ROW[:-1], "?"]])
     printed, report = report_of(tmp_path / "P")
-    assert "train.csv, PMC-VQA version 1: 150 rows, sound: train 150\n" in printed
-    assert "test (1).csv, PMC-VQA version 1: 2 rows, sound: test 1\n" in printed
+    assert "train.csv, PMC-VQA version 1: 150 rows, accepted: train 150\n" in printed
+    assert "test (1).csv, PMC-VQA version 1: 2 rows, accepted: test 1\n" in printed
     source = report["sources"]["test (1).csv"]
     assert (source["rows"], source["splits"]["test"]) == (2, 1)
 
@@ -274,10 +275,18 @@ def test_training_questions_of_one_article_give_no_dev_split_and_none_are_left_i
 ):
     write_csv(tmp_path / "train.csv", [["PMC1_F1.jpg", *row[1:]] for row in questions(30)])
     printed, _ = report_of(tmp_path / "P")
-    assert "no dev split: train is too small, all of one article, or --dev_size is 0" in printed
+    assert (
+        "no dev split: it takes complete articles with at most 3 questions, and every article of train has" in printed
+    )
     write_csv(tmp_path / "test.csv", [["PMC1_F2.jpg", *ROW[1:]]])
     words = ("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "Q", "--drop_overlap")
     assert "no question of train is left, of 30: 30 shared with another split" in refused(*words)
+
+
+def test_a_rationale_from_two_columns_of_one_name_is_refused(refused, tmp_path):
+    write_csv(tmp_path / "train.csv", [[*row, "so", "no"] for row in questions(20)], (*V1_HEADER, "why", "why"))
+    line = refused("data_prep/prepare.py", "--check", "--dataset_path", tmp_path, "--add_reasoning", "why")
+    assert "--add_reasoning why: two columns of one source are called so" in line
 
 
 # Bad input: what is wrong with a whole file stops everything, what is wrong with a row rejects that row.
@@ -286,7 +295,7 @@ def test_training_questions_of_one_article_give_no_dev_split_and_none_are_left_i
 HEADER = ",".join(V1_HEADER) + "\n"
 LINE = ",".join(ROW) + "\n"
 NO_LABEL = LINE[:-2] + "?\n"
-MEDMCQA_LINE = '{"question": "Which?", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": 2, "exp": null}'
+MEDMCQA_LINE = '{"question": "Which?", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": 4, "exp": null}'
 SWALLOWED = HEADER + LINE * 9 + 'PMC1,Why?,green,"A: red\n' + LINE * 9 + 'end",B: green,C: blue,D: black,B\n'
 # The content of a file, or of several by name, or another place; and words of the refusal.
 BAD_FILES = {
@@ -297,12 +306,12 @@ BAD_FILES = {
     "no rows": ({"train.csv": HEADER}, "no rows"),
     "no row left": ({"train.csv": HEADER + NO_LABEL}, "no row is left"),
     "binary file": ({"train.csv": b"PK\x03\x04\x00\x00\xff\xfe" * 999}, "not a text file"),
-    "UTF-16": ({"train.csv": (HEADER + LINE).encode("utf-16")}, "not a text file"),
+    "UTF-16": ({"train.csv": (HEADER + LINE).encode("utf-16")}, "its text is encoded in UTF-16: save it as UTF-8"),
     "cut inside a row": ({"train.csv": HEADER + LINE * 9 + LINE[:40]}, "line 11: the file ends in"),
     "cut behind a comma": ({"train.csv": HEADER + LINE * 9 + LINE[:-2]}, "line 11: the file ends inside a row"),
     "a quote that swallows rows": ({"train.csv": SWALLOWED}, "line 11 to 21 has a cell that contains further rows"),
     "a near header": ({"train.csv": HEADER.replace("_l", "l")}, "for PMC-VQA version 1 it lacks Answer_label"),
-    "semicolons": ({"train.csv": (HEADER + LINE).replace(",", ";")}, "header of no known format"),
+    "semicolons": ({"train.csv": (HEADER + LINE).replace(",", ";")}, "the cells are separated by semicolons"),
     "a header in Latin-1": ({"train.csv": b"\xe9," + HEADER.encode()}, "header is not UTF-8 text"),
     "a JSON array": ({"dev.jsonl": f"[{MEDMCQA_LINE}]"}, "write one object a line"),
     "a prepared folder": ({"report.json": "{}", "rejected.csv": "file,row"}, "is prepared already"),
@@ -317,7 +326,19 @@ BAD_FILES = {
     ),
     "too many rejected": (
         {"train.csv": HEADER + LINE + NO_LABEL},
-        "D (1). The first is train.csv row 2: label is not",
+        "D (1). The first is train.csv row 2: label is not one of A, B, C, D. To do: write the letter of the right",
+    ),
+    "cp1252": (
+        {"train.csv": (HEADER + LINE + LINE.replace("?", "é")).encode("cp1252")},
+        "row is not UTF-8 text. To do: save the file as UTF-8",
+    ),
+    "five options": (
+        {
+            "train.jsonl": json.dumps(
+                {"question": "Q", "options": dict.fromkeys("ABCDE", "x"), "answer": "x", "answer_idx": "A"}
+            )
+        },
+        "but an object of 5. To do: write four options as {",
     ),
     "a Hub id without version": ("nobody/PMC-VQA", "needs its version, --format pmc_vqa_v1 or pmc_vqa_v2"),
 }
@@ -369,7 +390,11 @@ def test_a_faulty_row_is_rejected_and_the_others_are_kept(report_of, tmp_path, c
         (MEDMCQA_LINE.replace("Which", "Wh\\u0000ich"), "row holds a NUL byte"),
         (MEDMCQA_LINE.replace("Which", "Wh\\ud800ich"), "row is not UTF-8 text"),
         (MEDMCQA_LINE.replace("Which", "Wh\udcffich"), "row is not UTF-8 text"),
-        (MEDMCQA_LINE.replace('"cop": 2', '"cop": null'), "cop is not one of 1, 2, 3, 4"),
+        (MEDMCQA_LINE.replace('"cop": 4', '"cop": null'), "cop is not one of 1, 2, 3, 4"),
+        (MEDMCQA_LINE.replace('"cop": 4', '"cop": 4, "cop": 2'), "a key stands twice"),
+        (MEDMCQA_LINE.replace('"opa": "1"', '"opa": ["1"]'), "a cell is a list or an object instead of text"),
+        (MEDMCQA_LINE.replace('"opa": "1"', '"opa": NaN'), "an option is empty"),
+        (MEDMCQA_LINE.replace('"opa": "1"', '"opa": "</think>"'), "an option holds a think tag"),
     ],
 )
 def test_a_faulty_line_of_json_is_rejected(report_of, tmp_path, line, reason):
@@ -387,6 +412,10 @@ BAD_OPTIONS = {
     "no such column": (["--add_reasoning", "exp"], "no source has such a column"),
     "not rationales": (["--add_reasoning", "none.jsonl"], "line 2 is not a JSON object with id and reasoning"),
     "an id twice": (["--add_reasoning", "twice.jsonl"], "row 2: the id train-1 stands twice"),
+    "a reasoning twice": (
+        ["--add_reasoning", "both.jsonl"],
+        "line 1 is not a JSON object with id and reasoning, each once",
+    ),
     "not Parquet": (["--add_reasoning", "why.parquet"], "not a Parquet file with the columns"),
     "require what is not given": (["--require_reasoning"], "--add_reasoning"),
     "no chat template": (["--tokenizer", "TOKENIZER"], "the tokenizer has no chat template"),
@@ -426,6 +455,7 @@ def test_a_wrong_option_is_refused_in_one_line_and_leaves_nothing(refused, sampl
     (tmp_path / "none.jsonl").write_text(rationale % "x" + '{"id": "y"}\n')
     (tmp_path / "dev.jsonl").write_text(rationale % "dev-1" + "\n")
     (tmp_path / "twice.jsonl").write_text(rationale % "train-1" * 2)
+    (tmp_path / "both.jsonl").write_text('{"id": "train-1", "reasoning": "so", "reasoning": "no"}')
     (tmp_path / "why.parquet").write_text("no")
     places = {"TOKENIZER": bare, "STOCK": stock, **{file.name: file for file in tmp_path.glob("*.*")}}
     options = [places.get(word, word) for word in options]
@@ -517,6 +547,16 @@ def test_check_tries_everything_and_keeps_nothing(command, tmp_path):
     assert done.stdout.splitlines()[-1] == "OK"
     assert "Read 20 rows: 20 kept" in done.stdout  # ten of train.csv, ten of test.csv
     assert not list(tmp_path.iterdir())
+
+
+def test_check_judges_the_complete_column_of_answers(refused, tmp_path):
+    """The first ten rows could count from 1 as well."""
+    cops = [1, 2, 3] * 10 + [0]
+    lines = [MEDMCQA_LINE.replace("Which", f"Which {i}").replace("4, ", f"{cop}, ") for i, cop in enumerate(cops)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    for check in (["--check"], []):
+        words = ("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "out", *check)
+        assert "cop counts from 0 (1 of 31 are 0, none is 4)" in refused(*words)
 
 
 def test_check_says_what_is_wrong(refused, tmp_path):

@@ -23,7 +23,7 @@ def odd_rows(sample, tmp_path_factory):
     file = tmp_path_factory.mktemp("odd") / "train.csv"
     with open(sample / "train.csv", encoding="utf-8", newline="") as lines:
         rows = list(csv.reader(lines))
-    options = ["yes < no", "A: yes < no", "B: [2]", "C: </think>", "D: <｜Assistant｜>", "A"]
+    options = ["yes < no", "A: yes < no", "B: [2]", "C: </s>", "D: <｜Assistant｜>", "A"]
     rows += [[f"PMC{i}_F1.jpg", question, *options] for i, question in enumerate(ODD)]
     with open(file, "w", encoding="utf-8", newline="") as lines:
         csv.writer(lines).writerows(rows)

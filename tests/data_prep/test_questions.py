@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.questions import RejectedRow, fingerprint, reconcile, reconcile_without_text
+from data_prep.questions import RejectedRow, check_text, fingerprint, reconcile, reconcile_without_text
 from sft.common.prompts import clean_choice
 
 
@@ -57,7 +57,9 @@ def test_signs_tell_options_apart():
 @pytest.mark.parametrize(
     ("label", "answer", "reason"),
     [
-        *((label, "green", "label is not one of") for label in ("'", "E", "AB", "")),
+        *((label, "green", "label is not one of A, B, C, D$") for label in ("'", "E", "AB", "", "ab", "option")),
+        *((label, "green", "label is .* D, but a letter in another form") for label in ("b", "(B)", "B.", "Option B")),
+        *((label, "green", "label is not one of A, B, C, D, but a number") for label in ("0", "12", "1.0")),
         ("A", "green", "name different options"),
         ("A", "yellow", "equals no option"),
         ("A", "", "equals no option"),
@@ -88,6 +90,13 @@ def test_a_label_alone_names_the_option_that_carries_it(label, printed, gold):
 def test_a_label_alone_is_never_guessed_at(label, printed, reason):
     with pytest.raises(RejectedRow, match=reason):
         reconcile_without_text(label, tuple(printed))
+
+
+@pytest.mark.parametrize("option", ["<think>", "a</think>b"])
+def test_an_option_with_a_think_tag_is_rejected_because_the_answer_would_be_cut_there(option):
+    check_text("What do <think> and </think> mean?", CHOICES)
+    with pytest.raises(RejectedRow, match="an option holds a think tag"):
+        check_text("What?", (*CHOICES[:3], option))
 
 
 def test_a_question_is_recognised_whatever_its_case_punctuation_and_order_of_options():

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from data_prep.splits import LEFT_OUT, first_occurrences, hash64, held_out, leaked, not_drawn, overlap_table
+from data_prep.splits import (
+    LEFT_OUT,
+    first_occurrences,
+    hash64,
+    held_out,
+    leaked,
+    not_drawn,
+    overlap_table,
+    why_none_held_out,
+)
 
 TRAIN, DEV, TEST = 0, 1, 2
 
@@ -26,6 +35,19 @@ def test_dev_takes_whole_articles_up_to_its_size():
 def test_an_article_that_is_too_large_is_passed_over():
     groups = np.array([1] * 50 + [2] * 3 + list(range(3, 50)), np.uint64)
     assert held_out(groups, dev_size=5).tolist() == [False] * 50 + [True] * 5 + [False] * 45
+
+
+@pytest.mark.parametrize(
+    ("questions", "dev_size", "reason"),
+    [
+        (9, 5, "at most a tenth of train, which has 9 questions"),
+        (90, 0, "--dev_size is 0"),
+        (90, 5, "at most 5 quest"),
+    ],
+)
+def test_the_reason_why_no_question_is_held_out_is_the_one_that_applies(questions, dev_size, reason):
+    assert not held_out(np.ones(questions, np.uint64), dev_size).any()
+    assert reason in why_none_held_out(questions, dev_size)
 
 
 def test_first_occurrences_keep_one_of_each():
