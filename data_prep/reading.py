@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.cells import sound
 from data_prep.formats import FORMATS
-from data_prep.questions import THINK_TAGS, Question, RejectedRow, fingerprint
+from data_prep.questions import THINK_TAGS, Question, RejectedRow, fingerprint, sound
 from data_prep.sources import Source, cells_of
 from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash64
 from sft.common.command import UserError

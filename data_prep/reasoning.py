@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 
-from data_prep.cells import each_once
-from data_prep.questions import RejectedRow
+from data_prep.questions import RejectedRow, each_once
 from data_prep.sources import Source
 from sft.common.command import UserError
 

@@ -14,10 +14,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from data_prep.cells import JSON, as_text, sound
 from data_prep.diagnosis import HOW_TO_CONVERT, OTHER_ENDINGS, check_beginning, fault_of_header
 from data_prep.formats import FORMATS, detect, split_named
-from data_prep.questions import RejectedRow
+from data_prep.questions import JSON, RejectedRow, as_text, sound
 from sft.common.command import UserError, first_line, sha256
 from sft.common.hub import is_id, loading_errors, unreached
 
