@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from sft.common.command import UserError, run, strip_local_paths
 from sft.common.data import draw, load_split
-from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
+from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format, quantization_of
 from sft.common.prompts import LETTERS, OPEN
 from sft.evaluation import comparison
 from sft.evaluation.answer_cache import Answers, check_kept, fingerprint_of
@@ -164,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The timeout lets a process wait for another one that has longer answers to write.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
     args.dtype = dtype_on(state.device.type, args.dtype)
+    if args.backend == "local":
+        args.quantization = quantization_of(args.model_path, args.quantization)
     folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
     fingerprint = fingerprint_of(args, questions, state.device.type)
     if baseline:

@@ -75,8 +75,9 @@ def check_one_checkout(main: Callable[[], None]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, fit for one line: its first line, or its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an error says, fit for one line: its first line, and the next after a colon; else its kind."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first)[:300]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from sft.common.chat_template import tokenizer_fingerprint
 from sft.common.command import read_json, strip_local_paths, write_json
 from sft.common.data import data_fingerprint, provenance
 from sft.common.models import MANIFEST, RECIPE, RESULT_FILES, commit_of, save_prompt_format
+from sft.common.transformers4 import write_for_transformers_4
 from sft.training.checkpoints import remove_incomplete, step_of
 from sft.training.config import Settings
 from sft.training.hardware import Hardware, cpu_name
@@ -103,6 +104,7 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
         for name in ("training_args.bin", "README.md"):
             (temporary / name).unlink(missing_ok=True)
         (final.parent / "README.md").unlink(missing_ok=True)  # TRL's, of a model named None
+        write_for_transformers_4(temporary)
         save_prompt_format(temporary, answer_format)
         for name in RESULT_FILES:
             if (final.parent / name).is_file():

@@ -318,7 +318,8 @@ def test_an_adapter_of_another_shape_is_refused(recipe_run, refused, toy_options
     before, _ = recipe_run("pmcvqa")
     weights = ("--resume_from_checkpoint", before / "checkpoint-4", "--resume_weights_only", "yes", "--lora_r", "8")
     line = refused("sft/run.py", *toy_options("pmcvqa"), *weights, "--output_dir", tmp_path / "out")
-    assert "does not fit this recipe's lora_" in line
+    assert "does not fit this recipe's model and lora_* keys: Error(s) in loading state_dict" in line
+    assert "size mismatch for base_model" in line
 
 
 def test_killed_after_the_last_step_the_run_is_finished_without_another_step(
