@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sft.common.command import UserError, run, strip_local_paths
+from sft.common.command import UserError, run, shipped, strip_local_paths
 from sft.common.data import draw, load_split
 from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format, quantization_of
 from sft.common.prompts import LETTERS, OPEN
@@ -112,6 +112,7 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
             f"{args.model_path} was trained to answer with {trained}, the questions of {args.dataset_path} ask for "
             f"{answer_format}: prepare them with {'--no_choices' if trained == OPEN else f'--answer_format {trained}'}"
         )
+    args.chat_template = args.chat_template and str(shipped(Path(args.chat_template)))
     if args.chat_template and not Path(args.chat_template).is_file():
         raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
     context_length(args.model_path)  # reads the configuration of an adapter's base

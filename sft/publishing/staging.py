@@ -120,7 +120,7 @@ def stage(
     name, revision = pinned(base)
     for results in evaluations:
         (folder / EVALUATION_FOLDER).mkdir(exist_ok=True)
-        of_base = {"base_model": {"name": name, "revision": revision}}
+        of_base = {"base_model": {"name": name, "commit": revision}}
         write_json(folder / EVALUATION_FOLDER / f"{results['name']}.json", results | of_base)
 
     manifest = read_json(folder / MANIFEST)

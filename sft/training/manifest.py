@@ -1,7 +1,9 @@
 """What a run records: everything that decides what it learns, its results, and the final model's folder."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import shutil
 import subprocess
@@ -22,9 +24,13 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 
 
 def git_revision() -> str | None:
-    """The commit of this project's code, with ``+changes`` if files differ from it, or None outside a checkout."""
+    """The commit of this project's code, with ``+changes`` if files differ from it, or None if nothing records it."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # a downloaded copy: a repository around it is another project's
+    if not (root / ".git").exists():  # a repository around it is another project's
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            # pip records the commit of a git+https address.
+            origin = importlib.metadata.distribution("pmcvqa-sft").read_text("direct_url.json")
+            return json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
         return None
     words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
     try:
