@@ -21,9 +21,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, run, strip_local_paths
+from sft.common.command import UserError, run, shipped, strip_local_paths
 from sft.common.data import draw, load_split
-from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format
+from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format, quantization_of
 from sft.common.prompts import LETTERS, OPEN
 from sft.evaluation import comparison
 from sft.evaluation.answer_cache import Answers, base_model_of, check_kept, fingerprint_of, model_at, models_of
@@ -110,6 +110,7 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
             f"{args.model_path} was trained to answer with {trained}, the questions of {args.dataset_path} ask for "
             f"{answer_format}: prepare them with {'--no_choices' if trained == OPEN else f'--answer_format {trained}'}"
         )
+    args.chat_template = args.chat_template and str(shipped(Path(args.chat_template)))
     if args.chat_template and not Path(args.chat_template).is_file():
         raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
     context_length(args.model_path)  # reads the configuration of an adapter's base
@@ -164,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The timeout lets a process wait for another one that has longer answers to write.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
     args.dtype = dtype_on(state.device.type, args.dtype)
+    if args.backend == "local":
+        args.quantization = quantization_of(args.model_path, args.quantization)
     folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
     models = models_of(args.model_path) if args.backend == "local" else model_at(args.base_url, args.model_path)
     fingerprint = fingerprint_of(args, questions, state.device.type, models)

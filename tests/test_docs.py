@@ -185,6 +185,10 @@ def check_program(program: str, words: list[str], partly: bool, here) -> None:
             compile(words[1], "-c", "exec")
         else:
             check_script(words[0], words[1:], partly, here)
+    elif program.startswith("pmcvqa-"):
+        others = {"train": "sft/run.py", "prepare": "data_prep/prepare.py", "preview": "data_prep/preview.py"}
+        name = program.removeprefix("pmcvqa-")
+        check_script(others.get(name, f"sft/{name}.py"), words, partly, here)
     elif program == "accelerate":
         assert words[:1] == ["launch"], words
         check_launch_command(words[1:], partly, here)
@@ -243,7 +247,10 @@ def check_launch_command(words: list[str], partly: bool, here) -> None:
     for action in parser._actions:
         action.required = action.required and not partly
     args = parser.parse_args(words)
-    launch = launch_of(args.config_file, args.num_processes)
+    # Where the package lies is another folder on every machine.
+    launch = launch_of(args.config_file and args.config_file.removeprefix("SFT_FOLDER/"), args.num_processes)
+    if args.module:
+        args.training_script = args.training_script.replace(".", "/") + ".py"
     if args.training_script == "sft/run.py":
         check_training(args.training_script_args, None if partly else launch, partly)
     elif args.training_script:
@@ -458,6 +465,10 @@ def test_every_refusal_that_is_quoted_is_one(quote):
         "sbatch docs/nowhere.sh recipes/pmcvqa.yaml",
         "sbatch docs/slurm.sh recipes/pmcvqa_ddp.yaml --global_batch_size 15",
         "pythn sft/run.py",
+        "pmcvqa-trains recipes/pmcvqa.yaml",
+        "pmcvqa-train recipes/nowhere.yaml",
+        "accelerate launch --config_file SFT_FOLDER/accelerate_configs/nowhere.yaml -m sft.run recipes/pmcvqa.yaml",
+        "accelerate launch -m sft.runs recipes/pmcvqa.yaml",
     ],
 )
 def test_a_wrong_command_is_detected(text, here):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.common.command import run_by_name, shipped
+from sft.common.command import as_named_here, run_by_name, shipped
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,6 +74,51 @@ def test_a_dry_run_far_from_the_clone(installed, tiny_deepseek, few_dev, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("Nothing was kept.\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def far(installed, tmp_path):
+    """Run Python with the installed packages, in an empty folder; returns the completed process."""
+
+    def run(*words):
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+        return subprocess.run((sys.executable, *words), **options)
+
+    return run
+
+
+def test_a_launch_file_of_the_package_launches_the_installed_module(installed, far):
+    launch = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file")
+    done = far(*launch, installed / "sft/accelerate_configs/cpu.yaml", "-m", "sft.run", "recipes/none.yaml")
+    assert f"choose one of {installed}/sft/recipes/*.yaml" in done.stderr
+
+
+def test_help_and_refusals_name_what_is_there_far_from_the_clone(installed, far):
+    shown = far(installed / "bin/pmcvqa-train", "--help").stdout
+    assert f"accelerate launch [--config_file {installed}/sft/accelerate_configs/LAUNCH.yaml] -m sft.run" in shown
+    assert "a folder written by pmcvqa-prepare" in shown
+    evaluate = (installed / "bin/pmcvqa-evaluate", "--model_path", "nobody/none", "--dataset_path", "nowhere")
+    assert "prepare one with `pmcvqa-prepare --dataset_path DIR" in far(*evaluate).stderr
+
+
+def test_names_of_a_clone_are_kept_in_it_and_in_paths(tmp_path, monkeypatch):
+    text = "python sft/publish.py --repo X, data_prep/prepare.py, accelerate_configs/ddp.yaml, recipes/pmcvqa.yaml"
+    assert as_named_here(text) == text
+    monkeypatch.chdir(tmp_path)
+    named = f"pmcvqa-publish --repo X, pmcvqa-prepare, {ROOT}/accelerate_configs/ddp.yaml, recipes/pmcvqa.yaml"
+    assert as_named_here(text) == named
+    path = "/home/jane/sft/run.py, /home/jane/accelerate_configs/ddp.yaml"
+    assert as_named_here(path) == path
+
+
+def test_the_commit_that_pip_installed_from_is_recorded(installed, far):
+    look = ("-c", "from sft.training.manifest import git_revision; print(git_revision())")
+    assert far(*look).stdout == "None\n"
+    (described,) = installed.glob("pmcvqa_sft-*.dist-info")
+    # As after `pip install git+https://...`.
+    (described / "direct_url.json").write_text('{"url": "https://x", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}}')
+    assert far(*look).stdout == "0a1b\n"
 
 
 def test_a_file_that_is_here_comes_before_the_one_that_came_with_the_project(tmp_path, monkeypatch):

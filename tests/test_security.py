@@ -19,7 +19,7 @@ FORBIDDEN = {
     *("pickle.load", "pickle.loads", "torch.load", "joblib.load", "dill.load", "numpy.load", "np.load"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "os.system"),
 }
-LOADS = re.compile(r"^(Auto\w+|kind)\.from_(pretrained|config)$")
+LOADS = re.compile(r"^(Auto\w+|model_class\(config\))\.from_(pretrained|config)$")
 
 
 def calls(file: Path):
@@ -44,7 +44,7 @@ def test_whatever_a_user_names_is_loaded_without_its_code():
     # The embedded model's files are those of a wheel.
     sources = [file for file in SOURCES if file.name != "embedded_model.py"]
     loading = [(file, call) for file in sources for name, call in calls(file) if LOADS.search(name)]
-    assert len(loading) >= 5
+    assert len(loading) >= 4
     for file, call in loading:
         assert "trust_remote_code" in {keyword.arg for keyword in call.keywords}, f"{file}, line {call.lineno}"
 

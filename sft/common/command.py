@@ -36,7 +36,7 @@ def run(main: Callable[[], None]) -> None:
         message = str(error) if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
         # Under a launcher every process meets the same fault; the first of them reports it.
         if os.environ.get("RANK", "0") == "0":
-            print("error: " + " ".join(message.split()), file=sys.stderr)
+            print("error: " + " ".join(as_named_here(message).split()), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,15 +50,31 @@ def run_by_name() -> None:
     """Every installed command begins here: `pmcvqa-evaluate` runs `main` of sft/evaluate.py."""
     name = Path(sys.argv[0]).stem.removeprefix("pmcvqa-")
     others = {"train": "sft.run", "prepare": "data_prep.prepare", "preview": "data_prep.preview"}
-    run(importlib.import_module(others.get(name, f"sft.{name}")).main)
+    module = importlib.import_module(others.get(name, f"sft.{name}"))
+    module.__doc__ = as_named_here(module.__doc__)  # which --help shows
+    run(module.main)
 
 
 def shipped(path: Path) -> Path:
     """`path`, or, if it is not here, the recipe, template or launch file of that name that came with the project."""
-    if not path.exists() and path.parts[:1] in (("recipes",), ("accelerate_configs",)):
-        package = Path(__file__).parents[1]  # installed, they lie in it (setup.cfg); in a clone, beside it
-        return next((folder / path for folder in (package, package.parent) if (folder / path).is_file()), path)
-    return path
+    is_ours = path.parts[:1] in (("recipes",), ("accelerate_configs",)) and (shipped_folder() / path).is_file()
+    return shipped_folder() / path if is_ours and not path.exists() else path
+
+
+def shipped_folder() -> Path:
+    """Where recipes and launch files lie: installed, in the package (setup.cfg); in a clone, beside it."""
+    package = Path(__file__).parents[1]
+    return package if (package / "recipes").is_dir() else package.parent
+
+
+def as_named_here(text: str) -> str:
+    """`text`, with a clone's commands and files as they are named outside it: ``pmcvqa-train``, and a full path."""
+    if Path("sft/common/command.py").is_file():
+        return text
+    text = re.sub(r"(accelerate launch [^\n`]*?)\bsft/(\w+)\.py", r"\1-m sft.\2", text)
+    text = re.sub(r"(?:python )?(?<![\w/.])(?:sft|data_prep)/(\w+)\.py", r"pmcvqa-\1", text)
+    text = text.replace("pmcvqa-run", "pmcvqa-train")
+    return re.sub(r"(?<![\w/])(recipes/(?:templates/)?\*|accelerate_configs/)", rf"{shipped_folder()}/\1", text)
 
 
 def check_one_checkout(main: Callable[[], None]) -> None:
@@ -75,8 +91,9 @@ def check_one_checkout(main: Callable[[], None]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, fit for one line: its first line, or its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an error says, fit for one line: its first line, and the next after a colon; else its kind."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first)[:300]
 
 
 @contextlib.contextmanager

@@ -148,14 +148,45 @@ def context_length(model_path: str) -> int | None:
     return getattr(load_config(model_path), "max_position_embeddings", None)
 
 
+def model_class(config: Any) -> Any:
+    """The class that SFTTrainer trains: the one that the configuration names, else that of AutoModelForCausalLM.
+
+    Of some models of text and images, AutoModelForCausalLM takes the text alone, whose modules have other names: an
+    adapter of one class does nothing to the other. Raises `ValueError` for a model that does not write text.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    mappings = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    classes = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    if not classes:
+        raise ValueError(f"a model of type {config.model_type} does not write text")
+    return next((known for known in classes if known.__name__ in (config.architectures or ())), classes[0])
+
+
+def stored_precision(config: Any) -> str | None:
+    """How a model's weights are stored, where they are quantised: ``4-bit bitsandbytes``; None where they are not."""
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return None
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    bits = 4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else stored.get("bits")
+    method = stored.get("quant_method", "unknown method")
+    return f"{bits}-bit {method}" if bits else str(method)
+
+
+def quantization_of(model_path: str, asked: str) -> str:
+    """`asked`, but how a model's weights are stored where they are quantised already; raises as `load_config`."""
+    stored = stored_precision(load_config(model_path)) if asked == "none" else None
+    return f"as stored, {stored}" if stored else asked
+
+
 def meta_model(config: Any) -> Any:
     """The model on the meta device: every shape, no memory."""
     import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     with torch.device("meta"):
         # The class itself: AutoModelForCausalLM.from_config would divide the model among processes under ZeRO-3.
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        return model_class(config)(config)
 
 
 def load_model(
@@ -170,12 +201,11 @@ def load_model(
 
     An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none",
     "8bit" or "4bit" (NF4), as in training; `device` is by default the first GPU or the CPU. Raises `UserError` without
-    a model, the base of an adapter, or a chat template.
+    a model, the base of an adapter, or a chat template, and for an adapter of another model.
     """
     check_model_folder(model_path)
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, BitsAndBytesConfig
 
     tokenizer = load_tokenizer(model_path, chat_template)
     if repo_file(model_path, ADAPTER_CONFIG) and not repo_file(model_path, ADAPTER_WEIGHTS):
@@ -184,16 +214,47 @@ def load_model(
     kinds = {"8bit": {"load_in_8bit": True}, "4bit": in_4bit}
     with base_for_loading(model_path, base) as base:
         name, revision = pinned(base)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if quantization in kinds and (stored := stored_precision(config)):
+            raise UserError(f"--quantization {quantization}: its weights are stored quantised, {stored}: leave it out")
+        model = model_class(config).from_pretrained(
             name,
             revision=revision,
+            config=config,
             dtype=dtype,
             device_map={"": device or ("cuda" if torch.cuda.is_available() else "cpu")},
             use_safetensors=True,
             trust_remote_code=False,
             quantization_config=BitsAndBytesConfig(**kinds[quantization]) if quantization in kinds else None,
         )
-        if base != model_path:
-            adapter, adapter_revision = pinned(model_path)
-            model = PeftModel.from_pretrained(model, adapter, revision=adapter_revision)
-    return model.eval(), tokenizer
+    return (model if base == model_path else put_adapter_on(model, model_path, base)).eval(), tokenizer
+
+
+def put_adapter_on(model: Any, adapter: str, base: str) -> Any:
+    """`model`, which was loaded from `base`, with an adapter. Raises `UserError` if that is of another model."""
+    from peft import PeftConfig, get_peft_model
+
+    name, revision = pinned(adapter)
+    with loading_errors(f"the adapter {adapter} cannot be put onto {base}", advice="", also=KeyError):
+        config = PeftConfig.from_pretrained(name, revision=revision)
+        config.inference_mode = True
+        model = get_peft_model(model, config)
+        check_adapter(model, model.load_adapter(name, "default", revision=revision))
+    return model
+
+
+def check_adapter(model: Any, loaded: Any) -> None:
+    """Raise `ValueError` if PEFT's `load_adapter`, which returned `loaded`, left out weights, or missed some.
+
+    PEFT itself only warns, and a model whose adapter was left out answers as its base.
+    """
+    from peft import get_peft_model_state_dict
+
+    missing, unexpected = loaded.missing_keys, loaded.unexpected_keys
+    expected = len(get_peft_model_state_dict(model, save_embedding_layers=False))
+    of_another = "it was trained on another model"
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} of {expected} weights, the first {missing[0]}: {of_another}")
+    if unexpected:
+        share = f"{len(unexpected)} of its {expected + len(unexpected)} weights"
+        raise ValueError(f"{share} have no place in the model, the first {unexpected[0]}: {of_another}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from sft.common.command import UserError
 from sft.common.display import duration, render
+from sft.common.hub import is_id, pinned
 from sft.common.prompts import user_message
 from sft.evaluation.tables import SCORES, Row, notes_of, paired_table, score_table, scores_of, table_of
 
@@ -48,6 +49,9 @@ class Facts:
     evaluations: list[dict[str, Any]]  # results.json of each
     evaluated_before_merging: bool = False
     base_was_named: bool = False  # by whoever published it, in the place of a folder
+    model_class: str = "AutoModelForCausalLM"  # of the base model
+    stored_precision: str | None = None  # of the base model, where its weights are stored quantised
+    older_versions_read_it: bool = True  # transformers 4 computes the same model
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def metadata(facts: Facts) -> str:
             task_type="question-answering",
             task_name="Multiple-choice question answering",
             dataset_type=PMC_VQA if facts.published.issuperset(evaluation.get("files") or {""}) else "other",
-            dataset_name=f"{evaluation['dataset']}, {named_files(evaluation)}",
+            dataset_name=f"{data_name(evaluation['dataset'])}, {named_files(evaluation)}",
             dataset_split=evaluation["split"],
             metric_type="accuracy",
             metric_name=f"accuracy, {SCORES[score]}",
@@ -120,6 +124,11 @@ def metadata(facts: Facts) -> str:
 def named_files(evaluation: dict[str, Any]) -> str:
     """The files that the evaluated questions are from, with how many of each."""
     return ", ".join(f"{name} ({n})" for name, n in (evaluation.get("files") or {}).items()) or "files not recorded"
+
+
+def data_name(name: str) -> str:
+    """A data set's id on the Hub, with its revision, or the last name of its folder here."""
+    return name if is_id(pinned(name)[0]) and not Path(name).exists() else Path(name).name
 
 
 def bold_scores(table: list[list[str]]) -> list[list[str]]:
@@ -168,7 +177,7 @@ def model_card(facts: Facts) -> str:
     from jinja2 import UndefinedError
 
     choices = ["Congo red", "Prussian blue", "Oil Red O", "Von Kossa"]
-    functions = (score_table, bold_scores, paired_table, scores_of, notes_of, named_files, overlap_sentence)
+    functions = (overlap_sentence, score_table, bold_scores, paired_table, scores_of, notes_of, named_files, data_name)
     try:
         versions = facts.manifest["versions"]
         on_dev = dev_evaluations(facts.history)

@@ -8,6 +8,7 @@ from typing import Any
 from sft.common import models
 from sft.common.command import GIB, UserError, check_disk, read_json, strip_local_paths, write_json
 from sft.common.hub import pinned, repo_file
+from sft.common.transformers4 import write_for_transformers_4
 
 # Small shards, because saving holds one of them twice.
 SHARD_SIZE = "2GB"
@@ -21,11 +22,10 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
         models.load_config(model_path)  # or it is not there at all
         raise UserError(f"{model_path} is not an adapter: its weights need no merging")
     base = base or named
-    if quantised := getattr(models.load_config(base), "quantization_config", None):
-        kind = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+    if stored := models.stored_precision(models.load_config(base)):
         raise UserError(
-            f"{base} is stored quantised ({kind}): merging would round the sum of its weights and the adapter's to a "
-            "few bits, and lose most of what was learned. Name the model that it was made from with --base_model"
+            f"{base} is stored quantised ({stored}): merging would round the sum of its weights and the adapter's to "
+            "a few bits, and lose most of what was learned. Name the model that it was made from with --base_model"
         )
     return base
 
@@ -95,6 +95,7 @@ def merge(model_path: str, base: str, folder: Path) -> None:
     )
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
+    write_for_transformers_4(folder)
     for name in (models.PROMPT_FILE, models.RECIPE, *models.RESULT_FILES):
         if file := repo_file(model_path, name):
             shutil.copyfile(file, folder / name)

@@ -16,6 +16,7 @@ from sft.common import models
 from sft.common.command import UserError, atomic_write, read_json, sha256, write_json
 from sft.common.hub import is_id, pinned
 from sft.common.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, PROMPT_FILE, RECIPE, RESULT_FILES
+from sft.common.transformers4 import write_for_transformers_4
 from sft.evaluation.comparison import read_evaluation
 from sft.publishing.leaks import find_leaks
 
@@ -113,19 +114,25 @@ def stage(
                     os.link(file.resolve(), folder / file.name)
                 except OSError:  # another disk
                     shutil.copyfile(file, folder / file.name)
-    name_base(folder, base, base_here, in_recipe=bool(args.base_model))
+    config = models.load_config(merged_onto or base_here)
+    name_base(folder, base, config, in_recipe=bool(args.base_model))
+    older_versions_read_it = write_for_transformers_4(folder)
+    name, revision = pinned(base)
     for results in evaluations:
         (folder / EVALUATION_FOLDER).mkdir(exist_ok=True)
-        write_json(folder / EVALUATION_FOLDER / f"{results['name']}.json", results)
+        of_base = {"base_model": {"name": name, "commit": revision}}
+        write_json(folder / EVALUATION_FOLDER / f"{results['name']}.json", results | of_base)
 
     manifest = read_json(folder / MANIFEST)
     dev, history = folder / "eval_results.json", folder / "history.json"
-    name, revision = pinned(base)
     facts = Facts(
         repo=args.repo,
         base=name,
         revision=revision,
         is_adapter=(folder / ADAPTER_CONFIG).is_file(),
+        model_class=models.model_class(config).__name__,
+        stored_precision=models.stored_precision(config),
+        older_versions_read_it=older_versions_read_it,
         answer_format=models.prompt_format(str(folder)),
         licence=args.license,
         base_licence=licence_of(base),
@@ -144,8 +151,8 @@ def stage(
         raise UserError(f"not published: the files contain {'; '.join(leaks[:3])}{more}: remove it from {model}")
 
 
-def name_base(folder: Path, base: str, base_here: str, in_recipe: bool) -> None:
-    """Let the files in `folder` name the base model by its id on the Hub, and nothing of this machine.
+def name_base(folder: Path, base: str, config: Any, in_recipe: bool) -> None:
+    """Let the files in `folder` name the base model, whose `config` this is, by its id on the Hub, and nothing local.
 
     Each is replaced, not changed: it may be a link to a file of the model.
     """
@@ -160,7 +167,7 @@ def name_base(folder: Path, base: str, base_here: str, in_recipe: bool) -> None:
         write_json(folder / ADAPTER_CONFIG, {**adapter, "base_model_name_or_path": name, "revision": revision})
         # `transformers serve` (5.23) looks at the base model's configuration before it looks for an adapter.
         (folder / "config.json").unlink(missing_ok=True)
-        models.load_config(base_here).save_pretrained(folder)
+        config.save_pretrained(folder)
     tokenizer = read_json(folder / "tokenizer_config.json")
     kept = {key: value for key, value in tokenizer.items() if key not in ("is_local", "local_files_only")}
     write_json(folder / "tokenizer_config.json", kept)

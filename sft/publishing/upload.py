@@ -10,7 +10,7 @@ import huggingface_hub  # which loads its parts when they are used
 
 from sft.common.command import UserError, first_line, read_json, terminated_as_exit
 from sft.common.hub import QUERY_PAUSES, attempt, check_push, files_of
-from sft.common.models import ADAPTER_CONFIG, MANIFEST, prompt_format
+from sft.common.models import MANIFEST, load_model, prompt_format
 from sft.publishing.staging import UPLOADED_FILES
 
 # Greedy tokens of each first answer that are compared.
@@ -73,10 +73,6 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
     Raises `UserError` if a file is missing or differs, or the model cannot be loaded or answers differently.
     """
     import torch
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from sft.common.models import load_model
 
     wrong = f"--repo {args.repo} is uploaded (commit {commit[:12]}) and failed verification"
     answer_format = prompt_format(str(staged))
@@ -89,12 +85,8 @@ def verify(args: argparse.Namespace, base_here: str, staged: Path, commit: str) 
         _, differing, missing = filecmp.cmpfiles(staged, fresh, files, shallow=False)
         if differing or missing:
             raise UserError(f"{wrong}: {[*differing, *missing][0]} {'differs' if differing else 'is not'} there")
-        kind = AutoPeftModelForCausalLM if (fresh / ADAPTER_CONFIG).is_file() else AutoModelForCausalLM
         try:
-            model = kind.from_pretrained(fresh, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(fresh, trust_remote_code=False)
-            published = first_answers(model.eval(), tokenizer, answer_format)
-            del model
+            published = first_answers(*load_model(str(fresh), torch.bfloat16, device="cpu"), answer_format)
             here, base = (str(staged), None) if args.merged else (args.model_path, base_here)
             own = first_answers(*load_model(here, torch.bfloat16, device="cpu", base=base), answer_format)
         except (OSError, ValueError, RuntimeError, UserError) as error:

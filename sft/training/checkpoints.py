@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, read_json, write_json
-from sft.common.models import MANIFEST
+from sft.common.hub import loading_errors
+from sft.common.models import ADAPTER_WEIGHTS, MANIFEST, check_adapter
 from sft.training.config import AUTO, Settings
 
 # Settings that may change between a checkpoint and its continuation: they decide what is seen and kept, not what is
@@ -151,16 +152,9 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
-    """Put a checkpoint's adapter into a model not yet prepared for training; raises `UserError` if none fits."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    file = checkpoint / "adapter_model.safetensors"
-    if not file.is_file():
+    """Put a checkpoint's adapter into a model not yet prepared for training; raises `UserError` if it does not fit."""
+    if not (checkpoint / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"{checkpoint} holds no adapter: for a full fine-tune set model_name_or_path to this folder")
-    try:
-        result = set_peft_model_state_dict(model, load_file(file))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the adapter in {checkpoint} does not fit this recipe's lora_* keys") from error
-    if result.unexpected_keys:
-        raise UserError(f"the adapter in {checkpoint} does not fit this recipe's lora_target_modules")
+    words = f"the adapter in {checkpoint} does not fit this recipe's model and lora_* keys"
+    with loading_errors(words, advice="", also=KeyError):
+        check_adapter(model, model.load_adapter(checkpoint, "default", is_trainable=True))

@@ -1,7 +1,9 @@
 """What a run records: everything that decides what it learns, its results, and the final model's folder."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from sft.common.chat_template import tokenizer_fingerprint
 from sft.common.command import read_json, strip_local_paths, write_json
 from sft.common.data import data_fingerprint, provenance
 from sft.common.models import MANIFEST, RECIPE, RESULT_FILES, commit_of, save_prompt_format
+from sft.common.transformers4 import write_for_transformers_4
 from sft.training.checkpoints import remove_incomplete, step_of
 from sft.training.config import Settings
 from sft.training.hardware import Hardware, cpu_name
@@ -21,9 +24,13 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 
 
 def git_revision() -> str | None:
-    """The commit of this project's code, with ``+changes`` if files differ from it, or None outside a checkout."""
+    """The commit of this project's code, with ``+changes`` if files differ from it, or None if nothing records it."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # a downloaded copy: a repository around it is another project's
+    if not (root / ".git").exists():  # a repository around it is another project's
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            # pip records the commit of a git+https address.
+            origin = importlib.metadata.distribution("pmcvqa-sft").read_text("direct_url.json")
+            return json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
         return None
     words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
     try:
@@ -103,6 +110,7 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
         for name in ("training_args.bin", "README.md"):
             (temporary / name).unlink(missing_ok=True)
         (final.parent / "README.md").unlink(missing_ok=True)  # TRL's, of a model named None
+        write_for_transformers_4(temporary)
         save_prompt_format(temporary, answer_format)
         for name in RESULT_FILES:
             if (final.parent / name).is_file():

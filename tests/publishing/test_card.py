@@ -230,6 +230,44 @@ def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_state
     assert "its publisher calls" not in model_card(facts)
 
 
+def test_a_base_that_is_stored_quantised_is_stated(facts):
+    settings = {**facts.settings, "load_in_8bit": False}
+    manifest = {**facts.manifest, "settings": settings}
+    card = model_card(replace(facts, manifest=manifest, stored_precision="4-bit bitsandbytes"))
+    assert "| method | LoRA on a base that is stored quantised (4-bit bitsandbytes) |" in card
+
+
+def test_a_model_that_transformers_4_computes_otherwise_says_so(facts):
+    words = "It needs transformers 5: older versions read another rotary embedding"
+    assert words in model_card(replace(facts, older_versions_read_it=False))
+    assert words not in model_card(facts)
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+def test_a_class_that_the_auto_class_would_not_take_is_named_in_the_code(facts, is_adapter):
+    card = model_card(replace(facts, model_class="Qwen3_5ForConditionalGeneration", is_adapter=is_adapter))
+    code = card.split("```python\n")[1].partition("```")[0]
+    compile(code, "card", "exec")
+    assert "import AutoTokenizer, Qwen3_5ForConditionalGeneration" in code
+    assert ("PeftModel.from_pretrained(base" in code) == is_adapter
+    assert (f'"{facts.base}", revision="{facts.revision}"' in code) == is_adapter
+    assert "ForCausalLM" not in code
+
+
+def test_a_data_set_of_this_machine_is_named_without_its_folder(facts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/PMC-VQA").mkdir(parents=True)
+    for local in ("outputs/quickstart/PMC-VQA", "outputs/PMC-VQA"):
+        manifest = {**facts.manifest, "datasets": [{**DATA, "name": local}]}
+        card = model_card(replace(facts, manifest=manifest, evaluations=[{**RESULTS, "dataset": local}]))
+        assert "outputs" not in card
+        assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][0]["dataset"]["name"].startswith(
+            "PMC-VQA, test_clean.csv"
+        )
+    card = model_card(replace(facts, evaluations=[{**RESULTS, "dataset": "jane/PMC-VQA@0123abc"}]))
+    assert "test_clean split of jane/PMC-VQA@0123abc" in card
+
+
 def test_facts_of_an_older_run_are_refused_in_words(facts):
     manifest = {key: value for key, value in facts.manifest.items() if key != "parameters"}
     with pytest.raises(UserError, match="lacks 'parameters': train or evaluate with this version"):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,7 +70,10 @@ def test_a_merged_model_scores_options_as_the_adapter_does_and_keeps_its_templat
     written = {file.name for file in out.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= written
     assert (out / "chat_template.jinja").read_text() == (adapter / "chat_template.jinja").read_text()
-    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((out / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert '"PreTrainedTokenizerFast"' in (out / "tokenizer_config.json").read_text()
     from sft.inference.assistant import DEMO
 
     questions = [{"question": q, "choices": c, "answer_format": "text"} for q, c in DEMO]
@@ -118,7 +122,7 @@ def test_a_quantised_base_is_refused_and_the_way_out_named(here, refused, adapte
     (model / "adapter_config.json").write_text(json.dumps({**described, "base_model_name_or_path": str(quantised)}))
     out = tmp_path / "merged"
     line = refused(MERGE, "--model_path", model, "--output_dir", out)
-    assert "is stored quantised (bitsandbytes): merging would round" in line
+    assert "is stored quantised (4-bit bitsandbytes): merging would round" in line
     assert "--base_model" in line
     assert not out.exists()
     done = here(MERGE, "--model_path", model, "--output_dir", out, "--base_model", tiny_deepseek)
@@ -136,6 +140,22 @@ def test_the_facts_of_a_run_travel_and_name_what_it_was_merged_onto(trained, tmp
     merged = json.loads((tmp_path / "run_manifest.json").read_text())["merged"]
     assert merged["onto"] == {"name": "tiny-deepseek", "revision": None}
     assert merged["prompts"] == 5
+
+
+def test_the_template_of_final_and_merged_model_is_the_one_that_was_used(succeeds, toy_options, tmp_path):
+    """One with a byte order mark, which would stand before every prompt, and with the date, which would change it."""
+    plain = Path("recipes/templates/deepseek_r1.jinja").read_text(encoding="utf-8")
+    template = tmp_path / "dated.jinja"
+    template.write_text("\ufeff{{- strftime_now('%d %b %Y') }}" + plain, encoding="utf-8")
+    short = ("--chat_template_path", template, "--max_steps", 1, "--eval_steps", 1, "--save_steps", 1)
+    succeeds("sft/run.py", *toy_options("pmcvqa"), *short, "--load_in_8bit", "no", "--output_dir", tmp_path / "out")
+    final, merged = tmp_path / "out/final_model", tmp_path / "merged"
+    succeeds(MERGE, "--model_path", final, "--output_dir", merged)
+    for folder in (final, merged):
+        written = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        assert not written.startswith("\ufeff")
+        assert "strftime_now" not in written
+        assert "26 Jul 2024" in written
 
 
 def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_deepseek, tmp_path, monkeypatch):

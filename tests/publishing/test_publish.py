@@ -90,6 +90,12 @@ def test_a_model_is_published_privately_with_its_card_and_nothing_else(
     assert repo.files["adapter_model.safetensors"] == (trained / "adapter_model.safetensors").read_bytes()
     config = json.loads(repo.files["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["revision"]) == (BASE, None)
+    # Both major versions of transformers read it.
+    of_base = json.loads(repo.files["config.json"])
+    assert of_base["rope_theta"] == of_base["rope_parameters"]["rope_theta"]
+    assert json.loads(repo.files["tokenizer_config.json"])["tokenizer_class"] == "PreTrainedTokenizerFast"
+    measured = json.loads(repo.files["evaluation/tuned.json"])
+    assert measured["base_model"] == {"name": BASE, "commit": None}
     assert repo.tags == {"v1": repo.head}
     assert len(repo.commits) == 2  # the Hub's own, and ours
     assert "every file the same, 5 of 5 first answers the same" in done.stdout

@@ -70,6 +70,10 @@ def test_recipe_trains_as_launched_on_a_cpu_in_bf16_or_under_deepspeed_in_float3
     assert 0 <= results["best"]["eval_mcq_accuracy"] <= 1
     weights = {file.name for file in (out / "final_model").glob("*.safetensors")}
     assert weights == {"adapter_model.safetensors" if settings["use_peft"] else "model.safetensors"}
+    # transformers 4 loads it, and computes the same.
+    tokenizer = json.loads((out / "final_model/tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["use_peft"] or "rope_theta" in json.loads((out / "final_model/config.json").read_text())
     for name in ("history.json", "loss.png"):
         assert (out / name).stat().st_size > 100
 

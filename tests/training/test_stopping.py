@@ -318,7 +318,23 @@ def test_an_adapter_of_another_shape_is_refused(recipe_run, refused, toy_options
     before, _ = recipe_run("pmcvqa")
     weights = ("--resume_from_checkpoint", before / "checkpoint-4", "--resume_weights_only", "yes", "--lora_r", "8")
     line = refused("sft/run.py", *toy_options("pmcvqa"), *weights, "--output_dir", tmp_path / "out")
-    assert "does not fit this recipe's lora_" in line
+    assert "does not fit this recipe's model and lora_* keys: Error(s) in loading state_dict" in line
+    assert "size mismatch for base_model" in line
+
+
+def test_weights_of_another_model_are_refused(recipe_run, refused, toy_options, tmp_path):
+    """PEFT would warn, and the new run would begin with the base model."""
+    from safetensors.torch import load_file, save_file
+
+    before, _ = recipe_run("pmcvqa")
+    other = shutil.copytree(before / "checkpoint-4", tmp_path / "checkpoint-4")
+    weights = load_file(other / "adapter_model.safetensors")
+    renamed = {name.replace(".layers", ".language_model.layers"): weight for name, weight in weights.items()}
+    save_file(renamed, other / "adapter_model.safetensors")
+    resume = ("--resume_from_checkpoint", other, "--resume_weights_only", "yes", "--output_dir", tmp_path / "out")
+    line = refused("sft/run.py", *toy_options("pmcvqa"), *resume)
+    assert f"it lacks {len(weights)} of {len(weights)} weights, the first base_model.model.model.layers.0" in line
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_killed_after_the_last_step_the_run_is_finished_without_another_step(
