@@ -42,6 +42,8 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
     own = tokenizer.chat_template
     if template:
         file = shipped(Path(template))
+        if file.is_dir():
+            raise UserError(f"chat template {file} is a folder: name the file of a template, as in a model's folder")
         if not file.is_file():
             raise UserError(f"chat template {file} does not exist: choose one of recipes/templates/*.jinja")
         try:

@@ -108,8 +108,19 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     name, revision = pinned(model_path)
     if not Path(model_path).exists():
         unreached()
-    with loading_errors(f"the tokenizer of {model_path} cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    try:
+        with loading_errors(f"the tokenizer of {model_path} cannot be loaded", also=ImportError):
+            # Never by mistral-common, whose tokenizers have no chat template and render in their own way.
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=False, mistral_format=False
+            )
+    except UserError as error:
+        if repo_file(model_path, "tekken.json") and not repo_file(model_path, "tokenizer.json"):
+            raise UserError(
+                f"{model_path} has its vocabulary in tekken.json alone, which is not read here: use a copy of the "
+                "model with tokenizer.json"
+            ) from error
+        raise
     set_chat_template(tokenizer, chat_template)
     return tokenizer
 

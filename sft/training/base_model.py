@@ -1,0 +1,103 @@
+"""What a run asks of its base model, looked up in its configuration and on the meta device, before the model loads."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from sft.common.command import UserError
+from sft.common.models import load_config, meta_model
+from sft.training.checks import check_launch, check_recipe
+from sft.training.config import Settings
+from sft.training.launch import Launch
+from sft.training.libraries import library_refusals
+from sft.training.model import lora_config
+
+# Bits of the kinds of stored weights whose configuration does not name them.
+BITS = {"mxfp4": 4, "nvfp4": 4, "awq": 4, "gptq": 4}
+
+
+def for_base_model(settings: Settings, launch: Launch) -> Settings:
+    """These settings with the quantisation in which the base model is stored, which counts as the recipe's.
+
+    Raises `UserError` if recipe or launch do not go with it, or if an adapter would not be where the recipe says.
+    """
+    config = load_config(settings.model)
+    settings = replace(settings, stored=stored_quantisation(config))
+    if settings.stored:
+        check_recipe(settings)
+        check_launch(settings, launch)
+        check_trainable(settings, config.quantization_config)
+    if settings.use_peft:
+        check_adapter(settings, config)
+    return settings
+
+
+def stored_quantisation(config: Any) -> str | None:
+    """How a model's weights are stored, where they are quantised: ``4-bit`` by bitsandbytes, else ``gptq 4-bit``."""
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return None
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    kind = str(stored.get("quant_method") or "bitsandbytes").lower()
+    if "load_in_4bit" in stored or "load_in_8bit" in stored:
+        return "4-bit" if stored.get("load_in_4bit") else "8-bit"
+    return f"{kind} {stored.get('bits') or stored.get('w_bit') or BITS.get(kind, 8)}-bit"
+
+
+def check_trainable(settings: Settings, stored: Any) -> None:
+    """Raise `UserError` if transformers lacks what these weights need, or does not train adapters on them."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    with library_refusals(f"{settings.model} is stored quantised ({settings.stored})"):
+        trainable = AutoHfQuantizer.from_config(stored).is_trainable
+    if not trainable:
+        raise UserError(
+            f"{settings.model} is stored quantised ({settings.stored}), and transformers trains no adapters on such "
+            "weights: name a model that is not stored quantised"
+        )
+
+
+def check_adapter(settings: Settings, config: Any) -> None:
+    """Put the adapter onto the model without memory; raises `UserError` for a name without a match, or PEFT's reason.
+
+    An architecture that cannot be built so is left to the run.
+    """
+    import torch
+    from peft import get_peft_model
+
+    try:
+        model = meta_model(config)
+    except Exception:  # whatever an architecture needs that is not there without weights
+        return
+    modules, parameters = (dict(part) for part in (model.named_modules(), model.named_parameters()))
+    adapter = lora_config(settings)
+    fault: UserError | None = None
+    try:
+        with library_refusals("the adapter of the recipe does not go onto the base model"), torch.device("meta"):
+            get_peft_model(model, adapter)
+    except UserError as error:
+        fault = error  # names without a match say more
+    # PEFT names fused experts anew (`gate_proj` of a MoE); a regular expression, or all-linear, is no list.
+    targets = adapter.target_modules
+    wanted = {
+        "lora_target_modules": [
+            n for n in settings.lora_target_modules or () if not isinstance(targets, str) and n in targets
+        ],
+        "lora_target_parameters": settings.lora_target_parameters or (),
+        "lora_modules_to_save": settings.lora_modules_to_save or (),
+    }
+    head = model.get_output_embeddings()  # which is not adapted
+    linear = {n: module for n, module in modules.items() if isinstance(module, torch.nn.Linear) and module is not head}
+    has = dict(zip(wanted, (linear, parameters, modules), strict=True))
+    for key, names in wanted.items():
+        places = parameters if "parameters" in key else modules
+        missing = [name for name in names if not any(f".{place}".endswith(f".{name}") for place in places)]
+        if missing:
+            raise UserError(f"{key}: {type(model).__name__} has no {', '.join(missing)}: it has {_short(has[key])}")
+    if fault:
+        raise UserError(f"{fault}; it has {_short(linear)}") from fault
+
+
+def _short(names: Iterable[str]) -> str:
+    """The last parts of dotted names, each once, without numbers of layers."""
+    return ", ".join(dict.fromkeys(part for name in names if not (part := name.rpartition(".")[2]).isdigit() and part))
