@@ -27,6 +27,10 @@ def for_base_model(settings: Settings, launch: Launch) -> Settings:
         check_recipe(settings)
         check_launch(settings, launch)
         check_trainable(settings, config.quantization_config)
+    if settings.router_aux_loss_coef and not hasattr(config.get_text_config(), "output_router_logits"):
+        raise UserError(
+            f"router_aux_loss_coef is for mixtures of experts, which {settings.model} is not: leave it out"
+        )
     if settings.use_peft:
         check_adapter(settings, config)
     return settings
@@ -87,17 +91,19 @@ def check_adapter(settings: Settings, config: Any) -> None:
         "lora_modules_to_save": settings.lora_modules_to_save or (),
     }
     head = model.get_output_embeddings()  # which is not adapted
-    linear = {n: module for n, module in modules.items() if isinstance(module, torch.nn.Linear) and module is not head}
-    has = dict(zip(wanted, (linear, parameters, modules), strict=True))
+    linear = [n for n, module in modules.items() if isinstance(module, torch.nn.Linear) and module is not head]
+    experts = [n for n, parameter in parameters.items() if parameter.dim() > 2]
+    has = dict(zip(wanted, (_ends(linear), _ends(experts, 2), _ends(modules)), strict=True))
     for key, names in wanted.items():
-        places = parameters if "parameters" in key else modules
+        places = parameters if key == "lora_target_parameters" else modules
         missing = [name for name in names if not any(f".{place}".endswith(f".{name}") for place in places)]
         if missing:
-            raise UserError(f"{key}: {type(model).__name__} has no {', '.join(missing)}: it has {_short(has[key])}")
+            raise UserError(f"{key}: {type(model).__name__} has no {', '.join(missing)}: it has {has[key]}")
     if fault:
-        raise UserError(f"{fault}; it has {_short(linear)}") from fault
+        raise UserError(f"{fault}; it has {has['lora_target_modules']}") from fault
 
 
-def _short(names: Iterable[str]) -> str:
-    """The last parts of dotted names, each once, without numbers of layers."""
-    return ", ".join(dict.fromkeys(part for name in names if not (part := name.rpartition(".")[2]).isdigit() and part))
+def _ends(names: Iterable[str], parts: int = 1) -> str:
+    """The last parts of dotted names, each once; the numbers of layers are left out."""
+    ends = [".".join(name.split(".")[-parts:]) for name in names]
+    return ", ".join(dict.fromkeys(end for end in ends if end and not end.isdigit())) or "none of that kind"

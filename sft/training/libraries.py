@@ -45,7 +45,7 @@ def _raised_by_library(error: Exception) -> bool:
 def rehearse(settings: Any, training_args: Any) -> None:
     """Build with a model of one weight what the libraries build of the settings after the model has loaded.
 
-    That is quantisation, accelerator, trackers, optimizer and schedule. Raises `UserError` for what they refuse.
+    Quantisation, accelerator, trackers, loader, optimizer, schedule. Raises `UserError` for what they refuse.
     """
     import torch
     from transformers import Trainer
@@ -55,6 +55,7 @@ def rehearse(settings: Any, training_args: Any) -> None:
     with library_refusals(str(settings.recipe)), tempfile.TemporaryDirectory() as args.output_dir:
         get_quantization_config(settings.build(ModelConfig))
         trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=[0], eval_dataset=[0])
+        trainer.get_train_dataloader()
         if not args.optim_target_modules:  # names of the real model
             trainer.create_optimizer_and_scheduler(num_training_steps=10)
 

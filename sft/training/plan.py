@@ -81,7 +81,9 @@ def make_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: l
     if source not in (None, str(settings.recipe), "command line"):
         precision += f", because {source}"
     stored = ", as the base model stores them" if settings.stored else ""
-    compiler = settings.torch_compile_backend or "inductor" if settings.torch_compile else launch.compiler
+    # As SFTConfig decides.
+    compiles = settings.torch_compile or settings.torch_compile_backend or settings.torch_compile_mode
+    compiler = (settings.torch_compile_backend or "inductor") if compiles else launch.compiler
     memory = plan_memory(settings, launch, hardware, max(lengths))
     lines = [
         f"Launch: {launch.name}; {hardware.name}",
@@ -92,7 +94,7 @@ def make_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: l
         f"Steps: about {in_epoch:,} an epoch, {in_run:,} in all",
     ]
     if compiler != "no":
-        by = "the recipe" if settings.torch_compile else "the launch file"
+        by = "the recipe" if compiles else "the launch file"
         lines.append(f"Compiled: by torch.compile ({compiler}), because {by} says so; the first steps take minutes")
     return replace(memory, lines=[*lines, *memory.lines])
 

@@ -21,14 +21,18 @@ LIMITS = {
     "dataloader_num_workers": _PROCESSES,
     "ddp_timeout": (1, 2**31 - 1),
     "learning_rate": (1e-12, 1),
+    "weight_decay": (0, 10),
     "num_train_epochs": (1e-9, 1e6),
 }
+# Keys whose value is a mapping; in the dataclasses' own types transformers' parser writes str.
+MAPPINGS = ("activation_checkpointing_kwargs", "lr_scheduler_kwargs", "model_init_kwargs", "accelerator_config")
 # Keys of TRL that do nothing here, and what does it instead.
 NO_EFFECT = {
     "assistant_only_loss": "completion_only_loss trains the answer alone",
     "dataset_kwargs": "tokens are made and checked before SFTTrainer gets them, and packed with packing",
     "dataset_text_field": "the rows that prepare.py writes are messages",
     "dataset_streaming": "every row is checked before the first step",
+    "label_names": "the trained tokens are those of the column labels",
     "truncation_mode": "a row that is longer than max_length is refused, and none is cut",
     "ignore_bias_buffers": "ddp_broadcast_buffers: false is the setting of DDP",
 }
@@ -47,7 +51,7 @@ def value_faults(settings: Settings) -> Iterator[str]:
             low, high = LIMITS.get(key, (0, 2**32 - 1 if isinstance(value, int) else math.inf))
             if not low <= value <= high or math.isinf(value):
                 yield f"{key} {value}: give a number from {low:g}" + (f" to {high:g}" if high < 2**31 - 1 else "")
-        elif "dict" in str(field.type) and not _is_mapping(value):
+        elif key in MAPPINGS and not _is_mapping(value):
             yield f"{key} {value}: write a mapping, {{name: value}} (on the command line with quotes: JSON)"
 
 
