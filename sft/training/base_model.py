@@ -1,5 +1,7 @@
 """What a run asks of its base model, looked up in its configuration and on the meta device, before the model loads."""
 
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -45,7 +47,8 @@ def stored_quantisation(config: Any) -> str | None:
     kind = str(stored.get("quant_method") or "bitsandbytes").lower()
     if "load_in_4bit" in stored or "load_in_8bit" in stored:
         return "4-bit" if stored.get("load_in_4bit") else "8-bit"
-    return f"{kind} {stored.get('bits') or stored.get('w_bit') or BITS.get(kind, 8)}-bit"
+    bits = re.search(r'"(?:w_|num_)?bits?": (\d+)', json.dumps(stored, default=str))
+    return f"{kind} {bits[1] if bits else BITS.get(kind, 8)}-bit"
 
 
 def check_trainable(settings: Settings, stored: Any) -> None:
@@ -75,7 +78,7 @@ def check_adapter(settings: Settings, config: Any) -> None:
         return
     modules, parameters = (dict(part) for part in (model.named_modules(), model.named_parameters()))
     adapter = lora_config(settings)
-    fault: UserError | None = None
+    head, fault = model.get_output_embeddings(), None
     try:
         with library_refusals("the adapter of the recipe does not go onto the base model"), torch.device("meta"):
             get_peft_model(model, adapter)
@@ -90,7 +93,6 @@ def check_adapter(settings: Settings, config: Any) -> None:
         "lora_target_parameters": settings.lora_target_parameters or (),
         "lora_modules_to_save": settings.lora_modules_to_save or (),
     }
-    head = model.get_output_embeddings()  # which is not adapted
     linear = [n for n, module in modules.items() if isinstance(module, torch.nn.Linear) and module is not head]
     experts = [n for n, parameter in parameters.items() if parameter.dim() > 2]
     has = dict(zip(wanted, (_ends(linear), _ends(experts, 2), _ends(modules)), strict=True))
@@ -99,8 +101,10 @@ def check_adapter(settings: Settings, config: Any) -> None:
         missing = [name for name in names if not any(f".{place}".endswith(f".{name}") for place in places)]
         if missing:
             raise UserError(f"{key}: {type(model).__name__} has no {', '.join(missing)}: it has {has[key]}")
+    if model.get_output_embeddings() is not head and "lm_head" not in (settings.lora_modules_to_save or ()):
+        raise UserError("lora_target_modules: TRL's loss does not train an adapter on lm_head: leave it out")
     if fault:
-        raise UserError(f"{fault}; it has {has['lora_target_modules']}") from fault
+        raise UserError(f"{fault}; its linear layers are {has['lora_target_modules']}") from fault
 
 
 def _ends(names: Iterable[str], parts: int = 1) -> str:

@@ -160,8 +160,6 @@ def selection_faults(settings: Settings) -> Iterator[str]:
         yield "save_total_limit is not set, and checkpoints would fill the disk: set it to 3"
     if saving and limit < 2:
         yield f"save_total_limit {limit} deletes a checkpoint before the next is complete: set it to 2 or more"
-    if questions < 0:
-        yield f"mcq_eval_samples {questions}: give a number of dev questions, or 0"
     if questions and not evaluating:
         yield "mcq_eval_samples needs evaluations, and eval_strategy is no: set it to steps or epoch"
     choosing = settings.load_best_model_at_end or settings.save_strategy == "best"
@@ -185,8 +183,8 @@ def selection_faults(settings: Settings) -> Iterator[str]:
 
 def option_faults(settings: Settings) -> Iterator[str]:
     """Options of trials, resuming and logging that miss what they need."""
-    if settings.probe_steps < 0 or (settings.dry_run and settings.probe_steps):
-        yield f"probe_steps {settings.probe_steps}: give a positive number, without dry_run"
+    if settings.dry_run and settings.probe_steps:
+        yield "dry_run and probe_steps are both on: choose one"
     if settings.price_per_hour is not None and not settings.probe_steps:
         yield "price_per_hour is used by the probe's report: pass --probe_steps 20 as well"
     if settings.resume_weights_only and settings.resume_from_checkpoint in (None, *AUTO):

@@ -6,6 +6,7 @@ import io
 import random
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -28,7 +29,7 @@ VALUES = [*NUMBERS, *WORDS, [], [1], ["x", "y"], {}, {"a": 1}, [["x"]], "cosine_
 @pytest.fixture
 def mutated(tmp_path, tiny_deepseek, few_dev):
     """Write the main recipe, for a toy, with a key changed; returns its path, the key and the value."""
-    base = yaml.safe_load(open("recipes/pmcvqa.yaml", encoding="utf-8"))
+    base = yaml.safe_load(Path("recipes/pmcvqa.yaml").read_text(encoding="utf-8"))
     base |= {
         "model_name_or_path": str(tiny_deepseek),
         "dataset_name": str(few_dev),
@@ -68,7 +69,7 @@ def build(path: str) -> None:
 
 
 def test_a_thousand_mutated_recipes_are_accepted_or_refused_in_one_line(mutated):
-    rng, counts = random.Random(17), Counter()
+    rng, counts = random.Random(17), Counter()  # noqa: S311
     for number in range(1000):
         path, key, value = mutated(number, rng)
         try:
@@ -80,7 +81,7 @@ def test_a_thousand_mutated_recipes_are_accepted_or_refused_in_one_line(mutated)
 
 
 def test_what_is_accepted_passes_preflight_or_is_refused_there_in_one_line(mutated, monkeypatch):
-    rng, counts = random.Random(18), Counter()
+    rng, counts = random.Random(18), Counter()  # noqa: S311
     while counts.total() < 30:
         path, key, value = mutated(10**6, rng)
         if outcome(lambda path=path: build(path)) == "refused":
