@@ -109,7 +109,7 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     if not Path(model_path).exists():
         unreached()
     try:
-        with loading_errors(f"the tokenizer of {model_path} cannot be loaded", also=ImportError):
+        with loading_errors(f"the tokenizer of {model_path} cannot be loaded", also=Exception):
             # Never by mistral-common, whose tokenizers have no chat template and render in their own way.
             tokenizer = AutoTokenizer.from_pretrained(
                 name, revision=revision, trust_remote_code=False, mistral_format=False

@@ -160,6 +160,8 @@ def selection_faults(settings: Settings) -> Iterator[str]:
         yield "save_total_limit is not set, and checkpoints would fill the disk: set it to 3"
     if saving and limit < 2:
         yield f"save_total_limit {limit} deletes a checkpoint before the next is complete: set it to 2 or more"
+    if settings.eval_on_start and not evaluating:
+        yield "eval_on_start needs evaluations, and eval_strategy is no: set it to steps or epoch, or this to false"
     if questions and not evaluating:
         yield "mcq_eval_samples needs evaluations, and eval_strategy is no: set it to steps or epoch"
     choosing = settings.load_best_model_at_end or settings.save_strategy == "best"

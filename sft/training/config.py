@@ -170,7 +170,7 @@ class Settings:
         batch = self.global_batch_size
         if batch is None:
             return self
-        together = self.per_device_train_batch_size * processes
+        together = max(1, self.per_device_train_batch_size * processes)  # fewer are refused as a value
         steps, rest = divmod(batch, together)
         if rest or steps < 1:
             raise UserError(

@@ -10,7 +10,10 @@ from sft.training.libraries import library_refusals
 
 
 def test_what_a_library_raises_becomes_one_line_with_its_first_line():
-    with pytest.raises(UserError, match="^the recipe: Expecting value: line 1"), library_refusals("the recipe"):
+    with (
+        pytest.raises(UserError, match=r"^the recipe: Expecting property name .*: line 1"),
+        library_refusals("the recipe"),
+    ):
         json.loads("{]")
 
 
@@ -20,8 +23,6 @@ def test_errors_of_our_own_code_stay_what_they_are(monkeypatch):
     def called_back(_: dict) -> None:
         command.read_json(None)  # a fault of ours, in what a library calls
 
-    with pytest.raises(TypeError), library_refusals("the recipe"):
-        command.first_line()
     with pytest.raises(AttributeError), library_refusals("the recipe"):
         json.loads("{}", object_hook=called_back)
     with pytest.raises(ValueError, match="Expecting"), library_refusals("the recipe", building=lambda: False):
@@ -36,7 +37,7 @@ def test_a_tracker_that_fails_when_training_begins_is_one_line(here, toy_options
     words = ("--output_dir", tmp_path / "out", "--report_to", "tensorboard", "--eval_on_start", "no")
     done = here("sft/run.py", *toy_options("pmcvqa"), *words)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: the training cannot begin: Expecting value")
+    assert done.stderr.splitlines()[-1].startswith("error: the training cannot begin: Expecting property name")
 
 
 def test_a_full_memory_gets_advice_at_any_time():

@@ -1,4 +1,4 @@
-"""A recipe with any key set to anything is accepted, or refused in one line; what is accepted passes a real preflight."""
+"""A recipe with any key set to anything is accepted, or refused in one line; so is what then goes to preflight."""
 
 import contextlib
 import dataclasses
