@@ -201,7 +201,7 @@ def test_telemetry_is_off_unless_the_user_turns_it_on(given, off):
         (["--dataset_test_split", "validation"], "no split validation: it has train, dev, test"),
         (["--model_name_or_path", "recipes"], "is no model"),
         (["--model_name_or_path", "./nowhere"], "does not exist"),
-        (["--model_name_or_path", "nobody/nothing"], "tokenizer of nobody/nothing cannot be loaded"),
+        (["--model_name_or_path", "nobody/nothing"], "nobody/nothing cannot be loaded"),
         (["--chat_template_path", "nowhere.jinja"], "choose one of recipes/templates"),
         (["--chat_template_path", STOCK_TEMPLATE], "breaks parity"),
         (["--max_length", "32"], "their answers would be cut: set max_length to"),
