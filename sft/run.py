@@ -77,8 +77,7 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     checkpoint = checkpoints.resume_point(settings)
     continued = None if settings.resume_weights_only else checkpoint
     training_args = settings.build(SFTConfig)
-    if launch.kind in ("none", "ddp"):  # others build less before the model is there
-        libraries.rehearse(settings, training_args)
+    libraries.rehearse(settings, training_args)
     if continued:
         training_args.eval_on_start = False  # the base model was evaluated at the start of the run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, first_line
+from sft.training.launch import current_launch
 
 OURS = tuple(str(Path(__file__).parents[2] / package) + os.sep for package in ("sft", "data_prep"))
 
@@ -51,6 +52,8 @@ def rehearse(settings: Any, training_args: Any) -> None:
     from transformers import Trainer
     from trl import ModelConfig, get_quantization_config
 
+    if current_launch().kind not in ("none", "ddp"):  # DeepSpeed and FSDP need the model itself
+        return
     args = copy.copy(training_args)
     with library_refusals(str(settings.recipe)), tempfile.TemporaryDirectory() as args.output_dir:
         get_quantization_config(settings.build(ModelConfig))

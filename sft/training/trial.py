@@ -82,8 +82,7 @@ def run_trial(settings: Settings, launch: Launch, hardware: Hardware) -> None:
         max_steps = settings.probe_steps + WARM_UP if settings.probe_steps else 1
         shortened = settings.with_values({**TRIAL_SETTINGS, "max_steps": max_steps, "output_dir": scratch}, "trial")
         training_args = shortened.build(SFTConfig)
-        if launch.kind in ("none", "ddp"):
-            libraries.rehearse(shortened, training_args)
+        libraries.rehearse(shortened, training_args)
         data = load_and_check_data(shortened)
         plan = make_plan(settings, launch, hardware, data.lengths)
         print_plan(plan)

@@ -146,6 +146,11 @@ def test_the_card_states_what_was_measured(facts):
     assert "| 4500 |" in card
 
 
+def test_a_base_model_that_is_stored_quantised_is_named_so(facts):
+    stored = {**facts.manifest, "base_model": {"name": facts.base, "revision": None, "quantised": "gptq 4-bit"}}
+    assert "| method | gptq 4-bit (as stored) LoRA |" in model_card(replace(facts, manifest=stored))
+
+
 def test_a_score_that_does_not_beat_the_floors_is_marked_as_such(facts):
     card = model_card(facts)
     assert "**By generation it is not shown to be better than the floor majority letter**" in card
