@@ -15,12 +15,24 @@ from pathlib import Path
 
 from sft.common import models
 from sft.common.command import run
+from sft.training import libraries
+from sft.training.base_model import for_base_model
 from sft.training.checkpoints import resume_point
 from sft.training.checks import check_all, for_this_cpu, hardware_of
 from sft.training.config import resolve
 from sft.training.hardware import GPUS
 from sft.training.launch import current_launch, read_launch_file
 from sft.training.plan import check_checkpoints_fit, load_and_check_data, make_plan, print_plan
+
+# What lets the libraries build the settings of another machine's GPUs here.
+ANYWHERE = {
+    "use_cpu": True,
+    "bf16": False,
+    "fp16": False,
+    "tf32": None,
+    "bf16_full_eval": False,
+    "fp16_full_eval": False,
+}
 
 
 def main() -> None:
@@ -38,8 +50,12 @@ def main() -> None:
     hardware = hardware_of(settings, launch, args.gpu)
     check_all(settings, launch, hardware)
     models.check_model_folder(settings.model_name_or_path)
+    settings = for_base_model(settings, launch)
     if not args.gpu and not settings.is_trial:
         resume_point(settings)  # on the machine of the run, output_dir may hold an earlier one
+    from trl import SFTConfig  # imported here, so that what is refused above is refused at once
+
+    libraries.rehearse(settings, settings.with_values(ANYWHERE, "preflight").build(SFTConfig))
     plan = make_plan(settings, launch, hardware, load_and_check_data(settings).lengths)
     check_checkpoints_fit(settings, plan)
     print_plan(plan)

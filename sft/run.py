@@ -22,7 +22,7 @@ import os
 import sys
 from pathlib import Path
 
-from sft.common.command import run
+from sft.common.command import outlive_output, run
 from sft.training.config import Settings, resolve
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
@@ -33,12 +33,13 @@ def main() -> None:
         print(__doc__.strip())
         return
 
+    outlive_output()
     # Preflight: what can be refused is refused here, in words.
     settings = resolve(sys.argv[1:])
 
     # Imported here, so that --help and a misspelt recipe answer at once.
     from sft.common.models import check_model_folder
-    from sft.training import checks, model, publication, trial
+    from sft.training import base_model, checks, model, publication, trial
     from sft.training.launch import current_launch
 
     launch = current_launch()
@@ -53,6 +54,7 @@ def main() -> None:
         return
     checks.check_all(settings, launch, hardware)
     check_model_folder(settings.model)
+    settings = base_model.for_base_model(settings, launch)
     if settings.is_trial:
         trial.run_trial(settings, launch, hardware)
         return
@@ -75,12 +77,13 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     """The final model, or None for a stopped run; raises `UserError` for unusable data, checkpoint or base model."""
     from trl import SFTConfig
 
-    from sft.training import checkpoints, manifest, model, plan, stopping
+    from sft.training import checkpoints, libraries, manifest, model, plan, stopping
     from sft.training.callbacks import DevAccuracyCallback, HistoryCallback
 
     checkpoint = checkpoints.resume_point(settings)
     continued = None if settings.resume_weights_only else checkpoint
     training_args = settings.build(SFTConfig)
+    libraries.rehearse(settings, training_args)
     if continued:
         training_args.eval_on_start = False  # the base model was evaluated at the start of the run
 

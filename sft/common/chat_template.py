@@ -42,8 +42,13 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
     own = tokenizer.chat_template
     if template:
         file = shipped(Path(template))
+        if file.is_dir():
+            raise UserError(f"chat template {file} is a folder: name a file, or leave it empty for the model's own")
         if not file.is_file():
-            raise UserError(f"chat template {file} does not exist: choose one of recipes/templates/*.jinja")
+            raise UserError(
+                f"chat template {file} does not exist: choose one of recipes/templates/*.jinja, or leave it empty for "
+                "the model's own"
+            )
         try:
             tokenizer.chat_template = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:

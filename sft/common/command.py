@@ -5,6 +5,7 @@ import contextlib
 import gc
 import hashlib
 import importlib
+import io
 import json
 import os
 import re
@@ -29,6 +30,10 @@ def run(main: Callable[[], None]) -> None:
     # imports, and not at exit, makes every command that imports them start and end sooner.
     gc.set_threshold(20_000, 10, 10)
     atexit.register(gc.freeze)
+    # Not every terminal and log file is in UTF-8: what it has no letter for is written as an escape.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         check_one_checkout(main)
         main()
@@ -44,6 +49,26 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+class _Forgiving(io.FileIO):
+    """A file that drops what cannot be written: the disk is full, or the reader of the pipe is gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def outlive_output() -> None:
+    """Let this process go on when its output cannot be written: for work that is worth more than its log."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            buffer = io.BufferedWriter(_Forgiving(stream.fileno(), "w", closefd=False))
+            options = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+            setattr(sys, name, io.TextIOWrapper(buffer, **options))
 
 
 def run_by_name() -> None:

@@ -4,6 +4,7 @@ Code from a model's repository is never run, and weights are read from safetenso
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ MANIFEST = "run_manifest.json"
 PROMPT_FILE, RECIPE = "prompt_format.json", "recipe.yaml"
 RESULT_FILES = ("eval_results.json", "history.json", "loss.png")
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# Bits of the kinds of stored weights whose configuration does not name them.
+STORED_BITS = {"mxfp4": 4, "nvfp4": 4, "awq": 4, "gptq": 4}
 
 
 def save_prompt_format(folder: Path, answer_format: str) -> None:
@@ -108,8 +111,19 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
     name, revision = pinned(model_path)
     if not Path(model_path).exists():
         unreached()
-    with loading_errors(f"the tokenizer of {model_path} cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    try:
+        with loading_errors(f"the tokenizer of {model_path} cannot be loaded", also=Exception):
+            # Never by mistral-common, whose tokenizers have no chat template and render in their own way.
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=False, mistral_format=False
+            )
+    except UserError as error:
+        if repo_file(model_path, "tekken.json") and not repo_file(model_path, "tokenizer.json"):
+            raise UserError(
+                f"{model_path} has its vocabulary in tekken.json alone, which is not read here: use a copy of the "
+                "model with tokenizer.json"
+            ) from error
+        raise
     set_chat_template(tokenizer, chat_template)
     return tokenizer
 
@@ -163,20 +177,22 @@ def model_class(config: Any) -> Any:
     return next((known for known in classes if known.__name__ in (config.architectures or ())), classes[0])
 
 
-def stored_precision(config: Any) -> str | None:
-    """How a model's weights are stored, where they are quantised: ``4-bit bitsandbytes``; None where they are not."""
+def stored_quantisation(config: Any) -> str | None:
+    """How a model's weights are stored, where they are quantised: ``4-bit`` by bitsandbytes, else ``gptq 4-bit``."""
     stored = getattr(config, "quantization_config", None)
     if not stored:
         return None
     stored = stored if isinstance(stored, dict) else stored.to_dict()
-    bits = 4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else stored.get("bits")
-    method = stored.get("quant_method", "unknown method")
-    return f"{bits}-bit {method}" if bits else str(method)
+    kind = str(stored.get("quant_method") or "bitsandbytes").lower()
+    if "load_in_4bit" in stored or "load_in_8bit" in stored:
+        return "4-bit" if stored.get("load_in_4bit") else "8-bit"
+    bits = re.search(r'"(?:w_|num_)?bits?": (\d+)', json.dumps(stored, default=str))
+    return f"{kind} {bits[1] if bits else STORED_BITS.get(kind, 8)}-bit"
 
 
 def quantization_of(model_path: str, asked: str) -> str:
     """`asked`, but how a model's weights are stored where they are quantised already; raises as `load_config`."""
-    stored = stored_precision(load_config(model_path)) if asked == "none" else None
+    stored = stored_quantisation(load_config(model_path)) if asked == "none" else None
     return f"as stored, {stored}" if stored else asked
 
 
@@ -215,7 +231,7 @@ def load_model(
     with base_for_loading(model_path, base) as base:
         name, revision = pinned(base)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if quantization in kinds and (stored := stored_precision(config)):
+        if quantization in kinds and (stored := stored_quantisation(config)):
             raise UserError(f"--quantization {quantization}: its weights are stored quantised, {stored}: leave it out")
         model = model_class(config).from_pretrained(
             name,

@@ -50,7 +50,7 @@ class Facts:
     evaluated_before_merging: bool = False
     base_was_named: bool = False  # by whoever published it, in the place of a folder
     model_class: str = "AutoModelForCausalLM"  # of the base model
-    stored_precision: str | None = None  # of the base model, where its weights are stored quantised
+    stored_quantisation: str | None = None  # of the base model, where its weights are stored quantised
     older_versions_read_it: bool = True  # transformers 4 computes the same model
 
     @property

@@ -22,7 +22,7 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
         models.load_config(model_path)  # or it is not there at all
         raise UserError(f"{model_path} is not an adapter: its weights need no merging")
     base = base or named
-    if stored := models.stored_precision(models.load_config(base)):
+    if stored := models.stored_quantisation(models.load_config(base)):
         raise UserError(
             f"{base} is stored quantised ({stored}): merging would round the sum of its weights and the adapter's to "
             "a few bits, and lose most of what was learned. Name the model that it was made from with --base_model"

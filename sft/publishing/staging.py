@@ -131,7 +131,7 @@ def stage(
         revision=revision,
         is_adapter=(folder / ADAPTER_CONFIG).is_file(),
         model_class=models.model_class(config).__name__,
-        stored_precision=models.stored_precision(config),
+        stored_quantisation=models.stored_quantisation(config),
         older_versions_read_it=older_versions_read_it,
         answer_format=models.prompt_format(str(folder)),
         licence=args.license,

@@ -7,9 +7,14 @@ first one is raised as a `UserError`.
 import importlib.util
 import itertools
 import json
+import netrc
+import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sft.common.command import UserError
 from sft.common.hub import is_id, pinned
@@ -17,9 +22,19 @@ from sft.common.models import cpu_has_bf16
 from sft.training import hardware as machines
 from sft.training.config import AUTO, Settings
 from sft.training.launch import Launch
+from sft.training.values import value_faults
 
 # Values of `report_to` that are names of packages.
 TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
+# What an evaluation measures (`DevAccuracyCallback` in callbacks.py).
+METRICS = ("loss", "mcq_accuracy", "mcq_accuracy_low", "mcq_accuracy_high")
+# Implementations of attention, and the packages of which each needs one; any other name is a kernel on the Hub.
+ATTENTION = {
+    **dict.fromkeys(("eager", "sdpa", "flex_attention"), ()),
+    "flash_attention_2": ("flash_attn", "kernels"),
+    "flash_attention_3": ("flash_attn_interface", "kernels"),
+    "flash_attention_4": ("flash_attn", "kernels"),
+}
 
 
 def check_all(settings: Settings, launch: Launch, hardware: machines.Hardware) -> None:
@@ -31,7 +46,7 @@ def check_all(settings: Settings, launch: Launch, hardware: machines.Hardware) -
 
 def check_recipe(settings: Settings) -> None:
     """Refuse settings that are wrong on any machine."""
-    rules = (base_model_faults, publishing_faults, method_faults, selection_faults, option_faults)
+    rules = (value_faults, base_model_faults, publishing_faults, method_faults, selection_faults, option_faults)
     raise_first(itertools.chain.from_iterable(faults(settings) for faults in rules))
 
 
@@ -101,15 +116,29 @@ def publishing_faults(settings: Settings) -> Iterator[str]:
 
 def method_faults(settings: Settings) -> Iterator[str]:
     """Data, quantisation, adapters, packing and precision that do not go together."""
-    split, weights = settings.dataset_train_split, settings.quantised
+    split, weights, recipes = (
+        settings.dataset_train_split,
+        settings.quantised,
+        replace(settings, stored=None).quantised,
+    )
     if split.startswith("test"):
         yield f"dataset_train_split {split} would train on the test questions: use train"
     if settings.load_in_8bit and settings.load_in_4bit:
         yield "load_in_8bit and load_in_4bit are both on: choose one"
     if weights and not settings.use_peft:
-        yield f"{weights} weights cannot be trained: set use_peft: true, or use recipes/pmcvqa_full_zero3.yaml (bf16)"
+        other = "a model that is not stored quantised" if settings.stored else "recipes/pmcvqa_full_zero3.yaml (bf16)"
+        yield f"{weights} weights cannot be trained: set use_peft: true, or use {other}"
+    if settings.stored and recipes and recipes != settings.stored:
+        yield (
+            f"{settings.model} is stored quantised ({settings.stored}), and the recipe asks for {recipes}: pass "
+            f"--load_in_{recipes.replace('-', '')} no"
+        )
     if settings.use_peft and "lm_head" in (settings.lora_target_modules or ()):
         yield "lora_target_modules: TRL's loss does not train an adapter on lm_head: leave it out"
+    if settings.lora_task_type != "CAUSAL_LM":
+        yield f"lora_task_type {settings.lora_task_type}: a language model is trained here: leave it out"
+    if settings.packing and settings.max_length is None:
+        yield "packing needs max_length, the tokens of a pack: set it, or packing: false"
     if settings.packing and settings.packing_strategy == "wrapped":
         yield "packing_strategy wrapped lets questions read one another: use bfd"
     if settings.bf16 and settings.fp16:
@@ -131,15 +160,19 @@ def selection_faults(settings: Settings) -> Iterator[str]:
         yield "save_total_limit is not set, and checkpoints would fill the disk: set it to 3"
     if saving and limit < 2:
         yield f"save_total_limit {limit} deletes a checkpoint before the next is complete: set it to 2 or more"
-    if questions < 0:
-        yield f"mcq_eval_samples {questions}: give a number of dev questions, or 0"
+    if settings.eval_on_start and not evaluating:
+        yield "eval_on_start needs evaluations, and eval_strategy is no: set it to steps or epoch, or this to false"
     if questions and not evaluating:
         yield "mcq_eval_samples needs evaluations, and eval_strategy is no: set it to steps or epoch"
     choosing = settings.load_best_model_at_end or settings.save_strategy == "best"
-    if choosing and metric == "eval_mcq_accuracy" and not questions:
-        yield "metric_for_best_model eval_mcq_accuracy: set mcq_eval_samples, the dev questions to ask"
-    if choosing and metric and metric.endswith("accuracy") and settings.greater_is_better is False:
-        yield f"metric_for_best_model {metric} with greater_is_better: false keeps the worst checkpoint"
+    choosing = choosing or settings.lr_scheduler_type == "reduce_lr_on_plateau"
+    name = (metric or "loss").removeprefix("eval_")
+    if choosing and name.startswith("mcq_accuracy") and not questions:
+        yield f"metric_for_best_model {metric}: set mcq_eval_samples, the dev questions to ask"
+    if choosing and name not in METRICS:
+        yield f"metric_for_best_model {metric} is measured by no evaluation here: use eval_mcq_accuracy or eval_loss"
+    if choosing and settings.greater_is_better is (name == "loss"):
+        yield f"metric_for_best_model {metric} keeps the worst checkpoint with this greater_is_better: leave that out"
     if not settings.load_best_model_at_end or settings.save_strategy == "best":
         return
     if settings.eval_strategy != settings.save_strategy:
@@ -152,8 +185,8 @@ def selection_faults(settings: Settings) -> Iterator[str]:
 
 def option_faults(settings: Settings) -> Iterator[str]:
     """Options of trials, resuming and logging that miss what they need."""
-    if settings.probe_steps < 0 or (settings.dry_run and settings.probe_steps):
-        yield f"probe_steps {settings.probe_steps}: give a positive number, without dry_run"
+    if settings.dry_run and settings.probe_steps:
+        yield "dry_run and probe_steps are both on: choose one"
     if settings.price_per_hour is not None and not settings.probe_steps:
         yield "price_per_hour is used by the probe's report: pass --probe_steps 20 as well"
     if settings.resume_weights_only and settings.resume_from_checkpoint in (None, *AUTO):
@@ -161,16 +194,43 @@ def option_faults(settings: Settings) -> Iterator[str]:
     for tracker in TRACKERS:
         if tracker in (settings.report_to or ()) and importlib.util.find_spec(tracker) is None:
             yield f"report_to {tracker}: the package is not installed: pip install {tracker}"
+    if "wandb" in (settings.report_to or ()) and not settings.is_trial and not has_wandb_login():
+        yield "report_to wandb: there is no login here: run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
+    attention = settings.attn_implementation
+    if attention and attention not in ATTENTION and not is_id(re.split("[@:]", attention)[0]):
+        yield f"attn_implementation {attention} is not known: leave it out, or use one of {', '.join(ATTENTION)}"
+    packages = ATTENTION.get(attention, ("kernels",)) if attention else ()
+    if packages and not any(map(importlib.util.find_spec, packages)):
+        yield (
+            f"attn_implementation {attention} needs the package {' or '.join(packages)}, which is not installed: "
+            "leave it out, and the run takes the fastest that there is"
+        )
+
+
+def has_wandb_login() -> bool:
+    """Whether Weights & Biases can log without asking: a key, a line in ~/.netrc, or no network wanted."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return bool(
+            netrc.netrc(file).authenticators(
+                urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+            )
+        )
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def launch_faults(settings: Settings, launch: Launch) -> Iterator[str]:
     """A recipe that cannot be launched so."""
     if launch.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         yield "this launch file needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]'"
+    other = ", of a model that is not stored quantised" if settings.stored else ""
     if settings.quantised and launch.shards_weights:
         yield (
             f"{settings.quantised} weights cannot be divided among GPUs ({launch.name}): training gives errors or a "
-            "loss near 13. Use recipes/pmcvqa_zero3.yaml (bf16 LoRA), or accelerate_configs/ddp.yaml"
+            f"loss near 13. Use recipes/pmcvqa_zero3.yaml (bf16 LoRA{other}), or accelerate_configs/ddp.yaml"
         )
     launched, wanted = launch.precision, settings.precision
     if launched not in ("no", wanted):
@@ -211,6 +271,8 @@ def hardware_faults(settings: Settings, launch: Launch, hardware: machines.Hardw
     if on_cpu(settings, launch):
         if settings.fp16:
             yield "fp16 needs a GPU: on a CPU use --bf16 yes --fp16 no --dtype bfloat16"
+        if ATTENTION.get(settings.attn_implementation or "sdpa", ("kernels",)):
+            yield f"attn_implementation {settings.attn_implementation} needs a GPU: on a CPU leave it out"
     elif not count:
         if settings.precision != "no" or launch.kind == "fsdp":
             yield (

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sft.common.command import UserError, shipped, strip_local_paths
+from sft.training.libraries import library_refusals
 
 # Names in other recipes, today or for older libraries, and what they are called here.
 OTHER_NAMES = {
@@ -69,15 +70,33 @@ class RunArguments:
     price_per_hour: float | None = None  # of all GPUs together, for the probe's report
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key stands once in its mapping; PyYAML takes the last of several in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(
+                    f"{key.value} stands twice, in lines {lines[key.value]} and {line}: delete one of them"
+                )
+            lines[key.value] = line
+        return node
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe; raises `UserError` for a file that cannot be read as such."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not a text file"
         raise UserError(f"recipe {path}: {reason}: choose one of recipes/*.yaml") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError of a date in no calendar
         raise UserError(f"recipe {path} is not valid YAML: {error}") from error
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must hold lines of the form key: value")
     return recipe
@@ -104,6 +123,7 @@ class Settings:
     recipe: Path
     values: dict[str, Any]
     sources: dict[str, str]
+    stored: str | None = None  # how the base model's weights are stored, where they are quantised: ``gptq 4-bit``
 
     def __getattr__(self, key: str) -> Any:
         try:
@@ -113,8 +133,8 @@ class Settings:
 
     @property
     def quantised(self) -> str | None:
-        """``8-bit`` or ``4-bit`` where the frozen weights are quantised, else None."""
-        return "8-bit" if self.load_in_8bit else "4-bit" if self.load_in_4bit else None
+        """``8-bit`` or ``4-bit`` where the frozen weights are quantised by bitsandbytes, or as stored, else None."""
+        return self.stored or ("8-bit" if self.load_in_8bit else "4-bit" if self.load_in_4bit else None)
 
     @property
     def precision(self) -> str:
@@ -150,7 +170,7 @@ class Settings:
         batch = self.global_batch_size
         if batch is None:
             return self
-        together = self.per_device_train_batch_size * processes
+        together = max(1, self.per_device_train_batch_size * processes)  # fewer are refused as a value
         steps, rest = divmod(batch, together)
         if rest or steps < 1:
             raise UserError(
@@ -202,10 +222,8 @@ class Settings:
         """
         # With push_to_hub the trainer would upload all of output_dir; sft/publish.py uploads the final model instead.
         values = {**self.values, "push_to_hub": False}
-        try:
+        with library_refusals(str(self.recipe)):
             return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.init})
-        except (ValueError, TypeError, ImportError) as error:
-            raise UserError(f"{self.recipe}: {error}") from error
 
 
 def argument_classes() -> tuple[type, ...]:

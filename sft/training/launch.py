@@ -32,6 +32,7 @@ class Launch:
     accumulation: float | None = None  # gradient accumulation, where the launch file fixes it
     clipping: float | None = None  # of gradients, likewise
     fsdp_version: int = 0
+    compiler: str = "no"  # torch.compile's backend, where the launch file turns it on
 
     @property
     def name(self) -> str:
@@ -68,6 +69,7 @@ def environment_of(config: dict[str, Any]) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": max(1, processes // int(config.get("num_machines", 1))),
         "ACCELERATE_MIXED_PRECISION": config.get("mixed_precision"),
         "ACCELERATE_USE_CPU": config.get("use_cpu"),
+        "ACCELERATE_DYNAMO_BACKEND": (config.get("dynamo_config") or {}).get("dynamo_backend"),
         "ACCELERATE_USE_DEEPSPEED": kind == "DEEPSPEED",
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": deepspeed.get("zero_stage"),
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": deepspeed.get("offload_optimizer_device"),
@@ -135,4 +137,5 @@ def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
         accumulation=number("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") if deepspeed else None,
         clipping=number("ACCELERATE_GRADIENT_CLIPPING") if deepspeed else None,
         fsdp_version=int(environment.get("FSDP_VERSION", 1)) if fsdp else 0,
+        compiler=environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower(),
     )

@@ -45,7 +45,11 @@ def describe_run(settings: Settings, launch: Launch, hardware: Hardware, rows: A
     return {
         "recipe": settings.recipe.name,
         "settings": settings.values,
-        "base_model": {"name": settings.model_name_or_path, "revision": commit_of(settings.model)},
+        "base_model": {
+            "name": settings.model_name_or_path,
+            "revision": commit_of(settings.model),
+            "quantised": settings.stored,
+        },
         "datasets": provenance(settings.dataset_weights()),
         "hardware": hardware.name if hardware.count else f"CPU, {cpu_name()}",
         "data": data_fingerprint(rows, columns),

@@ -15,10 +15,12 @@ from sft.common.command import GIB
 from sft.common.models import meta_model
 from sft.training.config import Settings
 from sft.training.launch import Launch
-from sft.training.model import parameter_counts
+from sft.training.model import lora_config, parameter_counts
 
 # DeepSpeed's defaults, in elements: what ZeRO-3 keeps gathered, and the bucket in which gradients are exchanged.
 ZERO3_LIVE, ZERO_BUCKET = 1_000_000_000, 500_000_000
+# The kinds of quantised weights whose adapters TRL casts.
+BITSANDBYTES = ("8-bit", "4-bit")
 # TRL's fused LM head works on tiles of so many tokens by so many words of the vocabulary (read in trl 1.16).
 HEAD_TOKENS, HEAD_VOCABULARY = 4096, 32768
 
@@ -44,21 +46,14 @@ def trained_meta_model(config: Any, settings: Settings) -> Any:
         model = meta_model(config).to(getattr(torch, settings.dtype))
         if settings.use_peft:
             model = get_peft_model(model, lora_config(settings))
-    if settings.quantised:  # TRL trains their adapters in bf16
+    if settings.quantised in BITSANDBYTES:  # TRL trains their adapters in bf16
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16) if parameter.requires_grad else parameter.data
     return model
 
 
-def lora_config(settings: Settings) -> Any:
-    """The adapter that TRL makes of the settings."""
-    from trl import ModelConfig, get_peft_config
-
-    return get_peft_config(settings.build(ModelConfig))
-
-
 def count_parameters(config: Any, settings: Settings) -> Parameters:
-    """Count the parameters of a model; bitsandbytes quantises every linear layer but the output layer."""
+    """Count the parameters of a model; quantised, like bitsandbytes, is every linear layer but the output layer."""
     from torch.nn import Linear
 
     model = trained_meta_model(config, settings)
@@ -126,7 +121,7 @@ def weight_bytes(settings: Settings) -> int:
 
 def trained_bytes(settings: Settings, launch: Launch) -> int:
     """Bytes of one trained parameter: TRL keeps adapters of quantised models in bf16, PEFT others in fp32."""
-    if settings.quantised:
+    if settings.quantised in BITSANDBYTES:
         return 2 if settings.bf16 else 4  # cast by `cast_trained_to_float32` in sft/training/model.py
     if launch.kind == "deepspeed":
         in_float32 = settings.use_peft and launch.zero_stage < 3
@@ -138,7 +133,7 @@ def trained_bytes(settings: Settings, launch: Launch) -> int:
 def frozen_bytes(settings: Settings, parameters: Parameters) -> float:
     """Bytes of the frozen weights: in 8-bit 1 each and 4 a row, in NF4 half each and 4 per 64, else as their type."""
     size = (parameters.total - parameters.trained - parameters.quantised) * weight_bytes(settings)
-    if settings.load_in_8bit:
+    if "8-bit" in (settings.quantised or ""):
         return size + parameters.quantised + 4 * parameters.quantised_rows
     scales = 1 / 64 + 4 / (64 * 256) if settings.use_bnb_nested_quant else 4 / 64
     return size + parameters.quantised * (0.5 + scales)

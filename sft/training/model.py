@@ -1,17 +1,30 @@
 """The model as it is trained: loading, attention, types and counts of its parameters, and two patches for a CPU."""
 
 import functools
+import re
 import sys
 from collections import Counter
 from typing import Any
 
 from sft.training.config import Settings
+from sft.training.libraries import library_refusals
+
+
+def lora_config(settings: Settings) -> Any:
+    """The adapter that TRL makes of the settings, or None. TRL's single name would be a regular expression to PEFT."""
+    from trl import ModelConfig, get_peft_config
+
+    config = get_peft_config(settings.build(ModelConfig))
+    names = settings.lora_target_modules
+    if config and names and len(names) == 1 and re.fullmatch(r"\w+", names[0]):
+        config.target_modules = set(names)
+    return config
 
 
 def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
     """SFTTrainer with the model loaded, its adapter added, and its parameters printed; `data` is a `plan.Data`."""
     from transformers import PrinterCallback, ProgressCallback
-    from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
+    from trl import ModelConfig, SFTTrainer, get_quantization_config
 
     from sft.training.callbacks import LogLinesCallback
 
@@ -32,16 +45,18 @@ def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
     score_labelled_positions_only()
     # Without labels SFTTrainer trains on every token, question included.
     columns = ["input_ids"] if settings.completion_only_loss is False else ["input_ids", "labels"]
-    trainer = SFTTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        # Tokens are the very ones that SFTTrainer would make; it packs and batches them.
-        train_dataset=data.train_tokens.select_columns(columns),
-        eval_dataset=data.dev_tokens.select_columns(columns) if data.dev_tokens else None,
-        processing_class=data.tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    with library_refusals(f"{settings.model} cannot be trained so"):
+        trainer = SFTTrainer(
+            model=model_args.model_name_or_path,
+            args=training_args,
+            # Tokens are the very ones that SFTTrainer would make; it packs and batches them.
+            train_dataset=data.train_tokens.select_columns(columns),
+            eval_dataset=data.dev_tokens.select_columns(columns) if data.dev_tokens else None,
+            processing_class=data.tokenizer,
+            # transformers reads how a model is stored by itself.
+            quantization_config=None if settings.stored else get_quantization_config(model_args),
+            peft_config=lora_config(settings),
+        )
     model = trainer.model
     if settings.use_peft:
         # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model

@@ -80,15 +80,22 @@ def make_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: l
     source = settings.sources.get("bf16")
     if source not in (None, str(settings.recipe), "command line"):
         precision += f", because {source}"
+    stored = ", as the base model stores them" if settings.stored else ""
+    # As SFTConfig decides.
+    compiles = settings.torch_compile or settings.torch_compile_backend or settings.torch_compile_mode
+    compiler = (settings.torch_compile_backend or "inductor") if compiles else launch.compiler
     memory = plan_memory(settings, launch, hardware, max(lengths))
     lines = [
         f"Launch: {launch.name}; {hardware.name}",
-        f"Precision: {precision}; frozen weights {settings.quantised or settings.dtype}",
+        f"Precision: {precision}; frozen weights {settings.quantised or settings.dtype}{stored}",
         f"Batch: {settings.per_device_train_batch_size} {packs} x {launch.processes} process(es) x "
         f"{settings.gradient_accumulation_steps} accumulated = {batch} {packs} a step",
         f"Data: {len(lengths):,} rows, {sum(lengths):,} tokens an epoch, longest row {max(lengths)} tokens{pack_size}",
         f"Steps: about {in_epoch:,} an epoch, {in_run:,} in all",
     ]
+    if compiler != "no":
+        by = "the recipe" if compiles else "the launch file"
+        lines.append(f"Compiled: by torch.compile ({compiler}), because {by} says so; the first steps take minutes")
     return replace(memory, lines=[*lines, *memory.lines])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from sft.training import libraries
 from sft.training.checkpoints import mark_complete
 
 # A second signal within so many seconds is an echo of the first; later it ends the process at once.
@@ -90,7 +91,7 @@ class GracefulStopCallback(TrainerCallback):
 def train(trainer: Any, checkpoint: Path | None) -> None:
     """Train to the end or to a signal, from `checkpoint` if there is one."""
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        libraries.train(trainer, resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except AlreadyTrained:
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
             trainer._load_best_model()

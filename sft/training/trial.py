@@ -15,6 +15,7 @@ from trl import SFTConfig
 
 from sft.common.command import GIB
 from sft.common.display import duration, marked, shows_colour
+from sft.training import libraries
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
@@ -81,6 +82,7 @@ def run_trial(settings: Settings, launch: Launch, hardware: Hardware) -> None:
         max_steps = settings.probe_steps + WARM_UP if settings.probe_steps else 1
         shortened = settings.with_values({**TRIAL_SETTINGS, "max_steps": max_steps, "output_dir": scratch}, "trial")
         training_args = shortened.build(SFTConfig)
+        libraries.rehearse(shortened, training_args)
         data = load_and_check_data(shortened)
         plan = make_plan(settings, launch, hardware, data.lengths)
         print_plan(plan)
@@ -94,7 +96,7 @@ def run_trial(settings: Settings, launch: Launch, hardware: Hardware) -> None:
         clock = Clock()
         trainer.add_callback(clock)
         start = time.perf_counter()
-        result = trainer.train()
+        result = libraries.train(trainer)
     if not is_main:
         return
     if settings.dry_run:

@@ -143,7 +143,7 @@ def test_a_base_that_is_stored_quantised_is_reported_as_such(succeeds, refused, 
     evaluate = ("sft/evaluate.py", "--model_path", adapter, "--dataset_path", few_dev, "--num_samples", 4)
     succeeds(*evaluate, "--dtype", "float32", "--output_dir", tmp_path, "--name", "tuned")
     results = json.loads((tmp_path / "tuned/results.json").read_text())
-    assert results["fingerprint"]["options"]["quantization"] == "as stored, 4-bit bitsandbytes"
+    assert results["fingerprint"]["options"]["quantization"] == "as stored, 4-bit"
     for model in (base, adapter):
         line = refused(INFER, *QUESTION, "--model_path", model, "--quantization", "8bit")
-        assert "its weights are stored quantised, 4-bit bitsandbytes: leave it out" in line
+        assert "its weights are stored quantised, 4-bit: leave it out" in line

@@ -233,8 +233,8 @@ def test_a_base_that_the_publisher_named_and_questions_that_were_drawn_are_state
 def test_a_base_that_is_stored_quantised_is_stated(facts):
     settings = {**facts.settings, "load_in_8bit": False}
     manifest = {**facts.manifest, "settings": settings}
-    card = model_card(replace(facts, manifest=manifest, stored_precision="4-bit bitsandbytes"))
-    assert "| method | LoRA on a base that is stored quantised (4-bit bitsandbytes) |" in card
+    card = model_card(replace(facts, manifest=manifest, stored_quantisation="4-bit"))
+    assert "| method | LoRA on a base that is stored quantised (4-bit) |" in card
 
 
 def test_a_model_that_transformers_4_computes_otherwise_says_so(facts):

@@ -122,7 +122,7 @@ def test_a_quantised_base_is_refused_and_the_way_out_named(here, refused, adapte
     (model / "adapter_config.json").write_text(json.dumps({**described, "base_model_name_or_path": str(quantised)}))
     out = tmp_path / "merged"
     line = refused(MERGE, "--model_path", model, "--output_dir", out)
-    assert "is stored quantised (4-bit bitsandbytes): merging would round" in line
+    assert "is stored quantised (4-bit): merging would round" in line
     assert "--base_model" in line
     assert not out.exists()
     done = here(MERGE, "--model_path", model, "--output_dir", out, "--base_model", tiny_deepseek)

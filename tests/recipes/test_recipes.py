@@ -15,8 +15,7 @@ from sft.training.checks import check_all
 from sft.training.config import resolve
 from sft.training.hardware import planned_hardware
 from sft.training.launch import Launch
-from sft.training.memory import lora_config
-from sft.training.model import cast_trained_to_float32
+from sft.training.model import cast_trained_to_float32, lora_config
 from tests.benchmarks.memory import peak
 
 ROOT = Path(__file__).parents[2]

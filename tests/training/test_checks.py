@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft.training import hardware
-from sft.training.checks import check_all
+from sft.training.checks import check_all, has_wandb_login
 from sft.training.config import resolve
 
 RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
@@ -35,7 +35,11 @@ OPTIONS = {
     ),
     "too few checkpoints": ("--save_total_limit 1", "set it to 2 or more"),
     "selection without questions": ("--mcq_eval_samples 0", "set mcq_eval_samples"),
-    "questions without evaluation": ("--eval_strategy no --load_best_model_at_end no", "eval_strategy is no"),
+    "a first evaluation and no other": ("--eval_strategy no --load_best_model_at_end no", "eval_on_start needs"),
+    "questions without evaluation": (
+        "--eval_on_start no --eval_strategy no --load_best_model_at_end no",
+        "mcq_eval_samples needs",
+    ),
     "the worst checkpoint": ("--greater_is_better no", "keeps the worst checkpoint"),
     "LoRA on lm_head": ("--lora_target_modules q_proj lm_head", "leave it out"),
     "a dtype left to the model": ("--dtype auto", "write bfloat16, float16 or float32"),
@@ -44,8 +48,27 @@ OPTIONS = {
     "tracker not installed": ("--report_to mlflow", "pip install mlflow"),
     "weights of no checkpoint": ("--resume_weights_only yes", "needs the checkpoint"),
     "the latest weights": ("--resume_weights_only yes --resume_from_checkpoint auto", "needs the checkpoint"),
-    "a probe backwards": ("--probe_steps -3", "give a positive number"),
+    "a probe backwards": ("--probe_steps -3", "probe_steps -3: give a number from 0"),
     "price without a probe": ("--price_per_hour 2", "--probe_steps 20"),
+    "dry run and probe": ("--dry_run yes --probe_steps 3", "choose one"),
+    "a pack without a length": ("--max_length none", "packing needs max_length"),
+    "another task": ("--lora_task_type SEQ_CLS", "a language model is trained here"),
+    "a metric that nobody measures": ("--metric_for_best_model f1", "is measured by no evaluation here"),
+    "the highest loss": ("--metric_for_best_model eval_loss --greater_is_better yes", "keeps the worst checkpoint"),
+    "a mask that TRL does not make": ("--assistant_only_loss yes", "completion_only_loss trains the answer alone"),
+    "rows as they are": ('--dataset_kwargs {"skip_prepare_dataset":true}', "dataset_kwargs has no effect here"),
+    "a column of texts": ("--dataset_text_field question", "the rows that prepare.py writes are messages"),
+    "flash attention not installed": ("--attn_implementation flash_attention_2", "needs the package flash_attn or"),
+    "a kernel without its package": (
+        "--attn_implementation kernels-community/flash-attn2",
+        "needs the package kernels",
+    ),
+    "no such attention": ("--attn_implementation flash", "is not known: leave it out"),
+    "no rows at a time": ("--per_device_train_batch_size 0", "give a number from 1"),
+    "a learning rate of nothing": ("--learning_rate nan", "learning_rate nan: give a number from"),
+    "dropout of everything": ("--lora_dropout 1", "lora_dropout 1.0: give a number from 0 to 1"),
+    "a word for a mapping": ("--activation_checkpointing_kwargs fast", "write a mapping"),
+    "a list for a mapping": ("--lr_scheduler_kwargs [1]", "lr_scheduler_kwargs [1]: write a mapping"),
     "a removed key": ("--max_seq_length 512", "use max_length"),
     "DeepSpeed in the recipe": ("--deepspeed ds.json", "accelerate_configs/zero3.yaml"),
 }
@@ -108,6 +131,80 @@ def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refu
     recipe.write_text("\n".join(line for line in lines if not line.startswith("activation_checkpointing")))
     line = refused("sft/preflight.py", recipe, "--config_file", LAUNCH.format("zero3"), "--gpu", "A100-80GB")
     assert "{use_reentrant: true}" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--lr_scheduler_type cosine_with_min_lr", "min_lr"),
+        ('--lr_scheduler_kwargs {"a":1}', "unexpected keyword argument"),
+        ("--optim galore_adamw --optim_target_modules q_proj --report_to nobody", "nobody is not supported"),
+        ("--optim adamw_apex_fused", "apex"),
+        ("--bnb_4bit_quant_storage x --load_in_8bit no --load_in_4bit yes", "bnb_4bit_quant_storage"),
+        ("--dataloader_persistent_workers yes", "num_workers"),
+        ("--torch_compile_backend fast", "is not a valid DynamoBackend"),
+    ],
+)
+@pytest.mark.parametrize("script", ["sft/preflight.py", "sft/run.py"])
+def test_what_the_libraries_would_refuse_after_loading_is_refused_before(
+    refused, tiny_deepseek, few_dev, tmp_path, monkeypatch, script, options, words
+):
+    monkeypatch.setattr("sft.training.model.load_trainer", None)
+    where = ("--gpu", "A100-80GB") if "preflight" in script else ("--use_cpu", "yes")
+    options = ("--output_dir", tmp_path / "out", *options.split())
+    line = refused(script, "recipes/pmcvqa.yaml", *where, *tiny_options(tiny_deepseek, few_dev), *options)
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def tiny_options(model: Path, data: Path) -> tuple:
+    return "--model_name_or_path", model, "--dataset_name", data
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "has"),
+    [
+        ({}, "", False),
+        ({"WANDB_API_KEY": "0" * 40}, "", True),
+        ({"WANDB_MODE": "offline"}, "", True),
+        ({}, "machine api.wandb.ai login user password x", True),
+        ({"WANDB_BASE_URL": "https://wandb.example"}, "machine api.wandb.ai login user password x", False),
+    ],
+)
+def test_a_login_of_wandb_is_a_key_a_line_of_netrc_or_not_needed(monkeypatch, tmp_path, environment, netrc, has):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"NETRC": str(tmp_path / "netrc")}).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "netrc").write_text(netrc)
+    assert has_wandb_login() == has
+
+
+def test_a_template_by_any_name_is_read_and_a_folder_is_refused(refused, succeeds, tiny_deepseek, few_dev, tmp_path):
+    file = tmp_path / "template.txt"
+    shutil.copyfile("recipes/templates/deepseek_r1.jinja", file)
+    words = ("sft/preflight.py", "recipes/pmcvqa.yaml", "--gpu", "A100-80GB", *tiny_options(tiny_deepseek, few_dev))
+    named, empty = (succeeds(*words, "--chat_template_path", name).stdout for name in (file, ""))
+    assert named == empty  # the tiny model's own is the same
+    assert "is a folder: name a file" in refused(*words, "--chat_template_path", tiny_deepseek)
+
+
+@pytest.mark.filterwarnings("ignore:`pad_token` is deprecated")
+@pytest.mark.parametrize("key", ["eos_token", "pad_token"])
+def test_a_token_of_the_recipe_must_be_one_of_the_vocabulary(refused, tiny_deepseek, few_dev, key):
+    words = ("sft/preflight.py", "recipes/pmcvqa.yaml", "--gpu", "A100-80GB", *tiny_options(tiny_deepseek, few_dev))
+    assert f"{key} <|nobody|> is not a token of" in refused(*words, f"--{key}", "<|nobody|>")
+
+
+def test_a_launch_that_compiles_says_so_in_the_plan(succeeds, tiny_deepseek, few_dev, tmp_path):
+    file = tmp_path / "default_config.yaml"
+    file.write_text("distributed_type: 'NO'\ndynamo_config: {dynamo_backend: INDUCTOR}")
+    words = ("sft/preflight.py", "recipes/pmcvqa.yaml", "--gpu", "A100-80GB", *tiny_options(tiny_deepseek, few_dev))
+    assert (
+        "torch.compile (inductor), because the launch file says so" in succeeds(*words, "--config_file", file).stdout
+    )
+    assert "because the recipe says so" in succeeds(*words, "--torch_compile_mode", "default").stdout
+    assert "torch.compile" not in succeeds(*words).stdout
 
 
 @pytest.mark.parametrize("script", ["sft/preflight.py", "sft/run.py"])

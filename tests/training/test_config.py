@@ -114,6 +114,29 @@ def test_no_recipe_no_run(argv, words):
         resolve(argv)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lora_r: 1\nseed: 2\nlora_r: 3\n", "lora_r stands twice, in lines 6 and 8"),
+        ("model_init_kwargs: {a: 1,\n  b: 2, a: 3}\n", "a stands twice, in lines 6 and 7"),
+        ("seed: 2\n'seed': 3\n", "seed stands twice, in lines 6 and 7"),
+        ("run_name: 2026-13-45\n", "is not valid YAML"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(recipe, text, words):
+    with pytest.raises(UserError, match=f"recipe.yaml:? .*{words}"):
+        resolve([recipe(text)])
+
+
+def test_a_byte_order_mark_before_a_recipe_does_no_harm(recipe):
+    path = recipe(learning_rate=1e-4)
+    with open(path, "r+b") as file:
+        text = file.read()
+        file.seek(0)
+        file.write(b"\xef\xbb\xbf" + text)
+    assert resolve([path]).learning_rate == 1e-4
+
+
 def test_every_value_is_printed_with_its_source_as_a_recipe_that_resolves_alike(recipe, tmp_path):
     settings = resolve([recipe(learning_rate=1e-4, packing=True), "--learning_rate", "2e-5"])
     text = settings.describe()

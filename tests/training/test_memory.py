@@ -6,13 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sft.common.command import GIB
 from sft.training.config import resolve
 from sft.training.launch import Launch
-from sft.training.memory import (
-    count_parameters,
-    estimate,
-    layer_activations,
-    lora_config,
-    saved_by_autograd,
-)
+from sft.training.memory import count_parameters, estimate, layer_activations, saved_by_autograd
+from sft.training.model import lora_config
 
 
 @pytest.fixture(scope="module")

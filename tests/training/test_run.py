@@ -102,6 +102,32 @@ def test_an_earlier_run_is_not_overwritten(refused, pmcvqa_run, toy_options, scr
     assert "--resume_from_checkpoint auto" in line
 
 
+def test_output_that_cannot_be_written_does_not_end_a_run(toy_options, tmp_path):
+    """Log on a full disk, reader of the errors gone, terminal in Latin-1: all at once, in a process of its own."""
+    read, write = os.pipe()
+    os.close(read)
+    options = ("--output_dir", tmp_path / "out", "--max_steps", "2", "--save_steps", "2", "--eval_steps", "2")
+    words = [sys.executable, "sft/run.py", *map(str, (*toy_options("pmcvqa"), *options))]
+    with open("/dev/full", "wb") as full:
+        encoding = {**os.environ, "PYTHONIOENCODING": "iso-8859-1", "LC_ALL": "C"}
+        done = subprocess.run(words, stdout=full, stderr=write, env=encoding, check=False)
+    os.close(write)
+    assert done.returncode == 0
+    assert (tmp_path / "out/final_model/adapter_model.safetensors").is_file()
+
+
+def test_the_end_of_text_token_of_the_recipe_ends_the_rows(train):
+    rows = train("--dry_run", "yes", "--eos_token", "<think>").stdout.split("--- ")[1:]
+    assert len(rows) == 3
+    assert all(row.split("]]")[0].endswith("<think>") for row in rows)
+
+
+def test_adapters_are_in_float32_where_the_precision_is_not_bf16(train):
+    done = train("--dry_run", "yes", "--bf16", "no", "--dtype", "float32")
+    assert re.search(r"Trained parameters: float32 \S+M \(", done.stdout)
+    assert "bfloat16" not in re.search(r"Frozen parameters: (.*)", done.stdout)[1]
+
+
 def test_dry_run_shows_three_rows_and_takes_one_step_on_the_longest(train, tmp_path):
     done = train("--dry_run", "yes")
     shown = done.stdout.split("--- ")[1:]
@@ -175,7 +201,7 @@ def test_telemetry_is_off_unless_the_user_turns_it_on(given, off):
         (["--dataset_test_split", "validation"], "no split validation: it has train, dev, test"),
         (["--model_name_or_path", "recipes"], "is no model"),
         (["--model_name_or_path", "./nowhere"], "does not exist"),
-        (["--model_name_or_path", "nobody/nothing"], "tokenizer of nobody/nothing cannot be loaded"),
+        (["--model_name_or_path", "nobody/nothing"], "nobody/nothing cannot be loaded"),
         (["--chat_template_path", "nowhere.jinja"], "choose one of recipes/templates"),
         (["--chat_template_path", STOCK_TEMPLATE], "breaks parity"),
         (["--max_length", "32"], "their answers would be cut: set max_length to"),
