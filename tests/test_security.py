@@ -19,7 +19,7 @@ FORBIDDEN = {
     *("pickle.load", "pickle.loads", "torch.load", "joblib.load", "dill.load", "numpy.load", "np.load"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "os.system"),
 }
-LOADS = re.compile(r"^(Auto\w+|model_class\(config\))\.from_(pretrained|config)$")
+LOADS = re.compile(r"^(Auto(?!HfQuantizer)\w+|model_class\(config\))\.from_(pretrained|config)$")
 
 
 def calls(file: Path):

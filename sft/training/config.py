@@ -89,7 +89,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe; raises `UserError` for a file that cannot be read as such."""
     try:
-        recipe = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # noqa: S506 (a SafeLoader)
+        recipe = _UniqueKeys(path.read_text(encoding="utf-8-sig")).get_single_data()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not a text file"
         raise UserError(f"recipe {path}: {reason}: choose one of recipes/*.yaml") from error

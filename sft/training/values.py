@@ -20,7 +20,7 @@ LIMITS = {
     "dataset_num_proc": (1, 1024),
     "dataloader_num_workers": _PROCESSES,
     "ddp_timeout": (1, 2**31 - 1),
-    "learning_rate": (1e-12, 1),
+    "learning_rate": (0, 1),
     "weight_decay": (0, 10),
     "num_train_epochs": (1e-9, 1e6),
 }
