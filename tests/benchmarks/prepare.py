@@ -148,8 +148,15 @@ def start_of_training(work: Path, tokenizer: str, folder: str) -> float:
     """Seconds of sft/run.py on the prepared `folder`, up to one step and out again; printed with its memory."""
     words = ["sft/run.py", "recipes/pmcvqa.yaml", "--use_cpu", "yes", "--model_name_or_path", tokenizer]
     words += ["--dataset_name", str(work / folder), "--output_dir", str(work / "out"), "--max_steps", "1"]
-    words += ["--chat_template_path", str(work / "tiny/chat_template.jinja"), "--eval_strategy", "no"]
-    words += ["--save_strategy", "no", "--load_best_model_at_end", "no"]
+    words += [
+        "--chat_template_path",
+        str(work / "tiny/chat_template.jinja"),
+        "--eval_strategy",
+        "no",
+        "--eval_on_start",
+        "no",
+    ]
+    words += ["--save_strategy", "no", "--load_best_model_at_end", "no", "--mcq_eval_samples", "0"]
     memory, seconds = peak_and_seconds([sys.executable, *words], HF_HOME=str(work / "cache"))
     shutil.rmtree(work / "out")
     print(f"sft/run.py, one step from {folder:<8}{seconds:>8.1f} s {memory:>7.2f} GiB", flush=True)
