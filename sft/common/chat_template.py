@@ -4,6 +4,7 @@ Architecture rule: the tokens before the first trained token are exactly the tok
 A template that breaks it trains a model on prompts other than those that it will get.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -12,23 +13,19 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
-from sft.common.command import UserError, first_line, shipped
+from sft.common.command import UserError, first_line, shipped, shipped_folder
 
 # What a template may look for in a text, so that it does not just copy it.
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
 # Stands around the number of a text that is to be filled in: a character that no text of ours holds.
 _SLOT = "\ue000"
-# Markers of turns, as the families write them: <|user|>, <｜User｜>, <turn|>, <start_of_turn>, [INST].
-_MARKER = re.compile(r"<[|｜][^\s<>]+>|<[^\s<>]+[|｜]>|</?\w+_of_\w+>|\[/?[A-Z_]+\]")
+# Markers of turns, as families write them: <|user|>, <｜User｜>, <start_of_turn>, <extra_id_0>, <s>, <<SYS>>, [INST].
+_MARKER = re.compile(r"<[^\s<>]*[|｜_▁\d][^\s<>]*>|</?(?:s|bos|eos|pad)>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
 # The date of a template that would write today's: that which Llama's templates fall back to.
 _FIXED_DATE = date(2024, 7, 26)
-_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 # The loss of PyTorch and transformers leaves this label out.
 IGNORED = -100
-# One filled-in text in so many is compared with the template's own.
-COMPARED_EVERY = 100
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
@@ -68,7 +65,7 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
 def _with_fixed_date(template: str) -> str:
     """`template` with a fixed date in place of today's, which some families (Llama 3.2, gpt-oss) write by default."""
     fixed = _TODAY.sub(lambda call: repr(_FIXED_DATE.strftime(call["format"])), template)
-    if "strftime_now(" in fixed:
+    if "strftime_now" in re.sub(r"strftime_now is (not )?defined", "", fixed):
         raise UserError(
             "chat template writes today's date, so its tokens differ every day: write a fixed date into it"
         )
@@ -85,6 +82,13 @@ def _check_markers(tokenizer: Any) -> None:
             raise UserError(f"chat template writes {marker}, which the model would read as {pieces} pieces of words")
 
 
+@functools.cache
+def _copying_templates() -> set[str]:
+    """The texts of recipes/templates/, which copy what they are given (tests/common/test_chat_template.py)."""
+    files = (shipped_folder() / "recipes/templates").glob("*.jinja")
+    return {file.read_text(encoding="utf-8") for file in files}
+
+
 def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[list[int]]:
     """Token ids of each conversation, rendered by the tokenizer's chat template."""
     options = {"add_generation_prompt": add_generation_prompt, "return_dict": True}
@@ -94,22 +98,21 @@ def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_pr
 def render(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[str]:
     """The text that the chat template makes of each conversation.
 
-    Templates copy the text of a turn unless it holds markup, and Jinja takes longer than the tokenizer. So a shape
-    (roles, and which texts are not empty) is rendered once, with placeholders that are then filled in. Texts with
-    markup or outer white space go through the template, and so does one conversation in `COMPARED_EVERY` of the
-    others: if they differ there, the template does not copy, and every conversation goes through it.
+    Our own templates copy the text of a turn unless it holds markup, and Jinja takes longer than the tokenizer. So a
+    shape (roles, and which texts are not empty) is rendered once, with placeholders that are then filled in. Texts
+    with markup or outer white space go through the template, and so does everything under another template.
     """
 
     def by_template(some: list[list[dict]]) -> list[str]:
         options = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
         try:
             return tokenizer.apply_chat_template(some, **options) if some else []
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        except Exception as error:  # whatever the template's own code raises
             raise UserError(f"chat template: {first_line(error)}") from error
 
     filled: dict[int, str] = {}
     patterns: dict[tuple, str] = {}
-    for index, turns in enumerate(conversations):
+    for index, turns in enumerate(conversations if tokenizer.chat_template in _copying_templates() else ()):
         values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
         if any(_MARKUP.search(text) or text != text.strip() for text in values):
             continue
@@ -120,9 +123,6 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
             pattern = by_template([marked])[0].replace("{", "{{").replace("}", "}}")
             patterns[shape] = re.sub(f"{_SLOT}(\\d+){_SLOT}", r"{\1}", pattern)
         filled[index] = patterns[shape].format(*values)
-    compared = list(filled)[::COMPARED_EVERY]
-    if by_template([conversations[i] for i in compared]) != [filled[i] for i in compared]:
-        filled.clear()
     rest = [i for i in range(len(conversations)) if i not in filled]
     filled.update(zip(rest, by_template([conversations[i] for i in rest]), strict=True))
     return [filled[i] for i in range(len(conversations))]
@@ -180,9 +180,10 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "
-                f"{tokenizer.decode(full_ids[same : same + 8])!r}. Name a template that "
-                "keeps the think block, as recipes/templates/deepseek_r1.jinja does for the R1 distills: "
-                "chat_template_path in a recipe, --chat_template elsewhere"
+                f"{tokenizer.decode(full_ids[same : same + 8])!r}. Name a template "
+                + ("that keeps the think block, " if "<think>" in prompt_text + full_text else "")
+                + "(recipes/templates/deepseek_r1.jinja for R1 distills): chat_template_path in a "
+                "recipe, --chat_template elsewhere"
             )
         for text in (prompt[-1]["content"], completion[-1]["content"], completion[-1].get("reasoning_content") or ""):
             if text.strip() not in full_text:

@@ -196,6 +196,14 @@ def quantization_of(model_path: str, asked: str) -> str:
     return f"as stored, {stored}" if stored else asked
 
 
+def adapts_tied_embeddings(model: Any) -> bool:
+    """Whether an adapter is on embeddings that are the output layer too: merged into them, it changes both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tied = model.config.get_text_config().tie_word_embeddings
+    return bool(tied) and isinstance(model.get_input_embeddings(), BaseTunerLayer)
+
+
 def meta_model(config: Any) -> Any:
     """The model on the meta device: every shape, no memory."""
     import torch

@@ -78,9 +78,15 @@ def merge(model_path: str, base: str, folder: Path) -> None:
     import torch
 
     from sft.inference.assistant import demo_prompts
+    from sft.inference.generation import end_tokens
 
     print(f"Loading {model_path} onto {base}", flush=True)
     model, tokenizer = models.load_model(model_path, torch.bfloat16, device="cpu", base=base)
+    if models.adapts_tied_embeddings(model):
+        raise UserError(
+            f"{model_path} adapts the input embeddings, which are the output layer of {base} too: merged, it would be "
+            "another model. Use the adapter as it is"
+        )
     prompts = demo_prompts(tokenizer, models.prompt_format(model_path))
     adapted = next_token_logits(model, prompts)
     with model.disable_adapter():
@@ -93,6 +99,12 @@ def merge(model_path: str, base: str, folder: Path) -> None:
         "first token on {same_first_token} of {prompts}\nSaving".format(**comparison),
         flush=True,
     )
+    # A recipe's eos_token is in the tokenizer alone; servers stop where these two say.
+    ends = sorted(end_tokens(model, tokenizer))
+    for config in (model.generation_config, model.config.get_text_config()):
+        own = config.eos_token_id
+        if tokenizer.eos_token_id not in (own if isinstance(own, list) else [own]):
+            config.eos_token_id = ends
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
     write_for_transformers_4(folder)

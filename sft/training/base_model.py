@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from sft.common.command import UserError
-from sft.common.models import load_config, meta_model, stored_quantisation
+from sft.common.models import adapts_tied_embeddings, load_config, meta_model, stored_quantisation
 from sft.training.checks import check_launch, check_recipe
 from sft.training.config import Settings
 from sft.training.launch import Launch
@@ -83,6 +83,11 @@ def check_adapter(settings: Settings, config: Any) -> None:
         missing = [name for name in names if not any(f".{place}".endswith(f".{name}") for place in places)]
         if missing:
             raise UserError(f"{key}: {type(model).__name__} has no {', '.join(missing)}: it has {has[key]}")
+    if adapts_tied_embeddings(model):
+        raise UserError(
+            "lora_target_modules: the input embeddings are this model's output layer too (tie_word_embeddings), and a "
+            "merged model would be another one: leave them out, or train them with lora_modules_to_save"
+        )
     if model.get_output_embeddings() is not head and "lm_head" not in (settings.lora_modules_to_save or ()):
         raise UserError("lora_target_modules: TRL's loss does not train an adapter on lm_head: leave it out")
     if fault:

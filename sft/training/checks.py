@@ -56,7 +56,7 @@ def check_launch(settings: Settings, launch: Launch) -> None:
 
 
 def raise_first(faults: Iterator[str]) -> None:
-    for fault in faults:
+    if fault := next(faults, None):
         raise UserError(fault)
 
 
@@ -79,8 +79,9 @@ def for_this_cpu(settings: Settings, launch: Launch) -> Settings:
 
 def hardware_of(settings: Settings, launch: Launch, gpu: str | None = None) -> machines.Hardware:
     """The GPUs of this machine, or of one with GPUs of the model `gpu`; none for a run on the CPU."""
-    here = machines.planned_hardware(gpu, launch.processes // launch.machines) if gpu else machines.this_machine()
-    return machines.Hardware() if on_cpu(settings, launch) else here
+    if on_cpu(settings, launch):
+        return machines.Hardware()
+    return machines.planned_hardware(gpu, launch.processes // launch.machines) if gpu else machines.this_machine()
 
 
 def base_model_faults(settings: Settings) -> Iterator[str]:
@@ -91,12 +92,14 @@ def base_model_faults(settings: Settings) -> Iterator[str]:
     name, revision = pinned(settings.model_name_or_path)
     if name != settings.model_name_or_path:
         yield f"model_name_or_path {name}@{revision}: write the revision as model_revision: {revision}"
-    elsewhere = {"trust_remote_code", "use_safetensors", "revision", "token", "use_auth_token"}
-    if misplaced := elsewhere & as_dict(settings.model_init_kwargs).keys():
+    if misplaced := as_dict(settings.model_init_kwargs).keys() - {"use_kernels", "kernel_config", "use_cache"}:
         yield (
-            f"model_init_kwargs sets {', '.join(sorted(misplaced))}: code from model repositories is never run, only "
-            "safetensors are read, the revision is model_revision, and a token in a recipe is a token lost"
+            f"model_init_kwargs sets {', '.join(sorted(misplaced))}: plan and checks would be of another model. "
+            "dtype, attn_implementation, model_revision and load_in_4bit are keys of the recipe, code from model "
+            "repositories is never run, and a token in a recipe is a token lost"
         )
+    if Path(settings.output_dir).is_file():
+        yield f"output_dir {settings.output_dir} is a file: name a folder"
     if settings.dtype == "auto":
         yield "dtype auto is the type stored with the weights, which differs: write bfloat16, float16 or float32"
 
@@ -154,6 +157,8 @@ def selection_faults(settings: Settings) -> Iterator[str]:
     saving, evaluating = settings.save_strategy != "no", settings.eval_strategy != "no"
     split, limit, metric = settings.dataset_test_split, settings.save_total_limit, settings.metric_for_best_model
     questions = settings.mcq_eval_samples
+    if evaluating and split == settings.dataset_train_split:
+        yield f"dataset_test_split {split} would choose the checkpoint by the rows that it trains on: use dev"
     if evaluating and split.startswith("test"):
         yield f"dataset_test_split {split} would choose the checkpoint by the test questions: use dev"
     if saving and limit is None:
@@ -201,10 +206,8 @@ def option_faults(settings: Settings) -> Iterator[str]:
         yield f"attn_implementation {attention} is not known: leave it out, or use one of {', '.join(ATTENTION)}"
     packages = ATTENTION.get(attention, ("kernels",)) if attention else ()
     if packages and not any(map(importlib.util.find_spec, packages)):
-        yield (
-            f"attn_implementation {attention} needs the package {' or '.join(packages)}, which is not installed: "
-            "leave it out, and the run takes the fastest that there is"
-        )
+        names = " or ".join(packages)
+        yield f"attn_implementation {attention} needs the package {names}, which is not here: leave it out"
 
 
 def has_wandb_login() -> bool:

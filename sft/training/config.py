@@ -89,11 +89,18 @@ class _UniqueKeys(yaml.SafeLoader):
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe; raises `UserError` for a file that cannot be read as such."""
     try:
-        recipe = _UniqueKeys(path.read_text(encoding="utf-8-sig")).get_single_data()
+        text = path.read_text(encoding="utf-8-sig")
+        recipe, written = _UniqueKeys(text).get_single_data(), _UniqueKeys(text).get_single_node()
+        if isinstance(recipe, dict):
+            # A number or date is read as it is written: YAML takes 2026_11_27 for 20261127, and 042 for 34.
+            values = [(key.value, value) for key, value in written.value if isinstance(value, yaml.ScalarNode)]
+            recipe |= {key: v.value for key, v in values if v.tag.endswith((":int", ":float", ":timestamp"))}
+            as_arguments(recipe)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not a text file"
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise UserError(f"recipe {path}: {reason}: choose one of recipes/*.yaml") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError of a date in no calendar
+    # ValueError of a date in no calendar, the others of values that no setting takes
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"recipe {path} is not valid YAML: {error}") from error
     except UserError as error:
         raise UserError(f"recipe {path}: {error}") from error

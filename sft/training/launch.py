@@ -59,14 +59,17 @@ def read_launch_file(path: Path) -> Launch:
 
 def environment_of(config: dict[str, Any]) -> dict[str, str]:
     """The variables that `accelerate launch` and torchrun set for a parsed launch file."""
-    kind = str(config["distributed_type"])
+    kind = str(config["distributed_type"] or "NO")  # YAML reads an unquoted NO as false
     if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED", "FSDP"):
         raise ValueError(f"distributed_type {kind}")
-    processes = int(config.get("num_processes", 1)) if kind != "NO" else 1
+    processes, machines = (int(config.get(key, 1)) for key in ("num_processes", "num_machines"))
+    if not 1 <= machines <= processes:
+        raise ValueError(f"num_processes {processes} on num_machines {machines}")
+    processes = processes if kind != "NO" else 1
     deepspeed, fsdp = config.get("deepspeed_config") or {}, config.get("fsdp_config") or {}
     variables = {
         "WORLD_SIZE": processes,
-        "LOCAL_WORLD_SIZE": max(1, processes // int(config.get("num_machines", 1))),
+        "LOCAL_WORLD_SIZE": max(1, processes // machines),
         "ACCELERATE_MIXED_PRECISION": config.get("mixed_precision"),
         "ACCELERATE_USE_CPU": config.get("use_cpu"),
         "ACCELERATE_DYNAMO_BACKEND": (config.get("dynamo_config") or {}).get("dynamo_backend"),
@@ -120,7 +123,7 @@ def current_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     fsdp = is_set("ACCELERATE_USE_FSDP") and not deepspeed
     if deepspeed and (file := environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")):
         environment = {**environment, **deepspeed_variables(file)}  # the file decides
-    processes = int(environment.get("WORLD_SIZE", 1))
+    processes = int(environment.get("WORLD_SIZE") or 1)
     stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2)) if deepspeed else 0
     devices = [
         environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none") for part in ("OPTIMIZER", "PARAM")

@@ -49,7 +49,7 @@ def rehearse(settings: Any, training_args: Any) -> None:
     Quantisation, accelerator, trackers, loader, optimizer, schedule. Raises `UserError` for what they refuse.
     """
     import torch
-    from transformers import Trainer
+    from transformers import PretrainedConfig, Trainer
     from trl import ModelConfig, get_quantization_config
 
     if current_launch().kind not in ("none", "ddp"):  # DeepSpeed and FSDP need the model itself
@@ -57,7 +57,9 @@ def rehearse(settings: Any, training_args: Any) -> None:
     args = copy.copy(training_args)
     with library_refusals(str(settings.recipe)), tempfile.TemporaryDirectory() as args.output_dir:
         get_quantization_config(settings.build(ModelConfig))
-        trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=[0], eval_dataset=[0])
+        stand_in = torch.nn.Linear(1, 1)
+        stand_in.config = PretrainedConfig()
+        trainer = Trainer(stand_in, args, train_dataset=[0], eval_dataset=[0])
         trainer.get_train_dataloader()
         if not args.optim_target_modules:  # names of the real model
             trainer.create_optimizer_and_scheduler(num_training_steps=10)

@@ -50,7 +50,8 @@ def value_faults(settings: Settings) -> Iterator[str]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             low, high = LIMITS.get(key, (0, 2**32 - 1 if isinstance(value, int) else math.inf))
             if not low <= value <= high or math.isinf(value):
-                yield f"{key} {value}: give a number from {low:g}" + (f" to {high:g}" if high < 2**31 - 1 else "")
+                most = "below 1" if (low, high) == _SHARE else f"at most {high:g}"
+                yield f"{key} {value}: give a number from {low:g}, " + (most if high < math.inf else "that is finite")
         elif key in MAPPINGS and not _is_mapping(value):
             yield f"{key} {value}: write a mapping, {{name: value}} (on the command line with quotes: JSON)"
 

@@ -90,7 +90,10 @@ def test_broken_templates_are_refused(deepseek_tokenizer, tmp_path, change, reas
         split_completions(tokenizer, [PROMPT], [REASONED])
 
 
-@pytest.mark.parametrize("marker", ["<|user|>", "<｜Nutzer｜>", "<start_of_turn>", "[INST]", "<|turn>", "<turn|>"])
+@pytest.mark.parametrize(
+    "marker",
+    ["<|user|>", "<｜Nutzer｜>", "<start_of_turn>", "[INST]", "<|turn>", "<turn|>", "<s>", "<<SYS>>", "<extra_id_0>"],
+)
 def test_a_template_whose_markers_the_model_would_read_as_words_is_refused(smollm2_tokenizer, tmp_path, marker):
     tokenizer = copy.deepcopy(smollm2_tokenizer)
     file = tmp_path / "other.jinja"
@@ -131,11 +134,29 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(smollm2_t
     assert "strftime_now(" not in tokenizer.chat_template  # nor do others who load the trained model write today's
 
 
-def test_a_date_that_cannot_be_fixed_is_refused(smollm2_tokenizer):
+@pytest.mark.parametrize(
+    "date",
+    [
+        "{{ strftime_now(messages[0]['role']) }}",
+        "{% set now = strftime_now %}{{ now('%d') }}",
+        "{{ strftime_now('%d' ~ ' %b') }}",
+    ],
+)
+def test_a_date_that_cannot_be_fixed_is_refused(smollm2_tokenizer, date):
     tokenizer = copy.deepcopy(smollm2_tokenizer)
-    tokenizer.chat_template = "{{ strftime_now(messages[0]['role']) }}" + tokenizer.chat_template
+    tokenizer.chat_template = date + tokenizer.chat_template
     with pytest.raises(UserError, match="its tokens differ every day"):
         set_chat_template(tokenizer, None)
+
+
+@pytest.mark.parametrize(
+    "fault", ["{{ '{a}'.format() }}", "{{ '{}'.format() }}", "{{ 1 / 0 }}", "{{ messages[9] + 1 }}"]
+)
+def test_whatever_a_template_raises_is_one_line(smollm2_tokenizer, fault):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = fault + tokenizer.chat_template
+    with pytest.raises(UserError, match=r"^chat template: .+$"):
+        render(tokenizer, [PROMPT])
 
 
 def test_white_space_behind_the_end_of_the_turn_is_not_trained(smollm2_tokenizer):
@@ -173,12 +194,20 @@ def test_filled_in_texts_are_what_the_template_renders(request, family, generati
     assert render(tokenizer, conversations, generation) == expected
 
 
-def test_a_template_that_does_not_copy_is_rendered_row_by_row(smollm2_tokenizer):
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("message['content']", "message['content'] | upper"),
+        ("message['content']", "message['content'][:20]"),
+        ("message['content']", "message['content'] + (' Hm.' if '7' in message['content'] else '')"),
+    ],
+)
+def test_a_template_that_looks_at_its_texts_is_rendered_row_by_row(smollm2_tokenizer, change):
     tokenizer = copy.deepcopy(smollm2_tokenizer)
-    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | upper")
-    conversations = [[{"role": "user", "content": f"Question {number}"}] for number in range(300)]
-    expected = tokenizer.apply_chat_template(conversations, tokenize=False)
-    assert "QUESTION 7" in expected[7]
+    tokenizer.chat_template = tokenizer.chat_template.replace(*change)
+    conversations = [[{"role": "user", "content": f"Which question is number {number}?"}] for number in range(30)]
+    expected = [tokenizer.apply_chat_template(one, tokenize=False) for one in conversations]
+    assert expected[7] != smollm2_tokenizer.apply_chat_template(conversations[7], tokenize=False)
     assert render(tokenizer, conversations) == expected
 
 

@@ -106,3 +106,4 @@ def test_a_run_outlives_a_reader_that_is_gone_and_another_command_ends_quietly(p
 def test_a_run_outlives_a_log_on_a_full_disk(printing):
     with open("/dev/full", "wb") as full:
         assert printing("outlive_output()", full) == (0, None, True)
+        assert printing("", full) == (2, None, False)

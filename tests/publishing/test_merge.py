@@ -110,6 +110,24 @@ def test_weights_are_saved_in_shards(adapter, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("*.safetensors")} == set(index["weight_map"].values())
 
 
+def test_a_merged_model_stops_where_its_tokenizer_says(adapter, tiny_deepseek, tmp_path):
+    """A recipe's eos_token is in the adapter's tokenizer alone; servers read the model's own files."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from sft.publishing import merging
+
+    model = shutil.copytree(adapter, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    own = tokenizer.eos_token_id
+    tokenizer.eos_token = "</think>"  # noqa: S105
+    tokenizer.save_pretrained(model)
+    merging.merge(str(model), str(tiny_deepseek), tmp_path / "merged")
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == sorted({own, tokenizer.eos_token_id})
+    assert json.loads((tmp_path / "merged/config.json").read_text())["eos_token_id"] == sorted(
+        {own, tokenizer.eos_token_id}
+    )
+
+
 def test_a_quantised_base_is_refused_and_the_way_out_named(here, refused, adapter, tiny_deepseek, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

@@ -111,6 +111,13 @@ def test_adapters_on_experts_with_dropout_are_refused_and_pass_without(refused, 
     assert "it has experts.gate_up_proj, experts.down_proj" in line
 
 
+def test_an_adapter_on_embeddings_that_are_the_output_layer_too_is_refused(refused, embedded_model, data):
+    """Merged into them it would change both (PEFT only warns)."""
+    words = ("--model_name_or_path", embedded_model, "--lora_target_modules", "q_proj", "embed_tokens")
+    line = refused("sft/preflight.py", "recipes/quickstart.yaml", *words, "--dataset_name", data, "--use_cpu", "yes")
+    assert "lora_target_modules: the input embeddings are this model's output layer too" in line
+
+
 def test_one_name_alone_is_a_name_and_no_regular_expression(succeeds, toy_options, tmp_path):
     done = succeeds(
         *("sft/run.py", *toy_options("pmcvqa"), "--output_dir", tmp_path / "out", "--dry_run", "yes"),

@@ -26,6 +26,12 @@ OPTIONS = {
     "save and eval strategy": ("--save_strategy epoch", "set both to steps"),
     "trained on test": ("--dataset_train_split test_clean", "would train on the test questions"),
     "a revision in the name": ("--model_name_or_path someone/model@abc", "write the revision as model_revision: abc"),
+    "another model than the plan's": (
+        '--model_init_kwargs {"num_hidden_layers":1}',
+        "plan and checks would be of another",
+    ),
+    "chosen by what is trained": ("--dataset_test_split train", "by the rows that it trains on"),
+    "a file for a folder": ("--output_dir README.md", "output_dir README.md is a file"),
     "a token in the recipe": ('--model_init_kwargs {"token":"hf_x"}', "a token in a recipe is a token lost"),
     "nowhere to publish": ("--push_to_hub yes", "set hub_model_id: OWNER/NAME"),
     "a place to publish, and no push": ("--hub_model_id a/b", "push_to_hub is off"),
@@ -66,7 +72,7 @@ OPTIONS = {
     "no such attention": ("--attn_implementation flash", "is not known: leave it out"),
     "no rows at a time": ("--per_device_train_batch_size 0", "give a number from 1"),
     "a learning rate of nothing": ("--learning_rate nan", "learning_rate nan: give a number from"),
-    "dropout of everything": ("--lora_dropout 1", "lora_dropout 1.0: give a number from 0 to 1"),
+    "dropout of everything": ("--lora_dropout 1", "lora_dropout 1.0: give a number from 0, below 1"),
     "a word for a mapping": ("--activation_checkpointing_kwargs fast", "write a mapping"),
     "a list for a mapping": ("--lr_scheduler_kwargs [1]", "lr_scheduler_kwargs [1]: write a mapping"),
     "a removed key": ("--max_seq_length 512", "use max_length"),
@@ -149,6 +155,8 @@ def test_lora_under_zero3_is_refused_too_where_recomputing_is_on_by_default(refu
 def test_what_the_libraries_would_refuse_after_loading_is_refused_before(
     refused, tiny_deepseek, few_dev, tmp_path, monkeypatch, script, options, words
 ):
+    import sft.training.trial  # noqa: F401  (or it would import None in place of the function, and keep it)
+
     monkeypatch.setattr("sft.training.model.load_trainer", None)
     where = ("--gpu", "A100-80GB") if "preflight" in script else ("--use_cpu", "yes")
     options = ("--output_dir", tmp_path / "out", *options.split())

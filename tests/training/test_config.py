@@ -46,6 +46,21 @@ def test_values_arrive_with_the_type_of_their_field(recipe):
     assert settings.build(ScriptArguments).dataset_name == "d"
 
 
+def test_numbers_are_read_as_they_are_written(recipe):
+    """YAML takes 2026_11_27 for 20261127, 12:30 for 750 and 042 for 34."""
+    settings = resolve([recipe("project: 2026_11_27\nmodel_revision: 0123456\nrun_name: 12:30\nseed: 042\n")])
+    named = (settings.project, settings.model_revision, settings.run_name, settings.seed)
+    assert named == ("2026_11_27", "0123456", "12:30", 42)
+
+
+@pytest.mark.parametrize(
+    "text", ["model_init_kwargs: {a: 2020-01-01}", "model_init_kwargs: &a {x: *a}", "a: " + "[" * 3000]
+)
+def test_what_no_setting_can_be_is_one_line(recipe, text):
+    with pytest.raises(UserError, match=r"is not valid YAML"):
+        resolve([recipe(text + "\n")])
+
+
 def test_command_line_wins_over_recipe(recipe):
     path = recipe(learning_rate=1.0, lora_r=4, packing=True)
     settings = resolve([path, "--learning_rate", "2e-4", "--lora_r=8", "--packing", "no"])

@@ -76,6 +76,8 @@ def test_a_launch_file_of_the_user_is_read(tmp_path, text, deepspeed, launch):
         (None, "No such file"),
         ("distributed_type: MEGATRON_LM", "not one that this project knows"),
         ("just words", "not one that this project knows"),
+        ("distributed_type: MULTI_GPU\nnum_processes: -2", "num_processes -2 on num_machines 1"),
+        ("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 3", "num_processes 2 on num_machines 3"),
         ("a: b: c", "not one that this project knows"),
         ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: many}", "not one that this project knows"),
         (WITH_DEEPSPEED_FILE, "FOLDER/ds.json cannot be read"),
