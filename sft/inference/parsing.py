@@ -20,6 +20,8 @@ _OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|\[think\]|<\|chann
 _CLOSED = re.compile(
     r"</(?:think|thinking|thought|reasoning)>|\[/think\]|<\|channel\|>\s*final(?:<\|message\|>)?:?", re.IGNORECASE
 )
+# Reasoning behind the answer, up to the end: "<answer>B</answer> <reasoning>...</reasoning>".
+_EXPLAINED = re.compile(r"(?is)(?<=\S)\s{0,9}<(thinking|thought|reasoning)>(?:(?!<\1>).)*</\1>\s*\Z")
 # Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens, marks of width 0.
 _MARKUP = re.compile(
     r"(?mi)<\|[^|>]*\|>|</?[a-z]+>|[*_`$\ufeff\u200b]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b"
@@ -49,13 +51,11 @@ _FURTHER = re.compile(r"(?<![\w'’-])(?:[(\[]([A-D])[)\]]|([B-D])(?![\w'’-])|
 _DENIAL = (
     r"(?:\w*n['’]t|\w*n t|not|never|no|nor|neither|cannot|without|unlike|except|rather than|instead of|exclud\w+"
     r"|eliminat\w+|rul(?:e|ed|es|ing) (?:\w+ )?out|incorrect\w*|wrong\w*|false\w*|doubt\w*|unlikely|less likely|least"
-    r"|worst(?=\s*$|\s(?:answer|choice|option|fit))|negative for|absence|if|whether|contraindicated)"
+    r"|second[ -]best|worst(?=\s*$|\s(?:answer|choice|option|fit))|negative for|absence|if|whether|contraindicated)"
 )
 # Characters around a mention in which a denial is looked for; so the time grows with the length of a text alone.
 FAR = 400
-_WHICH_IS_WRONG = (
-    r"(?:which|that) (?:is|was|would be) (?:clearly |also )?(?:incorrect|wrong|false|not (?:correct|right))\b"
-)
+_WHICH_IS_WRONG = r"(?:which|that) (?:is|was) (?:clearly |also )?(?:incorrect|wrong|false|not (?:correct|right))\b"
 # A denial before a mention in its clause, or said of it right behind.
 _DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
@@ -81,8 +81,9 @@ _CLAUSE_END = re.compile(
     rf"|,?\s+(?!{_WHICH_IS_WRONG})(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b"
 )
 _DECLARED = re.compile(
-    r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option"
-    r"|choice|response|one|letter|fit|match)\b|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
+    r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|(?<!second[ -])(?<!next )\b(?:correct|right|best"
+    r"|appropriate|likely)\s+(?:option|choice|response|one|letter|fit|match)\b"
+    r"|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
     r"|\b(?:correct|right)(?=\s*:\s*\W?[A-D]\b))(?:\s+[a-z]{2,}){0,4}?[\"']?\s*"
     r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)(?P<not>\s+not\b|n['’]t\b)?"
     r"|:|=|→|[-–—](?=\s*\W?[A-D]\b))\s*:?"
@@ -105,7 +106,7 @@ _CALLED_RIGHT = re.compile(
 )
 # "B is correct, and so is option C": of an answer beside the first.
 _SO_IS = re.compile(
-    rf"\b(?:correct|right|best|answer|is \W?[A-D])(?:\s{_NOUN})?\b\W{{1,4}}(?:and )?(?:[Ss]o|as) (?:is|would be)"
+    rf"\b(?:correct|right|best|answer|is \W?[A-D])(?:\s{_NOUN})?\b\W{{1,4}}(?:and |but )?(?:[Ss]o|as) (?:is|would be)"
     rf"\s+(?:{_NOUN}\s)?\(?([A-D])(?![\w'’-])"
 )
 _TEXT_CALLED_RIGHT = re.compile(rf"(?im){_IS_RIGHT}")
@@ -275,7 +276,7 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
     answer is ...", "B is correct"; a final answer before others); a letter at the start ("B. ..."); the one option
     that is mentioned anywhere and not denied.
     """
-    reply = _CLOSED.split(text)[-1].strip()
+    reply = _CLOSED.split(_EXPLAINED.sub("", text))[-1].strip()
     if hit_limit or _OPENED.search(reply):
         return ParsedAnswer(None, "truncated")
     words = re.sub(r"(?<=[a-z])_(?=[a-z])", " ", unicodedata.normalize("NFKC", reply))  # "final_answer"
@@ -283,11 +284,8 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
     declared, marked = _declared(answer, choices), _marked(answer, choices)
     if declared and len(marked) == 1:  # a model that writes on may answer a question of its own
         declared |= marked
-    boxed = [
-        box[1]
-        for box in _BOXED.finditer(answer)
-        if not _DENIED_BEHIND.match(re.split(r"[.\n]", answer[box.end() : box.end() + FAR])[0])
-    ]
+    boxes = [(box[1], answer[box.end() : box.end() + FAR]) for box in _BOXED.finditer(answer)]
+    boxed = [content for content, behind in boxes if not _DENIED_BEHIND.match(re.split(r"[.\n]", behind)[0])]
     clauses = re.split(r"(?<!\b[A-Za-z])(?<=[.!;])\s|(?<=\?)\s|\n", answer)
     options = (
         _same_text(reply, choices)

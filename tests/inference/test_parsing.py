@@ -154,6 +154,7 @@ TABLE = [
     *states(1, "<thinking>It is A.</thinking>B", "<reasoning>\nIt is A.\n</reasoning>\n\nB", "[THINK]A[/THINK]B"),
     *states(1, "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>B"),
     *states(1, "<|channel|>analysis It is A.<|channel|>final: B"),
+    *states(1, "<answer>B</answer>\n<reasoning>The answer is not A.</reasoning>"),
     *states(NOTHING, "<thinking>It is A.</thinking>", "[THINK]It is A.[/THINK]", "<reasoning>A</reasoning>"),
     *states(CUT, "<thinking>The answer is A.", "[THINK]The answer is A.", "<|channel|>analysis<|message|>It is A."),
     # A denial in another clause than the statement.
@@ -181,9 +182,11 @@ TABLE = [
     # Two called right.
     *states(NOTHING, "A is correct. B is also correct.", "B is correct. So is C.", "B is correct, as is C."),
     *states(NOTHING, "Option B is correct, and so is option C.", "B is correct. C is correct too."),
+    *states(NOTHING, "B is correct, but so is C.", "B is correct, C is correct."),
     *states(1, "A is wrong. So is C. B is correct.", "B is correct. A is wrong, and so is C."),
     # Called wrong behind it.
     *states(NOTHING, "The answer is A, which is incorrect.", "The answer is Congo red, which is wrong."),
+    *states(NOTHING, "The second best answer is B.", "The second-best choice is B.", "The next best match is C."),
     *states(NOTHING, "The worst answer is A.", "A - No\nB - Yes\nC - No\nD - No"),
     *states(
         1, "$\\boxed{A}$ is wrong; the answer is B", "\\boxed{B}\n\nIncorrect options: A, C", "\\boxed{B}. Wrong: A"
@@ -192,7 +195,14 @@ TABLE = [
 ]
 
 
-CLAUSES = ["although it is not A, ", "so - ", "\\boxed{A} is ", "B is correct, as is ", "<|channel|>analysis "]
+CLAUSES = [
+    "although it is not A, ",
+    "so - ",
+    "\\boxed{A} is ",
+    "B is correct, as is ",
+    "<|channel|>analysis ",
+    "x <reasoning>",
+]
 
 
 @pytest.mark.parametrize(("text", "choices", "expected"), TABLE, ids=[repr(row[0][:40]) for row in TABLE])
