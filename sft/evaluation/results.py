@@ -92,13 +92,14 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
 
 
 def of_server(answers: Sequence[dict]) -> dict[str, Any]:
-    """How a server ended its answers, in its own words, and the fields of a request that it refuses; {} of others."""
+    """How a server ended its answers, what fields it refuses, and other models that it names; {} of others."""
     if not (reasons := Counter(a["finish_reason"] for a in answers if "finish_reason" in a)):
         return {}
     return {
         "finish_reasons": dict(sorted(reasons.items())),
         "unknown_finish_reasons": sorted(reason for reason in reasons if reason.lower() not in FINISHED + CUT),
         "refused_fields": sorted({name for answer in answers for name in answer.get("refused_fields", [])}),
+        "other_models": sorted({answer["other_model"] for answer in answers if "other_model" in answer}),
     }
 
 

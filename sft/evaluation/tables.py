@@ -107,6 +107,10 @@ def notes_of(results: dict[str, Any]) -> list[str]:
         if refused := numbers.get("refused_fields"):
             substitutes = ", ".join(f"{name} ({REFUSED_FIELDS[name]})" for name in refused)
             notes.append(f"{title}: the server refuses fields of a request: {substitutes}.")
+        if names := numbers.get("other_models"):
+            notes.append(
+                f"{title}: the server answers with another model's name than --model_path: {', '.join(names)}."
+            )
         if numbers["articles"] and numbers["standard_error_clustered"] is not None:
             notes.append(f"{title}: the standard error is clustered by {numbers['articles']} articles.")
     return notes

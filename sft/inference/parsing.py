@@ -15,21 +15,29 @@ class ParsedAnswer(NamedTuple):
     outcome: Literal["answered", "unparsed", "truncated"]
 
 
-# Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens.
-_MARKUP = re.compile(
-    r"(?mi)<\|[^|>]*\|>|</?[a-z]+>|[*_`$]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b"
-    r"|[\[{]?\"(?=answer|choice|option)"
+# How models open and close their reasoning; in gpt-oss's form, the final channel closes it.
+_OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|\[think\]|<\|channel\|>\s*analysis", re.IGNORECASE)
+_CLOSED = re.compile(
+    r"</(?:think|thinking|thought|reasoning)>|\[/think\]|<\|channel\|>\s*final(?:<\|message\|>)?:?", re.IGNORECASE
 )
-_BOXED = re.compile(r"\\boxed\s*\{+([^{}]*)\}+")
+# Reasoning behind the answer, up to the end: "<answer>B</answer> <reasoning>...</reasoning>".
+_EXPLAINED = re.compile(r"(?is)(?<=\S)\s{0,9}<(thinking|thought|reasoning)>(?:(?!<\1>).)*</\1>\s*\Z")
+# Markup that says nothing: Markdown, LaTeX, HTML tags, special tokens, marks of width 0.
+_MARKUP = re.compile(
+    r"(?mi)<\|[^|>]*\|>|</?[a-z]+>|[*_`$\ufeff\u200b]|^[ \t]*(?:#+|>|[-•])[ \t]+|\\(?:text|textbf|mathrm|mathbf)\b"
+    r"|[\[{]?\"(?=(?:final |correct )?(?:answer|choice|option))"
+)
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{+([^{}]*)\}+")
 # Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
 _NUMBER = r"\d+(?:[.,]\d+)*\s?%|\d+(?:[.,]\d+)*"
 _TOKENS = re.compile(rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤]")
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
-    r"(?i)\A(?:(?:so|thus|therefore|hence|well|sure|okay|ok|i (?:think|believe|choose|pick|select)|i would (?:say"
-    r"|choose)|i(?: wi|['’])ll go with|i['’]d (?:say|choose|pick|select|go with)|my (?:choice|pick) is"
-    r"|(?:it|this|that) is|(?:it|this|that)['’]s|it (?:must|should|would|has to) be|most likely|likely|probably"
-    r"|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|alternative|letter|answer|ans)\b[\s,:!.]*)+"
+    r"(?i)\A(?:(?:so|thus|therefore|hence|well|sure|okay|ok|(?:i|we) (?:think|believe|choose|pick|select)|my (?:choice"
+    r"|pick) is|(?:(?:i|we) would|i['’]d) (?:say|choose|pick|select|go with)|i(?: wi|['’])ll go with"
+    r"|(?:it|this|that) is|(?:it|this|that)['’]s|(?:it|this|that) (?:must|should|would|has to) be|most likely|likely"
+    r"|probably|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|alternative|letter|answer|ans)\b"
+    r"[\s,:!.–—-]*)+"
 )
 # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
 _LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?!\w|['’]\w|-)|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
@@ -43,28 +51,42 @@ _FURTHER = re.compile(r"(?<![\w'’-])(?:[(\[]([A-D])[)\]]|([B-D])(?![\w'’-])|
 _DENIAL = (
     r"(?:\w*n['’]t|\w*n t|not|never|no|nor|neither|cannot|without|unlike|except|rather than|instead of|exclud\w+"
     r"|eliminat\w+|rul(?:e|ed|es|ing) (?:\w+ )?out|incorrect\w*|wrong\w*|false\w*|doubt\w*|unlikely|less likely|least"
-    r"|negative for|absence|if|whether|contraindicated)"
+    r"|second[ -]best|worst(?=\s*$|\s(?:answer|choice|option|fit))|negative for|absence|if|whether|contraindicated)"
 )
 # Characters around a mention in which a denial is looked for; so the time grows with the length of a text alone.
 FAR = 400
+_WHICH_IS_WRONG = r"(?:which|that) (?:is|was) (?:clearly |also )?(?:incorrect|wrong|false|not (?:correct|right))\b"
 # A denial before a mention in its clause, or said of it right behind.
 _DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
     r"(?i)\W*(?:(?:and|or)\s+\S+\s+)?"
     r"(?:(?:is|was|are|were|can|could|would|does|do|did|seems?|has|have|be)(?:n['’ ]t\b|\s+(?:\w+\s+){0,2}?"
-    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b)|\s*\?"
+    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b|no(?=\s*(?:[.,;\n]|$))"
+    rf"|{_WHICH_IS_WRONG})|\s*\?"
 )
+# What is no denial of the clause that follows: certainty, and a clause of reasons with a denial of its own.
+_CERTAIN = re.compile(
+    r"(?i)\b(?:(?:no|without|beyond)(?: an?| any| all)?(?: \w+)? doubt|if i(?: a|['’])m not mistaken"
+    r"|unless i(?: a|['’])m mistaken)\b"
+)
+_SUBORDINATE = re.compile(
+    r"(?i)\A\W*(?=(?:(?:even )?though|although|while|whereas|since|because|as|without|unlike)\b)"
+    rf"(?:[^,]|(?<=\b[A-D]),)*?\b{_DENIAL}\b[^,]*,"
+)
+_MAIN_CLAUSE = re.compile(r"(?i),\s*(?:and )?(?:so|thus|therefore|hence|but|however)\b(?!\s*,| far\b| to\b)")
 _NOT_THIS = re.compile(r"\A\s*(?:not|never|neither)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE)
 # Where a clause ends: at the end of a sentence (but not behind "B." or "E."), or where reasons begin.
 _CLAUSE_END = re.compile(
     r"(?i)(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
-    r"|,?\s+(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b"
+    rf"|,?\s+(?!{_WHICH_IS_WRONG})(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b"
 )
 _DECLARED = re.compile(
-    r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|\b(?:correct|right|best|appropriate|likely)\s+(?:option"
-    r"|choice|response|one)\b|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?)(?:\s+[a-z]{2,}){0,4}?\s*"
+    r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|(?<!second[ -])(?<!next )\b(?:correct|right|best"
+    r"|appropriate|likely)\s+(?:option|choice|response|one|letter|fit|match)\b"
+    r"|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
+    r"|\b(?:correct|right)(?=\s*:\s*\W?[A-D]\b))(?:\s+[a-z]{2,}){0,4}?[\"']?\s*"
     r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)(?P<not>\s+not\b|n['’]t\b)?"
-    r"|:|=|→)\s*:?"
+    r"|:|=|→|[-–—](?=\s*\W?[A-D]\b))\s*:?"
 )
 _NOUN = r"(?:option|choice|answer|alternative|response|letter)"
 # "is the correct answer", "would be best": what is said of an option, by letter or text; not "is right next to", and
@@ -74,12 +96,18 @@ _IS_RIGHT = (
     r"\s+(?:(?:clearly|therefore|thus|hence|indeed|definitely|certainly|obviously|probably|(?:most )?likely|also|the"
     r"|my|single|only|one|final)\s+)*)(?:correct|right|best|answer|most (?:likely|appropriate|accurate|probable"
     rf"|suitable|plausible))\b\s*(?:(?:possible )?(?:{_NOUN}|one|selection|candidate|diagnosis|explanation|description"
-    r"|interpretation|cause|match|fit|finding|because|since|as|given|based|according|among|here|of (?:the|these|all)"
-    r"|(?:in|for|to) th(?:is|e))\b|[.,;:!)—–]|$)(?!\W*(?:but )?(?:only|if|unless|when|provided|assuming|\?)(?!\w))"
+    r"|interpretation|cause|match|fit|finding|because|since|as|too(?!\s+\w)|given|based|according|among|here"
+    r"|of (?:the|these|all)|(?:in|for|to) th(?:is|e))\b"
+    r"|(?=[.,;:!)—–])|$)(?!\W*(?:but )?(?:only|if|unless|when|provided|assuming|\?)(?!\w))"
 )
 _CALLED_RIGHT = re.compile(
-    rf"(?im)(?:(?:^|[.;!?\n]\s*|\b(?:so|thus|therefore|hence|that|but|only)\s+)[(\"']?((?-i:[A-D]))"
+    rf"(?im)(?:(?:^|[.,;!?\n]\s*|\b(?:so|thus|therefore|hence|that|but|only)\s+)[(\"']?((?-i:[A-D]))"
     rf"|\b{_NOUN}\s*:?\s*[(\[\"']?([A-D]))(?!\w)[)\].\"':]*(?:{_IS_RIGHT}|\s+best\s+\w{{3,}}s\b)"
+)
+# "B is correct, and so is option C": of an answer beside the first.
+_SO_IS = re.compile(
+    rf"\b(?:correct|right|best|answer|is \W?[A-D])(?:\s{_NOUN})?\b\W{{1,4}}(?:and |but )?(?:[Ss]o|as) (?:is|would be)"
+    rf"\s+(?:{_NOUN}\s)?\(?([A-D])(?![\w'’-])"
 )
 _TEXT_CALLED_RIGHT = re.compile(rf"(?im){_IS_RIGHT}")
 _OPTION = re.compile(rf"\b{_NOUN}\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
@@ -91,8 +119,9 @@ def _plain(text: str) -> str:
 
 
 def _before(text: str, place: int) -> str:
-    """What stands before a place in its sentence, at most 150 characters."""
-    return re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1]
+    """What stands before a place in its main clause, at most 150 characters."""
+    before = _CERTAIN.sub("", re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1])
+    return _SUBORDINATE.sub("", _MAIN_CLAUSE.split(before)[-1])
 
 
 def _at(letter: str, choices: Sequence[str]) -> set[int]:
@@ -222,6 +251,8 @@ def _declared(answer: str, choices: Sequence[str]) -> set[int]:
             options |= _statement(f"not {stated}" if match["not"] else stated, choices)
     if not final:
         options |= _called_right(answer, choices)
+    if options:
+        options.update(*(_at(letter, choices) for letter in _SO_IS.findall(answer)))
     return options
 
 
@@ -239,22 +270,26 @@ def _marked(answer: str, choices: Sequence[str]) -> set[int]:
 def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> ParsedAnswer:
     """The option that a generated text answers with, by strict rules: no nearest string, no last character.
 
-    `text` is the assistant's turn with its opening think tag, if there is one; only what stands behind the last
-    ``</think>`` is read. The first of these that names an option decides, and naming two is no answer: an option's
-    text and nothing else; boxed (``\\boxed{B}``); declared ("the answer is ...", "B is correct"; a final answer before
-    others); a letter at the start ("B. ..."); the one option that is mentioned anywhere and not denied.
+    `text` is the assistant's turn with its opening think tag, if there is one; only what stands behind the last tag
+    that closes reasoning (``</think>``, ``[/THINK]`` and others) is read. The first of these that names an option
+    decides, and naming two is no answer: an option's text and nothing else; boxed (``\\boxed{B}``); declared ("the
+    answer is ...", "B is correct"; a final answer before others); a letter at the start ("B. ..."); the one option
+    that is mentioned anywhere and not denied.
     """
-    reply = text.split("</think>")[-1].strip()
-    if hit_limit or "<think>" in reply:
+    reply = _CLOSED.split(_EXPLAINED.sub("", text))[-1].strip()
+    if hit_limit or _OPENED.search(reply):
         return ParsedAnswer(None, "truncated")
-    answer = _MARKUP.sub("", unicodedata.normalize("NFKC", reply)).strip()
+    words = re.sub(r"(?<=[a-z])_(?=[a-z])", " ", unicodedata.normalize("NFKC", reply))  # "final_answer"
+    answer = _MARKUP.sub("", words).strip()
     declared, marked = _declared(answer, choices), _marked(answer, choices)
     if declared and len(marked) == 1:  # a model that writes on may answer a question of its own
         declared |= marked
+    boxes = [(box[1], answer[box.end() : box.end() + FAR]) for box in _BOXED.finditer(answer)]
+    boxed = [content for content, behind in boxes if not _DENIED_BEHIND.match(re.split(r"[.\n]", behind)[0])]
     clauses = re.split(r"(?<!\b[A-Za-z])(?<=[.!;])\s|(?<=\?)\s|\n", answer)
     options = (
         _same_text(reply, choices)
-        or set().union(*(_statement(content, choices) for content in _BOXED.findall(answer)))
+        or set().union(*(_statement(content, choices) for content in boxed))
         or declared
         or marked
         or set().union(*(_mentioned(clause, choices) for clause in clauses if clause))

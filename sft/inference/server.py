@@ -61,6 +61,11 @@ def text_of(content: Any) -> str:
     return "".join(texts)
 
 
+def writable(text: str) -> str:
+    """A server may cut a surrogate pair in two; half of it cannot be written to a file, and is replaced."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
 @dataclass
 class Server:
     """A model on a server. `retries` and `timeout` (seconds) are of one request; OPENAI_API_KEY is sent along."""
@@ -105,6 +110,11 @@ class Server:
             advice = next((words for name, words in ADVICE.items() if name in cause), advice)
         return UserError(f"the server {self.url} failed: {cause}: {advice}")
 
+    def error_inside(self, sent: Any) -> UserError:
+        """An error that the server sent with status 200."""
+        advice = "see the server's log, then repeat the command, which continues"
+        return UserError(f"the server {self.url} answered with an error: {json.dumps(sent)[:500]}: {advice}")
+
     def options(self, sampling: Sampling, refused: set[str]) -> dict[str, Any]:
         """The fields of a request; of those that the server has refused, the substitute, or none."""
         options = {key: getattr(sampling, key) for key in ("temperature", "top_p", "seed") if key not in refused}
@@ -142,15 +152,17 @@ class Server:
     def ask(self, messages: list[dict], sampling: Sampling) -> dict[str, Any]:
         """The model's turn as `Generated` has it, its finish reason, and the fields that the server refuses.
 
+        `other_model` is the model that the server names, if it is not the one that was asked for.
         Reasoning that the server has split off stands in a think block before the text, and so does a refusal, which
         is no answer either. Raises `UserError` if there is no turn, or a part of it cannot be read.
         """
         completion, refused = self.complete(messages, sampling)
         if sent := getattr(completion, "error", None):
-            advice = "see the server's log, then repeat the command, which continues"
-            raise UserError(f"the server {self.url} answered with an error: {json.dumps(sent)[:500]}: {advice}")
+            raise self.error_inside(sent)
         try:
             choice, message = completion.choices[0], completion.choices[0].message
+            if not message.content and (sent := getattr(choice, "error", None)):  # as OpenRouter does
+                raise self.error_inside(sent)
             text = text_of(message.content)
             names = ("reasoning_content", "reasoning", "refusal")
             reasoning = next((said for name in names if (said := text_of(getattr(message, name, None)))), "")
@@ -166,16 +178,18 @@ class Server:
             # A server may leave the answer behind the reasoning, with the tag that closes it.
             closing = "" if "</think>" in reasoning and not text.strip() else "\n</think>\n\n"
             text = f"<think>\n{reasoning}{closing}{text}"
-        finish = str(choice.finish_reason)
+        finish, served = str(choice.finish_reason), getattr(completion, "model", None)
+        # `transformers serve` names the revision too.
+        other = isinstance(served, str) and served.removesuffix("@main") not in ("", self.model)
         known = finish.lower() in FINISHED
         cut = finish.lower() in CUT or (not known and tokens >= sampling.max_new_tokens)
         return {
-            # A server may cut a surrogate pair in two; half of it cannot be written to a file.
-            "text": text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"),
+            "text": writable(text),
             "tokens": tokens,
             "hit_limit": cut,
             "finish_reason": finish[:80],
             "refused_fields": sorted(refused),
+            **({"other_model": writable(served)[:200]} if other else {}),
         }
 
     def ask_all(self, conversations: list[list[dict]], samplings: list[Sampling]) -> Iterator[tuple[int, dict]]:

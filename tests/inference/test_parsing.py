@@ -150,6 +150,58 @@ TABLE = [
     *states(2, "It could be A.\n</think>\n\nC"),
     *states(NOTHING, "<think>The answer is A.</think>", "A</think>B</think>"),
     *states(CUT, "<think>\nThe answer is B, but wait", "<think>"),
+    # Thinking in other tags.
+    *states(1, "<thinking>It is A.</thinking>B", "<reasoning>\nIt is A.\n</reasoning>\n\nB", "[THINK]A[/THINK]B"),
+    *states(1, "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>B"),
+    *states(1, "<|channel|>analysis It is A.<|channel|>final: B"),
+    *states(1, "<answer>B</answer>\n<reasoning>The answer is not A.</reasoning>"),
+    *states(NOTHING, "<thinking>It is A.</thinking>", "[THINK]It is A.[/THINK]", "<reasoning>A</reasoning>"),
+    *states(CUT, "<thinking>The answer is A.", "[THINK]The answer is A.", "<|channel|>analysis<|message|>It is A."),
+    # A denial in another clause than the statement.
+    *states(1, "Although I cannot see the image, the best choice is B.", "It is not amyloid, so B is correct."),
+    *states(1, "A, C and D are incorrect, so the answer is B.", "Since it is not amyloid, the answer is B."),
+    *states(1, "Because A doesn't stain iron, B is correct.", "Since it's not A, C or D, the answer is B."),
+    *states(1, "There's no doubt that the answer is B.", "Without a doubt, the answer is B."),
+    *states(1, "If I'm not mistaken, the answer is B.", "Unless I am mistaken, the answer is B."),
+    *states(1, "Although I cannot see the image, Prussian blue is most likely."),
+    *states(1, "Because Congo red does not stain iron, Prussian blue is correct."),
+    *states(NOTHING, "B is not the answer", "I doubt that the answer is B", "I cannot say that the answer is B."),
+    *states(
+        NOTHING, "Since it is not amyloid, I don't think, however, the answer is B.", "I doubt, frankly, B is correct."
+    ),
+    *states(NOTHING, "Although it is blue, I don't think, as you do, the answer is B."),
+    *states(NOTHING, "It is not true, therefore, that the answer is B.", "I can't say, so far, that the answer is B."),
+    *states(NOTHING, "If it is not amyloid, B is correct.", "If I am mistaken, the answer is B."),
+    # Other words for it.
+    *states(
+        1, "I would go with B.", "We choose B.", "That would be B.", "Correct answer - B", "Answer- B", "Answer – B"
+    ),
+    *states(1, "The correct letter is B", "The best fit is B.", "Incorrect: A. Correct: B.", "\ufeffB", "\\fbox{B}"),
+    *states(1, '{"final_answer": "B"}', '{"answer_letter": "B"}', '{"reason": "iron", "correct_answer": "B"}'),
+    *states(NOTHING, "I would not go with B.", "Incorrect: A.", '{"wrong_answer": "B"}', "Answer - B or C"),
+    # Two called right.
+    *states(NOTHING, "A is correct. B is also correct.", "B is correct. So is C.", "B is correct, as is C."),
+    *states(NOTHING, "Option B is correct, and so is option C.", "B is correct. C is correct too."),
+    *states(NOTHING, "B is correct, but so is C.", "B is correct, C is correct."),
+    *states(1, "A is wrong. So is C. B is correct.", "B is correct. A is wrong, and so is C."),
+    # Called wrong behind it.
+    *states(NOTHING, "The answer is A, which is incorrect.", "The answer is Congo red, which is wrong."),
+    *states(NOTHING, "The second best answer is B.", "The second-best choice is B.", "The next best match is C."),
+    *states(NOTHING, "The worst answer is A.", "A - No\nB - Yes\nC - No\nD - No"),
+    *states(
+        1, "$\\boxed{A}$ is wrong; the answer is B", "\\boxed{B}\n\nIncorrect options: A, C", "\\boxed{B}. Wrong: A"
+    ),
+    *states(1, "The answer is Prussian blue, which is not used for amyloid.", "The answer is B, which is not red."),
+]
+
+
+CLAUSES = [
+    "although it is not A, ",
+    "so - ",
+    "\\boxed{A} is ",
+    "B is correct, as is ",
+    "<|channel|>analysis ",
+    "x <reasoning>",
 ]
 
 
@@ -174,7 +226,14 @@ def test_every_answer_of_training_is_read_back():
 
 
 def test_long_rambling_is_read_in_time_that_grows_with_its_length():
-    for text in ("A, ", "Congo red and option B. ", "the answer is ", "x is correct ", "Option C is also the "):
+    for text in (
+        "A, ",
+        "Congo red and option B. ",
+        "the answer is ",
+        "x is correct ",
+        "Option C is also the ",
+        *CLAUSES,
+    ):
         start = time.perf_counter()
         parse_answer(text * (60_000 // len(text)), STAINS)
         assert time.perf_counter() - start < 5

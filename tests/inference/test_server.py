@@ -87,6 +87,7 @@ MESSAGES = {
     "parts": {"content": PARTS, "reasoning_content": None},
     "refusal": {"content": None, "reasoning_content": None, "refusal": "I cannot say that it is B."},
     "answer behind the reasoning": {"content": "", "reasoning_content": "It is A.</think>\n\nB"},
+    "an error in the choice": {"content": "", "reasoning_content": None},
     "inline": {"content": "<think>\nIt is A.\n</think>\n\nB", "reasoning_content": None},
     "closing tag alone": {"content": "It is A.\n</think>\n\nB", "reasoning_content": None},
     "a picture": {"content": [{"type": "image_url", "image_url": "B"}], "reasoning_content": None},
@@ -134,6 +135,10 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
             "id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage,
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         }  # fmt: skip
+        if self.way == "an error in the choice":
+            completion["choices"][0] |= {"finish_reason": "error", "error": {"message": "Overloaded", "code": 502}}
+        elif self.way == "another model":
+            completion["model"] = "small-model"
         with self.lock:
             kind.under_way -= 1
         if self.way == "busy at first" and first:
@@ -221,6 +226,7 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(evaluate, misbeha
         ("a list", [], "sent no chat completion"),
         ("a picture", [], "sent no chat completion"),
         ("an error inside", [], 'answered with an error: {"message": "Provider returned error", "code": 502}'),
+        ("an error in the choice", [], 'answered with an error: {"message": "Overloaded", "code": 502}'),
         ("words of its own", [], 'Error code: 422: {"detail": [{"loc": ["body", "messages"], "msg": "too many"}]}'),
         ("a small context", [], "is too large: 2048 > 1024 - 60: lower --max_new_tokens"),
         ("no top_p", [], "--top_p 1 leaves the field out"),
@@ -291,6 +297,15 @@ def test_a_field_that_a_server_refuses_is_replaced_and_recorded(evaluate, misbeh
     assert generation_of(tmp_path)["refused_fields"] == [field]
     # An evaluation that is continued knows it from its answers.
     assert f"fields of a request: {field} (" in evaluate(url, *options)
+
+
+def test_another_models_name_in_the_answers_is_shown_once_and_recorded(evaluate, misbehaving, tmp_path):
+    url, _ = misbehaving("another model")
+    assert evaluate(url).count("another model's name than --model_path: small-model.") == 1
+    assert generation_of(tmp_path)["other_models"] == ["small-model"]
+    same, _ = misbehaving("")
+    assert "another model's name" not in evaluate(same, "--overwrite")
+    assert generation_of(tmp_path)["other_models"] == []
 
 
 def test_overwrite_asks_again(evaluate, misbehaving, tmp_path):
