@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from data_prep.questions import Question, RejectedRow, check_text, reconcile, reconcile_without_text
-from sft.common.prompts import LETTERS, clean_choice, clean_text
+from sft.common.prompts import LETTERS, choice_cleaner, clean_choice, clean_text
 
 V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
 V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "Answer", "split")
@@ -22,25 +22,30 @@ ENOUGH = 50  # rows: as a fifth of MedMCQA's answers are the last option, in 1 o
 Place = tuple[str, str, int]  # where a row came from: the first three fields of a question
 
 
-def pmc_vqa_fields(cells: Mapping[str, str]) -> tuple[str, str, str, tuple[str, ...], tuple[str | None, ...]]:
-    """(figure, article, question, choices, letters printed before them) of a row of PMC-VQA, in either version."""
+def pmc_vqa_fields(cells: Mapping[str, str]) -> tuple[str, str, str, tuple[str, ...], tuple[str | None, ...], str]:
+    """(figure, article, question, choices, letters printed before them, answer) of a row of PMC-VQA."""
     figure, question = clean_text(cells["Figure_path"]), clean_text(cells["Question"])
-    printed, choices = zip(*[clean_choice(cells[f"Choice {letter}"]) for letter in LETTERS], strict=True)
+    options = [cells[f"Choice {letter}"] for letter in LETTERS]
+    clean = choice_cleaner(options)
+    printed, choices = zip(*map(clean, options), strict=True)
     check_text(question, choices)
+    _, answer = clean_choice(cells["Answer"])
+    if answer not in choices:
+        _, answer = clean(cells["Answer"])
     article = _ARTICLE.match(figure)
-    return figure, article.group() if article else "", question, choices, printed
+    return figure, article.group() if article else "", question, choices, printed, answer
 
 
 def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 1: `Answer` is the text, `Answer_label` the letter."""
-    figure, article, question, choices, printed = pmc_vqa_fields(cells)
-    gold = reconcile(cells["Answer_label"], clean_choice(cells["Answer"])[1], printed, choices)
+    figure, article, question, choices, printed, answer = pmc_vqa_fields(cells)
+    gold = reconcile(cells["Answer_label"], answer, printed, choices)
     return Question(*place, split or "train", figure, article, question, choices, gold, uncut_figure=figure)
 
 
 def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
     """PMC-VQA version 2: `Answer` is the letter. Where the file's name has no split, the `split` column has."""
-    figure, article, question, choices, printed = pmc_vqa_fields(cells)
+    figure, article, question, choices, printed, _ = pmc_vqa_fields(cells)
     gold = reconcile_without_text(cells["Answer"], printed)
     split = split or split_named(clean_text(cells["split"]))
     if not split:

@@ -30,7 +30,16 @@ from data_prep.sources import Source, find_sources
 from data_prep.splits import LEFT_OUT, SPLITS, held_out, leaked, not_drawn, overlap_table, why_none_held_out
 from data_prep.worker import ordered_map
 from data_prep.writing import FILES, write_rejected, write_splits
-from sft.common.command import UserError, atomic_folder, check_output_path, run, terminated_as_exit, usable_cores
+from sft.common.command import (
+    UserError,
+    atomic_folder,
+    check_holds_only,
+    check_output_path,
+    read_json,
+    run,
+    terminated_as_exit,
+    usable_cores,
+)
 from sft.common.display import render
 from sft.common.hub import check_push, make_public, push
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
@@ -121,7 +130,8 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
     file = folder / "questions.arrow"
     with ordered_map(args.num_proc) as apply:
         reading = read_sources(sources, file, apply, CHECK_ROWS if args.check else None)
-        check_reading(reading, args.max_rejected, worker.rationales)
+        # Where no row of a check has a rationale, a later one may.
+        check_reading(reading, sources, args.max_rejected, None if args.check else worker.rationales)
         assigned, split_of, left_out = assign_splits(reading, args)
         files, measures, counts = write_splits(file, reading.chunk_lengths, split_of, folder, apply)
     file.unlink()
@@ -170,10 +180,12 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
 
 def check_is_ours(folder: Path) -> None:
     """Raise `UserError` if `folder` holds anything that preparation does not write: --overwrite must not take it."""
-    ours = (*SPLITS, *FILES)
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.exists() else []
-    if others:
-        raise UserError(f"--overwrite: {folder} is not only a prepared data set, it holds {others[0]}: choose another")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    check_holds_only(folder, (*FILES, *(f"{split}/*.parquet" for split in SPLITS)), "a prepared data set")
+    report = read_json(folder / "report.json") if (folder / "report.json").exists() else None
+    if not (isinstance(report, dict) and "prompt_version" in report):
+        raise UserError(f"--overwrite: {folder} has no report.json of a prepared data set: choose another folder")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -244,7 +256,7 @@ def main() -> None:
         if args.check:
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             args.output_dir, args.push_to_hub = temporary / "checked", None
-            args.max_rejected, args.num_proc = max(args.max_rejected, 0.5), 1
+            args.max_rejected, args.num_proc, args.require_reasoning = max(args.max_rejected, 0.5), 1, False
             if not args.dataset_path:
                 write_sample(temporary / "sample")
                 args.dataset_path = str(temporary / "sample")

@@ -151,10 +151,25 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
     )
 
 
-def check_reading(reading: Reading, max_rejected: float, rationales: dict[str, str] | str | None) -> None:
-    """Raise `UserError` if no row is left, a larger share than `max_rejected` was rejected, or no rationale fits."""
+def check_every_source(reading: Reading, sources: Iterable[Source]) -> None:
+    """Raise `UserError` if a source has no sound row: it would be missing from the data, unnoticed."""
+    for source in sources:
+        if not any(reading.by_source[source.name, split] for split in SPLITS):
+            reasons = Counter(reason for name, _, reason, _ in reading.rejected if name == source.name)
+            why = (
+                "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "it has a header alone"
+            )
+            raise UserError(f"no row of {source.name} was accepted: {why}: leave the file out or mend it")
+
+
+def check_reading(
+    reading: Reading, sources: list[Source], max_rejected: float, rationales: dict[str, str] | str | None
+) -> None:
+    """Raise `UserError` if a source has no sound row, more than `max_rejected` were rejected, or no rationale fits."""
     if not reading.read:
         raise UserError("the source files hold a header and no rows: is the download complete?")
+    if reading.kept:
+        check_every_source(reading, sources)
     rejected = len(reading.rejected)
     if not reading.kept or rejected > max_rejected * reading.read:
         reasons = Counter(reason for _, _, reason, _ in reading.rejected)

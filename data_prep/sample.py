@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.sample_rows import write_sample
-from sft.common.command import atomic_folder, run
+from sft.common.command import atomic_folder, check_holds_only, run
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     args = parser.parse_args()
+    check_holds_only(args.output_dir, ("train.csv", "test.csv"), "a sample")
     with atomic_folder(args.output_dir, args.overwrite) as folder:
         counts = write_sample(folder, args.seed)
     print(f"Wrote {args.output_dir}: " + ", ".join(f"{split}.csv {count} rows" for split, count in counts.items()))

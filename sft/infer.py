@@ -66,6 +66,8 @@ def arguments() -> argparse.Namespace:
     if args.input and not args.output:
         raise UserError("--input: name the file to write with --output answers.csv, or answers.jsonl")
     if args.output:
+        if args.output.resolve() == args.input.resolve():
+            raise UserError(f"--output {args.output} is the file of --input: name another file")
         check_output(args.output, args.overwrite)
     if args.evaluate and (args.thinking == "off" or args.answer_format):
         raise UserError("--evaluate uses the model's own format and thinks: leave out --answer_format, --thinking off")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sft.common.command import atomic_folder, check_output_path, run
 from sft.common.models import ADAPTER_CONFIG
-from sft.publishing.merging import check_mergeable, check_space, merge
+from sft.publishing.merging import check_mergeable, check_replaceable, check_space, merge
 
 
 def main() -> None:
@@ -23,11 +23,12 @@ def main() -> None:
     parser.add_argument("--model_path", required=True, help=f"adapter: folder with {ADAPTER_CONFIG}, or Hub id")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the merged model goes")
     parser.add_argument("--base_model", help="onto this base: folder or Hub id (default: the one it was trained on)")
-    parser.add_argument("--overwrite", action="store_true", help="replace --output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace the merged model in --output_dir")
     args = parser.parse_args()
 
     check_output_path(args.output_dir, args.overwrite)
     base = check_mergeable(args.model_path, args.base_model)
+    check_replaceable(args.output_dir, args.model_path, base)
     print(f"The merged model takes {check_space(base, args.output_dir):.2f} GiB of memory and of disk", flush=True)
     with atomic_folder(args.output_dir, args.overwrite) as folder:
         merge(args.model_path, base, folder)

@@ -104,7 +104,8 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
         checkpoints.load_weights(trainer.model, checkpoint)
         notes.append(f"weights of {checkpoint}; optimizer, schedule and place in the data start anew")
     manifest.begin_output_dir(trainer, run_manifest, notes)
-    graceful_stop = stopping.GracefulStopCallback(trainer, run_manifest)
+    answer_format = data.train[0]["answer_format"]
+    graceful_stop = stopping.GracefulStopCallback(trainer, run_manifest, answer_format)
     trainer.add_callback(graceful_stop)
     if settings.mcq_eval_samples:
         trainer.add_callback(DevAccuracyCallback(trainer, data.dev, settings.mcq_eval_samples))
@@ -116,7 +117,7 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     final = None
     if not graceful_stop.stopped:
         manifest.write_results(trainer)
-        final = manifest.save_final_model(trainer, settings, answer_format=data.train[0]["answer_format"])
+        final = manifest.save_final_model(trainer, settings, answer_format)
     elif trainer.is_world_process_zero():
         print(f"Stopped by a signal after step {trainer.state.global_step}; the checkpoint is saved.")
         print("Continue with the same command and --resume_from_checkpoint auto:")

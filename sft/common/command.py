@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,15 @@ def check_output_path(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} is a file: choose a folder")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: pass --overwrite to replace it, or choose another folder")
+
+
+def check_holds_only(folder: Path, patterns: Iterable[str], what: str) -> None:
+    """Raise `UserError` if `folder` holds a file that fits none of the patterns: --overwrite must not delete it."""
+    known = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    entries = (path for path in folder.rglob("*") if path not in known)
+    if other := next((path for path in entries if path.is_symlink() or not path.is_dir()), None):
+        name = other.relative_to(folder)
+        raise UserError(f"--overwrite: {folder} is not only {what}, it holds {name}: choose another folder")
 
 
 @contextlib.contextmanager

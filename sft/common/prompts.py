@@ -5,7 +5,7 @@ The prompt at inference is, to the token, the one that was trained on; so nothin
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 LETTERS = "ABCD"
 
@@ -24,6 +24,10 @@ OPEN = "open"
 PROMPT_VERSION = 1
 
 _PRINTED_LETTER = re.compile(r"['\"]?\s*([A-D])\s*:\s*")
+# Another form of it, as people type it: "A. x", "(a) x", "[A] x", "A\uff1ax" (full width), "A - x", "Option A: x".
+_TYPED_LETTER = re.compile(
+    r"(?i)^\s*['\"]?\s*(?:option|choice)?\s*[(\[\uff08]?\s*([A-D])\s*(?:[.):\]\uff09\uff0e\uff1a]+|[-–—]\s)"
+)
 # Options that mean something only where they stand: "all of the above", "both A and C", "A-C", "ABD", "the last two".
 _TIED_TO_ITS_PLACE = re.compile(
     r"\b(all|none|any|both|neither|some|two|three)( of)?( the)? (above|below|following|others?|these)\b"
@@ -85,6 +89,23 @@ def clean_choice(cell: str) -> tuple[str | None, str]:
     if text.endswith((" '", ' "')) and text.count(text[-1]) % 2:
         text = text[:-2].rstrip()
     return (printed.group(1) if printed else None), text
+
+
+def typed_choice(cell: str) -> tuple[str | None, str]:
+    """As `clean_choice`, where the letter may have another form: ``"(a) green"`` is ``("A", "green")``."""
+    return clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", cell))
+
+
+def choice_cleaner(cells: Sequence[str]) -> Callable[[str], tuple[str | None, str]]:
+    """`typed_choice` where every option has a letter of its own, the first A in any order, and text; `clean_choice`.
+
+    "A. fumigatus" so stays among options without letters.
+    """
+    if all(clean_choice(cell)[0] for cell in cells):
+        return clean_choice
+    letters, texts = zip(*map(typed_choice, cells), strict=True)
+    own = sorted(letter or "" for letter in letters) == list(LETTERS[: len(cells)])
+    return typed_choice if own and all(texts) else clean_choice
 
 
 def longest_option(choices: Sequence[str]) -> int:

@@ -1,6 +1,5 @@
 """A loaded model that answers questions: what every mode of sft/infer.py and the web page share."""
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from typing import Any
 
 from sft.common.chat_template import token_ids
 from sft.common.command import UserError
-from sft.common.prompts import DEFAULT_ANSWER_FORMAT, LETTERS, clean_choice, clean_text, prompt_messages
+from sft.common.prompts import DEFAULT_ANSWER_FORMAT, LETTERS, clean_text, prompt_messages, typed_choice
 from sft.inference.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens, softmax
 from sft.inference.parsing import parse_answer
@@ -26,8 +25,6 @@ DEMO = [
      ["Scanning electron microscope", "Confocal laser microscope", "Transmission electron microscope",
       "Phase contrast microscope"]),
 ]  # fmt: skip
-# A letter in front of an option, as people type it: "A. x", "(a) x", "[A] x", "A - x", "Option A: x".
-_TYPED_LETTER = re.compile(r"(?i)^\s*(?:option|choice)?\s*[(\[]?([A-D])\s*(?:[.):\]]+|[-–—]\s)")
 
 
 def demo_prompts(tokenizer: Any, answer_format: str | None) -> list[list[int]]:
@@ -43,7 +40,7 @@ def clean_question(question: str, choices: Sequence[str], where: str = "") -> tu
     without letters. Raises `UserError`, whose message begins with `where` (the file and row), if the question is
     empty, or the options are not zero or two to four different ones.
     """
-    lettered = [clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", text)) for text in choices]
+    lettered = [typed_choice(text) for text in choices]
     all_lettered = [letter for letter, _ in lettered] == list(LETTERS[: len(choices)])
     choices = [text for _, text in lettered] if all_lettered else [clean_text(text) for text in choices]
     if not question.strip():

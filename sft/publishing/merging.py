@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from sft.common import models
-from sft.common.command import GIB, UserError, check_disk, read_json, strip_local_paths, write_json
+from sft.common.command import GIB, UserError, check_disk, check_holds_only, read_json, strip_local_paths, write_json
 from sft.common.hub import pinned, repo_file
 from sft.common.transformers4 import write_for_transformers_4
 
 # Small shards, because saving holds one of them twice.
 SHARD_SIZE = "2GB"
+# What `merge` writes, as patterns of file names: weights, tokenizer (of any kind) and the facts of the run.
+MERGED_FILES = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*.json", "*tokens*.json", "vocab.*", "merges.txt", "*.model", "*chat_template*", "*chat_templates/*"),
+    *(models.PROMPT_FILE, models.RECIPE, *models.RESULT_FILES, models.MANIFEST),
+)
 
 
 def check_mergeable(model_path: str, base: str | None = None) -> str:
@@ -28,6 +34,22 @@ def check_mergeable(model_path: str, base: str | None = None) -> str:
             "a few bits, and lose most of what was learned. Name the model that it was made from with --base_model"
         )
     return base
+
+
+def check_replaceable(folder: Path, model_path: str, base: str) -> None:
+    """Raise `UserError` if `folder` is part of the adapter or of the base, or holds what `merge` did not write."""
+    out = folder.resolve()
+    for source in (Path(model_path).resolve(), Path(base).resolve()):
+        # A Hub id is no folder here.
+        if source.is_dir() and (out.is_relative_to(source) or source.is_relative_to(out)):
+            raise UserError(f"--output_dir {folder} is, contains or lies in the model folder {source}: choose another")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    check_holds_only(folder, MERGED_FILES, "a merged model")
+    manifest, form = folder / models.MANIFEST, folder / models.PROMPT_FILE
+    is_merged = "merged" in models.object_in(manifest) if manifest.exists() else form.exists()
+    if not (is_merged and (folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
+        raise UserError(f"--overwrite: {folder} is not a model that sft/merge.py wrote: choose another folder")
 
 
 def check_space(base: str, folder: Path, copies: int = 1) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from sft.common.models import save_prompt_format
 from sft.training import libraries
 from sft.training.checkpoints import mark_complete
 
@@ -28,12 +29,13 @@ class GracefulStopCallback(TrainerCallback):
     """Marks every checkpoint complete; on SIGTERM or SIGUSR1 saves one after the current step and ends the training.
 
     SLURM sends SIGUSR1 some minutes before the time limit if the job requests it (docs/slurm.sh). A second signal acts
-    as usual. `manifest` is written into every checkpoint.
+    as usual. `manifest` and the answer format are written into every checkpoint.
     """
 
-    def __init__(self, trainer: Any, manifest: dict):
+    def __init__(self, trainer: Any, manifest: dict, answer_format: str):
         self.trainer = trainer
         self.manifest = manifest
+        self.answer_format = answer_format
         self.received_at: float | None = None  # when the first signal came
         self.stopped = False
 
@@ -85,7 +87,9 @@ class GracefulStopCallback(TrainerCallback):
         """Mark the checkpoint complete when every process has written its part."""
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.manifest)
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            save_prompt_format(checkpoint, self.answer_format)
+            mark_complete(checkpoint, self.manifest)
 
 
 def train(trainer: Any, checkpoint: Path | None) -> None:

@@ -119,6 +119,48 @@ def test_a_column_of_medmcqa_answers_is_judged_as_a_whole(cells, fault):
     assert re.search(fault, found) if fault else found == ""
 
 
+def with_options(row, letters, form):
+    """`row` with its four options marked by these letters in a form such as "{}) ", and its answer text too."""
+    texts = ("red", "green", "blue", "black")
+    marked = {
+        f"Choice {at}": form.format(letter) + text for at, letter, text in zip("ABCD", letters, texts, strict=True)
+    }
+    return row | marked | ({} if row is V2 else {"Answer": marked["Choice B"]})
+
+
+LETTER_FORMS = ("{}: ", "{}) ", "({}) ", "[{}] ", "{}. ", "{}.", "{}\uff1a", "\uff08{}\uff09", "{} - ", "Option {}: ")
+
+
+@pytest.mark.parametrize("form", LETTER_FORMS)
+@pytest.mark.parametrize("name", ["pmc_vqa_v1", "pmc_vqa_v2"])
+@pytest.mark.parametrize("in_case", [str.upper, str.lower])
+def test_a_printed_letter_of_another_form_is_read_as_one(name, form, in_case):
+    row = SAMPLES[name]
+    question = read_or_reason(name, with_options(row, in_case("ABCD"), form))
+    assert (question.choices, question.gold) == (("red", "green", "blue", "black"), 1)
+    # In another order than the columns, the text decides in version 1; in version 2 nothing is guessed.
+    shifted = read_or_reason(name, with_options(row | {"Answer_label": "C"}, in_case("ACBD"), form))
+    other = read_or_reason(name, with_options(row, in_case("BACD"), form))
+    if name == "pmc_vqa_v1":
+        assert (shifted.gold, shifted.choices[1], other.gold) == (1, "green", 1)
+    else:
+        assert other == "label and printed letter name different options"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("A. fumigatus", "Candida", "Mucor", "Rhizopus"),
+        ("A. fumigatus", "C. albicans", "C. glabrata", "B. fragilis"),
+        ("A-V block", "B-cells", "C-fibres", "D-dimers"),
+        ("(A)", "(B)", "(C)", "(D)"),
+    ],
+)
+def test_options_that_only_begin_like_a_letter_keep_their_text(options):
+    row = V2 | {f"Choice {letter}": text for letter, text in zip("ABCD", options, strict=True)}
+    assert read_or_reason("pmc_vqa_v2", row).choices == options
+
+
 def read_or_reason(name, row):
     """The question of a row, or the reason of its rejection."""
     try:

@@ -356,6 +356,20 @@ def test_a_faulty_file_is_refused_in_one_line_and_leaves_nothing(refused, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([[*row[:-1], ""] for row in questions(2)], "label is not one of A, B, C, D (2)"),
+        ([], "it has a header alone"),
+    ],
+)
+def test_a_file_without_a_sound_row_is_refused_by_name_beside_a_large_one(refused, tmp_path, rows, reason):
+    write_csv(tmp_path / "train.csv", questions(300))
+    write_csv(tmp_path / "test.csv", rows)
+    line = refused("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "P")
+    assert f"no row of test.csv was accepted: {reason}: leave the file out or mend it" in line
+
+
 BAD_ROWS = {
     "too few cells": (ROW[:-1], "row has too few cells"),
     "too many cells": ([*ROW, ""], "row has too many cells"),
@@ -485,6 +499,24 @@ def test_overwriting_takes_no_folder_that_is_not_ours_and_never_the_sources(refu
     assert (tmp_path / "P/raw/train.csv" if name == "raw" else tmp_path / "P/thesis.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["train/notes.txt", "train/own.parquet"])
+def test_overwriting_takes_no_folder_whose_names_only_look_like_ours(refused, sample, tmp_path, name):
+    folder = tmp_path / "P"
+    (folder / "train").mkdir(parents=True)
+    (folder / "README.md").write_text("my own")
+    (folder / "report.json").write_text("{}")
+    (folder / name).write_text("three years of work")
+    line = refused("data_prep/prepare.py", "--dataset_path", sample, "--output_dir", folder, "--overwrite")
+    assert (f"holds {name}" if name.endswith("txt") else "has no report.json of a prepared data set") in line
+    assert (folder / name).read_text() == "three years of work"
+
+
+def test_a_sample_takes_no_folder_with_other_files(refused, tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    assert "holds thesis.txt" in refused("data_prep/sample.py", "--output_dir", tmp_path, "--overwrite")
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_overwriting_a_link_replaces_what_it_points_to(report_of, sample, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "P").symlink_to(tmp_path / "disk")
@@ -557,6 +589,15 @@ def test_check_judges_the_complete_column_of_answers(refused, tmp_path):
     for check in (["--check"], []):
         words = ("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "out", *check)
         assert "cop counts from 0 (1 of 31 are 0, none is 4)" in refused(*words)
+
+
+def test_check_takes_rationales_of_later_rows_alone(succeeds, tmp_path):
+    write_csv(tmp_path / "train.csv", questions(20))
+    rationales = tmp_path / "why/why.jsonl"
+    rationales.parent.mkdir()
+    rationales.write_text('{"id": "train-15", "reasoning": "so"}')
+    words = ("--dataset_path", tmp_path, "--add_reasoning", rationales, "--require_reasoning")
+    assert succeeds("data_prep/prepare.py", "--check", *words).stdout.endswith("OK\n")
 
 
 def test_check_says_what_is_wrong(refused, tmp_path):

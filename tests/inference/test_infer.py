@@ -439,6 +439,14 @@ def test_answers_that_are_there_stay_unless_they_are_to_be_replaced(infer_refuse
     assert (tmp_path / "a.csv").read_text().startswith("question,A,B,C,D,")
 
 
+def test_answers_never_replace_their_questions(infer_refused, tmp_path):
+    (tmp_path / "q.csv").write_text("question\nWhy?\n")
+    (tmp_path / "folder").mkdir()
+    words = ("--input", tmp_path / "q.csv", "--output", tmp_path / "folder/../q.csv", "--overwrite")
+    assert "is the file of --input: name another file" in infer_refused(*words)
+    assert (tmp_path / "q.csv").read_text() == "question\nWhy?\n"
+
+
 def test_equal_questions_are_not_drawn_alike(infer, tmp_path):
     (tmp_path / "q.csv").write_text("question\n" + "Why?\n" * 4)
     words = ("--input", tmp_path / "q.csv", "--output", tmp_path / "a.jsonl", "--batch_size", 2, "--thinking", "off")

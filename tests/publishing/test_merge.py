@@ -193,6 +193,30 @@ def test_what_cannot_be_merged_is_refused_in_one_line(refused, adapter, tiny_dee
     assert not out.exists()
 
 
+def test_overwriting_takes_only_a_folder_that_merging_wrote_and_never_a_model_it_reads(
+    refused, succeeds, trained, tiny_deepseek, tmp_path
+):
+    model, base, out = tmp_path / "adapter", tmp_path / "models/base", tmp_path / "merged"
+    shutil.copytree(trained, model)
+    shutil.copytree(tiny_deepseek, base)
+    words = (MERGE, "--model_path", model, "--base_model", base, "--overwrite", "--output_dir")
+    succeeds(*words, out)
+    succeeds(*words, out)
+    tokenizer_files = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
+    for name in tokenizer_files:
+        (out / name).write_text("{}")
+    succeeds(*words, out)
+    for folder in (model, model / "merged", base, base.parent, tmp_path):
+        assert "is, contains or lies in the model folder" in refused(*words, folder)
+    (out / "notes").mkdir()
+    (out / "notes/thesis.txt").write_text("three years of work")
+    assert "is not only a merged model, it holds notes/thesis.txt" in refused(*words, out)
+    full = shutil.copytree(tiny_deepseek, tmp_path / "full")  # as a full fine-tune's final_model
+    (full / "run_manifest.json").write_text("{}")
+    assert "is not a model that sft/merge.py wrote" in refused(*words, full)
+    assert (full / "model.safetensors").exists()
+
+
 def test_merging_takes_the_memory_of_one_copy(tmp_path, deepseek_tokenizer):
     """Memory that the system cannot take back (file pages it can), at the peak, over that of the libraries alone."""
     import torch

@@ -48,6 +48,14 @@ def test_final_model_brings_the_template_and_the_prompt_it_was_trained_with(pmcv
     assert json.loads((final / "prompt_format.json").read_text())["answer_format"] == "letter_text"
 
 
+def test_every_checkpoint_brings_the_answer_format_it_was_trained_with(pmcvqa_run):
+    from sft.common.models import prompt_format
+
+    for checkpoint in pmcvqa_run.glob("checkpoint-*"):
+        assert prompt_format(str(checkpoint)) == "letter_text"
+        assert "prompt_format.json" in json.loads((checkpoint / "run_manifest.json").read_text())["files"]
+
+
 def test_tokens_made_beforehand_train_the_same_model(train, pmcvqa_run, prepare, tiny_deepseek, tmp_path):
     template = "recipes/templates/deepseek_r1.jinja"
     done = train(data=prepare("--dev_size", 24, "--pretokenize", tiny_deepseek, "--chat_template", template))
