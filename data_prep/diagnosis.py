@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.formats import FORMATS, Format
 from sft.common.command import UserError
 
-# Files of tables that are not read. A folder that holds one beside files that are read is told so.
+# Files of tables that are not read; beside files that are read, preparation names them.
 OTHER_ENDINGS = (
     *(".parquet", ".arrow", ".feather", ".tsv", ".ndjson", ".xlsx", ".xls", ".ods"),
     *(".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"),
