@@ -52,7 +52,10 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
             raise UserError(f"chat template {file} is not UTF-8 text") from error
     elif own is None:
         raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
-    if isinstance(tokenizer.chat_template, str):
+    if isinstance(tokenizer.chat_template, dict):  # several by name, of which "default" is used
+        named = tokenizer.chat_template
+        tokenizer.chat_template = {name: _with_fixed_date(text) for name, text in named.items()}
+    else:
         tokenizer.chat_template = _with_fixed_date(tokenizer.chat_template)
     if template and tokenizer.chat_template != own:
         try:
@@ -83,10 +86,10 @@ def _check_markers(tokenizer: Any) -> None:
 
 
 @functools.cache
-def _copying_templates() -> set[str]:
+def _copying_templates() -> list[str]:
     """The texts of recipes/templates/, which copy what they are given (tests/common/test_chat_template.py)."""
     files = (shipped_folder() / "recipes/templates").glob("*.jinja")
-    return {file.read_text(encoding="utf-8") for file in files}
+    return [file.read_text(encoding="utf-8") for file in files]
 
 
 def token_ids(tokenizer: Any, conversations: list[list[dict]], add_generation_prompt: bool = False) -> list[list[int]]:

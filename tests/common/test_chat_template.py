@@ -149,6 +149,14 @@ def test_a_date_that_cannot_be_fixed_is_refused(smollm2_tokenizer, date):
         set_chat_template(tokenizer, None)
 
 
+def test_of_several_templates_the_default_one_is_used_with_a_fixed_date(smollm2_tokenizer):
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    dated = "{{ strftime_now('%d %b %Y') }}" + smollm2_tokenizer.chat_template
+    tokenizer.chat_template = {"default": dated, "tool_use": "{{ messages[0].content }}"}
+    set_chat_template(tokenizer, None)
+    assert render(tokenizer, [PROMPT])[0].startswith("26 Jul 2024")
+
+
 @pytest.mark.parametrize(
     "fault", ["{{ '{a}'.format() }}", "{{ '{}'.format() }}", "{{ 1 / 0 }}", "{{ messages[9] + 1 }}"]
 )
