@@ -161,8 +161,8 @@ def last_added_token(tokenizer: Any, prompt: str) -> str | None:
 def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]]) -> list[dict]:
     """``{"prompt_ids", "completion_ids"}`` of each row, cut where generation would start.
 
-    Raises `UserError` if in some row the prompt's tokens are not a prefix of the row's tokens, the begin-of-text token
-    stands twice, the completion is empty, or the row does not end with the end-of-text token.
+    Raises `UserError` if in some row the prompt's tokens are not a prefix of the row's tokens, a text is left out, the
+    begin-of-text token stands twice, the completion is empty, or the row does not end with the end-of-text token.
     """
     prompt_texts = render(tokenizer, prompts, add_generation_prompt=True)
     full_texts = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])

@@ -112,8 +112,9 @@ def latex_cell(text: str) -> str:
 
 def as_latex(runs: Sequence[dict[str, Any]]) -> str:
     """A tabular that needs no package."""
-    head, *lines = [f"{' & '.join(map(latex_cell, line))} \\\\" for line in table_of_runs(runs)]
-    columns = "ll" + "r" * (len(table_of_runs(runs)[0]) - 2)
+    table = table_of_runs(runs)
+    head, *lines = [f"{' & '.join(map(latex_cell, line))} \\\\" for line in table]
+    columns = "ll" + "r" * (len(table[0]) - 2)
     begin = [f"% {note_of(runs)}", f"\\begin{{tabular}}{{{columns}}}", "\\hline", head, "\\hline"]
     return "\n".join([*begin, *lines, "\\hline", "\\end{tabular}"])
 

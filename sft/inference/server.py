@@ -127,10 +127,10 @@ class Server:
         Without a seed, sampling cannot be repeated; a temperature or top_p of 1 is what the API takes for a missing
         one; max_tokens has a newer name. If another field is at fault, the next request is refused too.
         """
-        said = error.response.text
+        refusal = error.response.text
         fields = ["seed", *(key for key in ("temperature", "top_p") if getattr(sampling, key) == 1)]
-        fields += ["max_tokens"] if _UNSUPPORTED.search(said) else []
-        return next((name for name in fields if name not in refused and re.search(rf"\b{name}\b", said)), None)
+        fields += ["max_tokens"] if _UNSUPPORTED.search(refusal) else []
+        return next((name for name in fields if name not in refused and re.search(rf"\b{name}\b", refusal)), None)
 
     def complete(self, messages: list[dict], sampling: Sampling) -> tuple[Any, set[str]]:
         """(completion, fields that were left out or renamed, since the server refuses them)."""
@@ -165,7 +165,7 @@ class Server:
                 raise self.error_inside(sent)
             text = text_of(message.content)
             names = ("reasoning_content", "reasoning", "refusal")
-            reasoning = next((said for name in names if (said := text_of(getattr(message, name, None)))), "")
+            reasoning = next(filter(None, (text_of(getattr(message, name, None)) for name in names)), "")
             if not reasoning and "content" not in message.model_fields_set:
                 raise TypeError("the message has no content")
         except (AttributeError, LookupError, TypeError, RecursionError) as error:

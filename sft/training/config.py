@@ -89,13 +89,14 @@ class _UniqueKeys(yaml.SafeLoader):
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe; raises `UserError` for a file that cannot be read as such."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        recipe, written = _UniqueKeys(text).get_single_data(), _UniqueKeys(text).get_single_node()
+        loader = _UniqueKeys(path.read_text(encoding="utf-8-sig"))
+        written = loader.get_single_node()
+        recipe = loader.construct_document(written) if written else None
         if isinstance(recipe, dict):
             # A number or date is read as it is written: YAML takes 2026_11_27 for 20261127, and 042 for 34.
             values = [(key.value, value) for key, value in written.value if isinstance(value, yaml.ScalarNode)]
             recipe |= {key: v.value for key, v in values if v.tag.endswith((":int", ":float", ":timestamp"))}
-            as_arguments(recipe)
+            as_arguments(recipe)  # raises for a mapping that no setting takes
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise UserError(f"recipe {path}: {reason}: choose one of recipes/*.yaml") from error

@@ -51,11 +51,11 @@ def load_and_check_data(settings: Settings) -> Data:
     train, dev = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed), None
     if settings.eval_strategy != "no":
         dev = load_split(settings.dataset_name, settings.dataset_test_split)
-        trained, asked = train[0]["answer_format"], dev[0]["answer_format"]
-        if trained != asked:
+        of_train, of_dev = train[0]["answer_format"], dev[0]["answer_format"]
+        if of_train != of_dev:
             raise UserError(
-                f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {asked}, the "
-                f"training rows have {trained}: prepare them with the same --answer_format"
+                f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {of_dev}, the "
+                f"training rows have {of_train}: prepare them with the same --answer_format"
             )
     tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
     for key in ("eos_token", "pad_token"):

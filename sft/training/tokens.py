@@ -1,7 +1,7 @@
 """The token ids that SFTTrainer gets: every row checked, made once, and kept in the cache of `datasets`.
 
 SFTTrainer leaves rows with `input_ids` as they are. Its own preparation makes the same ids, row by row in one process
-(tests/training/test_tokens.py compares them).
+(tests/data_prep/test_pretokenize.py compares them).
 """
 
 import hashlib

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTConfig
 
+from sft.common.chat_template import IGNORED
 from sft.common.command import GIB
 from sft.common.display import duration, marked, shows_colour
 from sft.training import libraries
@@ -121,7 +122,7 @@ def preview(trainer: Any, count: int) -> list[str]:
         for length in pack.get("seq_lengths") or [len(pack["input_ids"])]:
             ids, labels = (pack[key][start : start + length] for key in ("input_ids", "labels"))
             start += length
-            mask = [int(label != -100) for label in labels]
+            mask = [int(label != IGNORED) for label in labels]
             lines.append(f"--- {length} tokens, {sum(mask)} trained")
             lines.append(marked(trainer.processing_class, ids, mask, shows_colour()))
     return lines[: 2 * count]
