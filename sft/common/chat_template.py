@@ -61,7 +61,7 @@ def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
         try:
             _check_markers(tokenizer)
         except UserError as error:
-            advice = "leave the template out to use the model's own" if own else "name that of the model's family"
+            advice = "leave chat_template_path empty for the model's own" if own else "name that of the model's family"
             raise UserError(f"{error} ({template}): {advice}") from error
 
 
