@@ -1,143 +1,194 @@
-"""The formats of medical multiple-choice questions that preparation reads.
+"""The formats of multiple-choice questions that preparation reads: which column holds what.
 
-A format is the columns that identify it and one small function from a row, its cells as strings, to a `Question`.
-To add one, write the function and a line in `FORMATS`.
+A format is a YAML file: those in known_formats/ are shipped, `--format FILE` names another one, and `--columns` states
+one on the command line. docs/data.md explains the keys.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
-from data_prep.questions import Question, RejectedRow, check_text, reconcile, reconcile_without_text
-from sft.common.prompts import LETTERS, choice_cleaner, clean_choice, clean_text
+import yaml
 
-V1_HEADER = ("Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label")
-V2_HEADER = ("index", "Figure_path", "Caption", "Question", *V1_HEADER[3:7], "Answer", "split")
-_ARTICLE = re.compile(r"PMC\d+")
-_CUT_FIGURE = re.compile(r"^(PMC\d+_.+)_\d+(\.\w+)$")  # PMC1_F1_1234.jpg, cut out of PMC1_F1.jpg
+from sft.common.command import UserError
+from sft.common.prompts import LETTERS
 
-ENOUGH = 50  # rows: as a fifth of MedMCQA's answers are the last option, in 1 of 70,000 such columns none is
-
-Place = tuple[str, str, int]  # where a row came from: the first three fields of a question
+# How answers can name the right option, where a format states it instead of leaving it to the column.
+READINGS = ("letter", "number from 0", "number from 1", "text")
+INTO = "->"  # between a column and a key inside of it, as in context->contexts
 
 
-def pmc_vqa_fields(cells: Mapping[str, str]) -> tuple[str, str, str, tuple[str, ...], tuple[str | None, ...], str]:
-    """(figure, article, question, choices, letters printed before them, answer) of a row of PMC-VQA."""
-    figure, question = clean_text(cells["Figure_path"]), clean_text(cells["Question"])
-    options = [cells[f"Choice {letter}"] for letter in LETTERS]
-    clean = choice_cleaner(options)
-    printed, choices = zip(*map(clean, options), strict=True)
-    check_text(question, choices)
-    _, answer = clean_choice(cells["Answer"])
-    if answer not in choices:
-        _, answer = clean(cells["Answer"])
-    article = _ARTICLE.match(figure)
-    return figure, article.group() if article else "", question, choices, printed, answer
+@dataclass(frozen=True)
+class Format:
+    """Which column of a source holds what. Of a key that names columns, "" or () means that there is none."""
+
+    name: str  # as --format takes it
+    title: str = ""
+    licence: str = ""  # as its publisher gives it
+    columns: tuple[str, ...] = ()  # that a source of this format has, as it has them
+    hub_files: tuple[str, ...] = ()  # of its repository on the Hub, where that holds other formats too
+    configs: tuple[str, ...] = ()  # the parts of its repository to read, where it has several
+    question: tuple[str, ...] = ()  # joined by a space
+    question_repeats_options: str = ""  # words at which the question ends, behind which its options stand again
+    options: tuple[str, ...] = ()  # one column with all of them, or a column each; (): lines inside the question
+    fixed_options: tuple[str, ...] = ()  # the same options in every row
+    option_count: int | None = None  # rows with another number of options are rejected
+    letters: str = ""  # printed: the letter in front of an option is not its text, whatever the others have
+    answer: str = ""  # "": the right option is marked
+    answer_is: str = ""  # one of READINGS
+    answer_text: str = ""  # the right option's text, beside its letter or number
+    no_answer: str = ""  # what stands in `answer` where the publisher keeps it back
+    id: str = ""
+    group: str = ""  # rows of one group belong together: an article, a patient
+    split: str = ""
+    rationale: str = ""
+    caption: str = ""
+    figure: str = ""
+    figures: str = ""  # cut: each was cut out of a larger one, and its name tells which
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Every column that a key names, without the keys inside of it."""
+        single = (getattr(self, key) for key in SINGLE)
+        return tuple(dict.fromkeys(path.split(INTO)[0] for path in (*self.question, *self.options, *single) if path))
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The columns that are read where they are there."""
+        return tuple(name for name in self.named if name not in self.columns)
 
 
-def read_pmc_vqa_v1(cells: Mapping[str, str], place: Place, split: str) -> Question:
-    """PMC-VQA version 1: `Answer` is the text, `Answer_label` the letter."""
-    figure, article, question, choices, printed, answer = pmc_vqa_fields(cells)
-    gold = reconcile(cells["Answer_label"], answer, printed, choices)
-    return Question(*place, split or "train", figure, article, question, choices, gold, uncut_figure=figure)
+# Keys that name one column, several, or hold words.
+SINGLE = ("answer", "answer_text", "id", "group", "split", "rationale", "caption", "figure")
+SEVERAL = ("columns", "hub_files", "configs", "question", "options", "fixed_options")
+WORDS = {"letters": ("printed",), "figures": ("cut",), "answer_is": READINGS}
+KEYS = tuple(field.name for field in fields(Format) if field.name != "name")
+ALIASES = {"article": "group", "choices": "options", "explanation": "rationale"}
 
 
-def read_pmc_vqa_v2(cells: Mapping[str, str], place: Place, split: str) -> Question:
-    """PMC-VQA version 2: `Answer` is the letter. Where the file's name has no split, the `split` column has."""
-    figure, article, question, choices, printed, _ = pmc_vqa_fields(cells)
-    gold = reconcile_without_text(cells["Answer"], printed)
-    split = split or split_named(clean_text(cells["split"]))
-    if not split:
-        raise RejectedRow("neither the file's name nor the split column names the split")
-    caption, uncut_figure = clean_text(cells["Caption"]), _CUT_FIGURE.sub(r"\1\2", figure)
-    return Question(*place, split, figure, article, question, choices, gold, caption, uncut_figure=uncut_figure)
+def made(name: str, keys: Mapping[str, Any], where: str, base: Format | None = None) -> Format:
+    """The format of these keys; `base` has the others. For a wrong key a `UserError`, which begins with `where`."""
+    values: dict[str, Any] = {}
+    for given, value in keys.items():
+        key = ALIASES.get(given, given)
+        if key not in KEYS:
+            raise UserError(f"{where}: {given} is not a key of a format: the keys are {', '.join(KEYS[3:])}")
+        if key in values:
+            raise UserError(f"{where}: {key} is given twice")
+        items = value if isinstance(value, list) else [value]
+        if key == "option_count":
+            if not (isinstance(value, int | str) and re.fullmatch(r"\d+", str(value))):
+                raise UserError(f"{where}: option_count {value}: give a number from 2 to {len(LETTERS)}")
+            values[key] = int(value)
+        elif not items or not all(isinstance(item, str) and item.strip() for item in items):
+            raise UserError(f"{where}: {key} {value}: give names in quotes: YAML reads yes, no and numbers otherwise")
+        elif key in SEVERAL:
+            values[key] = tuple(item.strip() for item in items)
+        elif len(items) > 1:
+            raise UserError(f"{where}: {key} names one column, not {len(items)}")
+        else:
+            values[key] = items[0].strip()
+        if key in WORDS and values[key] not in WORDS[key]:
+            raise UserError(f"{where}: {key} {value}: give {' or '.join(WORDS[key])}")
+    known = replace(base, name=name, **values) if base else Format(name, **values)
+    if fault := _fault(known):
+        raise UserError(f"{where}: {fault}")
+    # Of `base`, what these keys replace is needed no longer; what they name is.
+    before, columns = set(base.named) if base else set(), known.columns
+    if base:
+        kept = (column for column in columns if column in known.named or column not in before)
+        columns = (*kept, *(column for column in known.named if column not in before))
+    return replace(known, title=known.title or name, columns=columns or known.named)
 
 
-# Options by `cop`: a number from 1, as MedMCQA's authors publish it, or the letter, as `datasets` names the classes.
-COP = {name: index for names in ("1234", "abcd") for index, name in enumerate(names)}
-
-
-def plain_cop(cell: str) -> str:
-    """A cell of `cop` in the spelling of `COP`: 2.0, as a column with gaps is saved, is 2."""
-    return clean_text(cell).lower().removesuffix(".0")
-
-
-def fault_of_cop(cells: Counter[str]) -> str:
-    """Why a column `cop`, as its cells with their counts, does not tell the right options; "" if it does.
-
-    Copies of MedMCQA that count from 0 exist. A row of theirs can pass for one that counts from 1; a column cannot.
-    """
-    counts = Counter()
-    for cell, count in cells.items():
-        counts[plain_cop(cell)] += count
-    numbers, zeros, fours = sum(counts[number] for number in "01234"), counts["0"], counts["4"]
-    remedy = "write the letter of the right option, a to d, instead of the number"
-    if counts and counts.keys() <= {"", "-1"}:
-        return "no row has an answer in cop, as in MedMCQA's test split: leave this file or split out"
-    if zeros and fours:
-        return f"cop is 0 in {zeros} rows and 4 in {fours}, so some rows count from 0 and some from 1: {remedy}"
-    if zeros:
-        remedy = "write a, b, c, d instead of 0, 1, 2, 3"
-        return f"cop counts from 0 ({zeros} of {numbers} are 0, none is 4), and MedMCQA counts from 1: {remedy}"
-    if numbers >= ENOUGH and not fours:
-        return f"cop is never 0 and never 4 in {numbers} rows, so it may count from 0 or from 1: {remedy}"
+def _fault(known: Format) -> str:
+    """Why this is not a format that can be read, or ""."""
+    if not known.question:
+        return "question is not given: name the column that holds it, as in question=stem"
+    if not 2 <= (known.option_count or 2) <= len(LETTERS) or (known.fixed_options and len(known.fixed_options) < 2):
+        return f"a question has 2 to {len(LETTERS)} options"
+    if len(known.options) > len(LETTERS) or len(known.fixed_options) > len(LETTERS):
+        return f"{len(known.options or known.fixed_options)} options: a question has at most {len(LETTERS)}"
+    if known.options and known.fixed_options:
+        return "options and fixed_options are both given: the first names columns, the second the options themselves"
+    if not known.answer and (known.answer_text or known.answer_is or known.fixed_options):
+        return "answer is not given: name the column that tells the right option, as in answer=label"
     return ""
 
 
-def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question:
-    """MedMCQA (Pal et al. 2022): `cop` names the right option as in `COP`."""
-    question = clean_text(cells["question"])
-    choices = tuple(clean_text(cells[name]) for name in ("opa", "opb", "opc", "opd"))
-    check_text(question, choices)
-    gold = COP.get(plain_cop(cells["cop"]))
-    if gold is None:
-        raise RejectedRow("cop is not one of 1, 2, 3, 4")
-    return Question(*place, split or "train", "", "", question, choices, gold)
+def parse_columns(text: str, base: Format | None = None) -> Format:
+    """The format that `--columns` states: ``question=stem, options=A,B,C, answer=label``; `base` has the other keys.
+
+    Raises `UserError` for anything else.
+    """
+    keys: dict[str, Any] = {}
+    for part in re.split(r"[,;\n]\s*(?=\w+\s*=)", text.strip().rstrip(",;")):
+        key, sign, value = part.partition("=")
+        key, items = key.strip(), [item.strip() for item in re.split(r"[,|]", value)]
+        if not sign or not all(items):
+            raise UserError(f'--columns {part!r}: write "question=stem, options=A,B,C,D, answer=label"')
+        if key in keys:
+            raise UserError(f"--columns: {key} is given twice")
+        keys[key] = items if len(items) > 1 else items[0]
+    return made(base.name if base else "columns", keys, "--columns", base)
 
 
-def read_medqa(cells: Mapping[str, Any], place: Place, split: str) -> Question:
-    """MedQA-USMLE with four options (Jin et al. 2021): `answer_idx` is the letter, `answer` the text."""
-    options = cells["options"]
-    if not isinstance(options, Mapping) or sorted(options) != list(LETTERS):
-        kinds = {str: "text", list: "a list"}
-        raise RejectedRow(
-            f"options are not A, B, C, D, but {kinds.get(type(options)) or f'an object of {len(options)}'}"
-        )
-    if not all(isinstance(option, str) for option in options.values()):
-        raise RejectedRow("an option is not text")
-    question = clean_text(cells["question"])
-    choices = tuple(clean_text(options[letter]) for letter in LETTERS)
-    check_text(question, choices)
-    gold = reconcile(cells["answer_idx"], clean_text(cells["answer"]), LETTERS, choices)
-    return Question(*place, split or "train", "", "", question, choices, gold)
-
-
-class Format(NamedTuple):
-    """How to recognise a source, and how to read its rows."""
-
-    title: str
-    columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any], Place, str], Question]  # raises RejectedRow
-    licence: str  # as its publisher gives it
-    # The column of answers, and why its cells (with their counts) do not tell the right options, or "".
-    answers: tuple[str, Callable[[Counter[str]], str]] | None = None
+def read_format(file: Path, name: str | None = None) -> Format:
+    """The format of a YAML file, called as the file. Raises `UserError` if it cannot be read, or has a wrong key."""
+    where = f"--format {file}"
+    try:
+        keys = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{where} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict):
+        raise UserError(f"{where} has no keys: write question: stem, and options and answer in further lines")
+    return made(name or file.stem, {str(key): value for key, value in keys.items()}, where)
 
 
 FORMATS = {
-    "pmc_vqa_v1": Format("PMC-VQA version 1", V1_HEADER, read_pmc_vqa_v1, "CC BY-SA"),
-    "pmc_vqa_v2": Format("PMC-VQA version 2", V2_HEADER, read_pmc_vqa_v2, "CC BY-SA"),
-    "medmcqa": Format(
-        "MedMCQA", ("question", "opa", "opb", "opc", "opd", "cop"), read_medmcqa, "MIT", ("cop", fault_of_cop)
-    ),
-    "medqa": Format("MedQA-USMLE, four options", ("question", "options", "answer", "answer_idx"), read_medqa, "MIT"),
+    name: read_format(Path(__file__).with_name("known_formats") / f"{name}.yaml")
+    for name in (
+        *("pmc_vqa_v1", "pmc_vqa_v2", "medmcqa", "medqa", "pubmedqa", "pubmedqa_original"),
+        *("mmlu", "medxpertqa", "head_qa"),
+    )
 }
 
 
-def detect(columns: Iterable[str]) -> str | None:
-    """Name of the format that has these columns, or None. Columns beyond a format's own do not matter."""
-    present = set(columns)
-    return next((name for name, known in FORMATS.items() if present.issuperset(known.columns)), None)
+def wanted_format(value: str, columns: str | None) -> Format | None:
+    """The format that `--format` and `--columns` name, or None to detect it. Raises `UserError` for another value."""
+    base = None
+    if value != "detect":
+        if value not in FORMATS and Path(value).suffix.lower() not in (".yaml", ".yml"):
+            raise UserError(f"--format {value}: give {', '.join(FORMATS)}, or a YAML file that names the columns")
+        base = FORMATS.get(value) or read_format(Path(value))
+    return parse_columns(columns, base) if columns else base
+
+
+def _spelling(name: str) -> str:
+    """The letters and digits of a column's name."""
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def match(columns: Sequence[str], formats: Iterable[Format]) -> tuple[Format, tuple[str, ...]] | None:
+    """The first of the formats whose columns are all here, and `columns` with these in the format's spelling; or None.
+
+    A name may differ in case, spaces and underscores from the format's. A format whose names are here exactly comes
+    before one whose names are spelt otherwise. Columns beyond a format's own do not matter.
+    """
+    formats = tuple(formats)
+    for known in formats:
+        if set(columns).issuperset(known.columns):
+            return known, tuple(columns)
+    for known in formats:
+        own = {_spelling(name): name for name in known.columns}
+        renamed = tuple(name if name in known.columns else own.get(_spelling(name), name) for name in columns)
+        if set(renamed).issuperset(known.columns):
+            return known, renamed
+    return None
 
 
 def split_named(name: str) -> str:

@@ -1,7 +1,8 @@
 """Turn medical multiple-choice questions into a chat data set for supervised fine-tuning.
 
-In:  PMC-VQA (version 1 or 2), MedMCQA or MedQA-USMLE: a folder with CSV or JSON-lines files, one such file, a saved
-     `datasets` folder, or PMC-VQA's id on the Hub.
+In:  questions with two to ten options: a folder with tables (CSV, JSON, Parquet), one table, a saved `datasets`
+     folder, or an id on the Hub. Known sets are recognised; for others, --columns or --format FILE says which column
+     holds what.
 Out: OUTPUT_DIR with one Parquet file a split (train, dev, test, test_clean), which `datasets.load_dataset` opens, and
      beside them README.md (data set card), report.json and report.html (counts, floors, overlaps, lengths),
      rejected.csv (each rejected row with its reason) and examples.json (three rows of each split, to look at).
@@ -16,12 +17,14 @@ import contextlib
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.chat_rows import MAX_ORDERS
-from data_prep.formats import FORMATS
+from data_prep.answers import NONE, judge
+from data_prep.arguments import options_of, parse_arguments
+from data_prep.first_rows import print_understood
 from data_prep.reading import Reading, check_reading, read_sources
 from data_prep.reasoning import load_rationales
 from data_prep.report import SAMPLED, TEMPLATES, Measures, examples, sampled_lengths, write_report
@@ -38,11 +41,10 @@ from sft.common.command import (
     read_json,
     run,
     terminated_as_exit,
-    usable_cores,
 )
 from sft.common.display import render
 from sft.common.hub import check_push, make_public, push
-from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN, PROMPT_VERSION
+from sft.common.prompts import PROMPT_VERSION
 
 CHECK_ROWS = 10  # of each source, with --check
 
@@ -76,16 +78,6 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
     return assigned, split_of, left_out
 
 
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide what is written. Of a path, only the last name is kept."""
-    elsewhere = ("output_dir", "overwrite", "num_proc", "check", "push_to_hub", "public", "seed", "answer_format")
-    options = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False)}
-    for key in options.keys() & {"dataset_path", "add_reasoning", "tokenizer", "pretokenize", "chat_template"}:
-        if Path(options[key]).exists():
-            options[key] = Path(options[key]).name
-    return options
-
-
 def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args: argparse.Namespace) -> None:
     """Raise `UserError` if a larger share than --max_rejected is too long, or a split has no row left."""
     dropped = sum(count for split, count in too_long.items() if not split.startswith("test"))
@@ -116,8 +108,8 @@ def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
     """What the report states of a source; `counts` has its rows by split, and its rejected ones."""
     splits = {split: counts[source.name, split] for split in SPLITS}
     rows = sum(splits.values()) + counts[source.name, "rejected"]
-    title = FORMATS[source.format].title
-    return {"format": source.format, "title": title, "sha256": source.sha256(), "rows": rows, "splits": splits}
+    known = source.format
+    return {"format": known.name, "title": known.title, "sha256": source.sha256(), "rows": rows, "splits": splits}
 
 
 def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> dict[str, Any]:
@@ -169,13 +161,33 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         report["not_shuffled"] = counts["not shuffled"]
     if args.max_length:
         report["longer_than_max_length"] = too_long
-    if args.add_reasoning:
+    if args.keep_for_evaluation:
+        report["kept_for_evaluation"] = counts["repeats an option"]
+    if args.add_reasoning or any(source.format.rationale for source in sources):
         report["rationales"] = int(reading.has_reasoning.sum())
         if isinstance(worker.rationales, dict):
             report["rationales_unused"] = len(worker.rationales) - report["rationales"]
     write_rejected(folder / "rejected.csv", reading.rejected)
-    write_report(folder, report, measures, examples(heads, sources))
+    write_report(folder, report, measures, examples(heads, sources), sources)
     return report
+
+
+def with_answers(sources: list[Source]) -> list[Source]:
+    """The sources, each with the way to read its answers; one whose publisher keeps the answers back is left out.
+
+    Raises `UserError` if a column of answers does not show how it is to be read, or no source with answers is left.
+    """
+    judged = [
+        replace(source, answers=judge(source.format, source.readable, f"{source.path}, {source.name}"))
+        for source in sources
+    ]
+    for source in judged:
+        if source.answers == NONE:
+            what = f"{source.name}: no row has an answer in {source.format.answer}"
+            if not source.format.no_answer or len(judged) == 1:
+                raise UserError(f"{what}: leave this file or split out")
+            print(f"Left out: {what}, which {source.format.title} publishes without answers")
+    return [source for source in judged if source.answers != NONE]
 
 
 def check_is_ours(folder: Path) -> None:
@@ -188,68 +200,8 @@ def check_is_ours(folder: Path) -> None:
         raise UserError(f"--overwrite: {folder} has no report.json of a prepared data set: choose another folder")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The options, each checked as far as it can be without reading the data."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_argument_group("what is read")
-    source.add_argument("--dataset_path", help="folder, file, saved data set, or PMC-VQA's id on the Hub")
-    source.add_argument("--format", choices=("detect", *FORMATS), default="detect")
-    source.add_argument("--revision", help="commit of the data set on the Hub, 40 digits")
-    source.add_argument("--max_samples", type=int, help="draw at most this many questions of each source split")
-    source.add_argument("--max_rejected", type=float, default=0.01, help="largest share of rows that may be rejected")
-    splits = parser.add_argument_group("splits")
-    splits.add_argument("--dev_size", type=int, default=2000, help="questions held out from train (at most 10 %%)")
-    splits.add_argument("--drop_overlap", action="store_true", help="drop training questions that other splits share")
-    prompts = parser.add_argument_group("prompts")
-    prompts.add_argument("--answer_format", choices=ANSWER_FORMATS, help=f"default: {DEFAULT_ANSWER_FORMAT}")
-    prompts.add_argument("--no_choices", action="store_true", help="ask the bare question; the answer is the text")
-    prompts.add_argument("--shuffle_choices", type=int, default=0, metavar="K", help="K option orders a training row")
-    prompts.add_argument("--add_reasoning", metavar="FILE", help="rationales: .jsonl, .parquet, or a source's column")
-    prompts.add_argument("--require_reasoning", action="store_true", help="leave training questions without one out")
-    tokens = parser.add_argument_group("tokens")
-    tokens.add_argument("--tokenizer", metavar="MODEL", help="show tokens in examples.json and report.html")
-    tokens.add_argument("--pretokenize", metavar="MODEL", help="write input_ids and labels too, for this model")
-    tokens.add_argument("--chat_template", help="Jinja file; default: the tokenizer's own")
-    tokens.add_argument("--max_length", type=int, help="in tokens: longer rows leave train and dev (--pretokenize)")
-    output = parser.add_argument_group("what is written")
-    output.add_argument("--output_dir", type=Path, default=Path("PMC-VQA-Processed"))
-    output.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
-    output.add_argument("--check", action="store_true", help="try it all on 10 rows of each source, keep nothing")
-    output.add_argument("--push_to_hub", metavar="REPO", help="upload the folder, privately")
-    output.add_argument("--public", action="store_true", help="make a new repository of --push_to_hub public")
-    output.add_argument("--num_proc", type=int, default=usable_cores(), help="processes; any number, same bytes")
-    output.add_argument("--seed", type=int, default=42)
-    args = parser.parse_args()
-
-    for option, value in vars(args).items():
-        if value == "":
-            raise UserError(f"--{option} is empty: is a variable of your shell unset?")
-        if option in ("max_samples", "max_length", "num_proc") and value is not None and value < 1:
-            raise UserError(f"--{option} {value}: give a positive number")
-    if not (args.dataset_path or args.check):
-        raise UserError("--dataset_path is not given: name the folder with train.csv and test.csv")
-    if not 0 <= args.shuffle_choices <= MAX_ORDERS:
-        raise UserError(f"--shuffle_choices {args.shuffle_choices}: four options have {MAX_ORDERS} orders")
-    if args.dev_size < 0 or not 0 <= args.max_rejected <= 1:
-        raise UserError("--dev_size cannot be negative, --max_rejected is a share from 0 to 1")
-    if args.no_choices and (args.answer_format not in (None, "text") or args.shuffle_choices):
-        raise UserError("--no_choices shows no options: leave out --shuffle_choices and --answer_format")
-    if args.require_reasoning and not args.add_reasoning:
-        raise UserError("--require_reasoning: name the rationales with --add_reasoning")
-    if args.max_length and not args.pretokenize:
-        raise UserError("--max_length counts tokens: name the model with --pretokenize")
-    if args.tokenizer and args.pretokenize and args.tokenizer != args.pretokenize:
-        raise UserError("--tokenizer and --pretokenize name different models: --pretokenize alone shows tokens too")
-    if args.chat_template and not (args.tokenizer or args.pretokenize):
-        raise UserError("--chat_template: name the model with --tokenizer or --pretokenize")
-    if args.public and not args.push_to_hub:
-        raise UserError("--public goes with --push_to_hub")
-    args.answer_format = OPEN if args.no_choices else args.answer_format or DEFAULT_ANSWER_FORMAT
-    return args
-
-
 def main() -> None:
-    args = parse_arguments()
+    args = parse_arguments(__doc__)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(terminated_as_exit())
@@ -265,9 +217,8 @@ def main() -> None:
         repo = ("--push_to_hub", args.push_to_hub, "dataset")
         if args.push_to_hub and check_push(*repo, args.public) is not None and not args.overwrite:
             raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
-        sources = find_sources(args.dataset_path, args.format, args.revision)
-        for source in sources:
-            source.check_answers()
+        sources = with_answers(find_sources(args.dataset_path, args.wanted, args.revision))
+        print_understood(sources)
         # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
         worker.start(args, load_rationales(args.add_reasoning, sources) if args.add_reasoning else None)
         with atomic_folder(args.output_dir, args.overwrite) as folder:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from sft.common.prompts import LETTERS, clean_text
 
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
-_MARKED_LETTER = re.compile(r"[\W_]*((option|choice|answer)[\W_]*)?[a-d][\W_]*", re.IGNORECASE)
+_LETTER = re.compile(rf"[\W_]*(?:(?:option|choice|answer)[\W_]*)?([{LETTERS}])[\W_]*", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*(-?\d{1,9})(?:\.0+)?\s*")
 _PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # An answer that holds one would be cut: chat templates take everything up to the last closing tag as thoughts.
@@ -70,13 +71,13 @@ class Question(NamedTuple):
     uncut_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 
-def check_text(question: str, choices: Sequence[str]) -> None:
-    """Raise `RejectedRow` for an empty question or option, two equal options, or an option with a think tag."""
+def check_text(question: str, choices: Sequence[str], may_repeat: bool = False) -> None:
+    """Raise `RejectedRow` for an empty question or option, an option with a think tag, or (else) two equal options."""
     if not question:
         raise RejectedRow("question is empty")
     if not all(choices):
         raise RejectedRow("an option is empty")
-    if len(set(choices)) < len(choices):
+    if len(set(choices)) < len(choices) and not may_repeat:
         raise RejectedRow("two options are the same")
     if any(tag in choice for choice in choices for tag in THINK_TAGS):
         raise RejectedRow("an option holds a think tag")
@@ -94,28 +95,40 @@ def fingerprint(question: str, choices: Sequence[str]) -> str:
     return "\n".join([first, *sorted(rest)])
 
 
-def position_of(label: str) -> int:
-    """Index of the option that a label names by its position. Raises `RejectedRow` for any label but A to D."""
-    label = clean_text(label)
-    if label in tuple(LETTERS):
-        return LETTERS.index(label)
-    found = ", but a number" if re.fullmatch(r"\d+(\.\d+)?", label) else ""
-    found = ", but a letter in another form" if _MARKED_LETTER.fullmatch(label) else found
-    raise RejectedRow(f"label is not one of A, B, C, D{found}")
+def position_of(label: str, count: int) -> int:
+    """Index of the option, of `count`, that a letter names: ``B``, ``b``, ``(B)``, ``Option B``.
 
-
-def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:
-    """Index of the gold option, where the row gives a label and the answer's text.
-
-    Where the text equals one option alone, that option must stand at the label's position, or carry the label as its
-    printed letter (columns that were shifted). Otherwise `RejectedRow` is raised.
+    Raises `RejectedRow` for any other label.
     """
-    position = position_of(label)
+    letter = _LETTER.fullmatch(label)
+    if letter and (position := LETTERS.index(letter[1].upper())) < count:
+        return position
+    found = ", but a number" if re.fullmatch(r"\d+(\.\d+)?", clean_text(label)) else ""
+    raise RejectedRow(f"label is not one of {', '.join(LETTERS[:count])}{found}")
+
+
+def number_of(label: str) -> int | None:
+    """The whole number that a cell holds, or None; 2.0, as a column with gaps is saved, is 2."""
+    number = _NUMBER.fullmatch(label)
+    return int(number[1]) if number else None
+
+
+def matches_of(answer: str, choices: Sequence[str]) -> list[int]:
+    """Indices of the options that an answer's text equals: exactly, or else typed differently."""
+    wanted = comparable(answer)
+    exact = [index for index, choice in enumerate(choices) if choice == answer]
+    return exact or [index for index, choice in enumerate(choices) if comparable(choice) == wanted]
+
+
+def reconcile(position: int, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:
+    """Index of the gold option, where the row gives a position (by letter or number) and the answer's text.
+
+    Where the text equals one option alone, that option must stand at the position, or carry its letter as the printed
+    one (columns that were shifted). Otherwise `RejectedRow` is raised.
+    """
     if choices[position] == answer:
         return position
-    wanted = comparable(answer)
-    matches = [choices.index(answer)] if answer in choices else []
-    matches = matches or [index for index, choice in enumerate(choices) if comparable(choice) == wanted]
+    matches = matches_of(answer, choices)
     if not matches:
         raise RejectedRow("answer text equals no option")
     if position in matches:
@@ -125,13 +138,12 @@ def reconcile(label: str, answer: str, printed: Sequence[str | None], choices: S
     raise RejectedRow("label and answer text name different options")
 
 
-def reconcile_without_text(label: str, printed: Sequence[str | None]) -> int:
-    """Index of the gold option, where the row gives a label alone.
+def reconcile_without_text(position: int, printed: Sequence[str | None]) -> int:
+    """Index of the gold option, where the row gives a position alone.
 
-    The letter printed in front of the option at that position, if any, must be the label, and no other option may
+    The letter printed in front of the option there, if any, must be that of the position, and no other option may
     carry it: with no text to decide, nothing is guessed. Otherwise `RejectedRow` is raised.
     """
-    position = position_of(label)
     carriers = [index for index, letter in enumerate(printed) if letter == LETTERS[position]]
     if carriers != [position] and (carriers or printed[position]):
         raise RejectedRow("label and printed letter name different options")

@@ -7,13 +7,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.formats import FORMATS
 from data_prep.questions import THINK_TAGS, Question, RejectedRow, fingerprint, sound
+from data_prep.rows import read_row
 from data_prep.sources import Source, cells_of
 from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash64
 from sft.common.command import UserError
@@ -22,13 +23,15 @@ CHUNK = 2_000  # rows a piece of work: more would take memory and save no time
 HASHES = ("content_hash", "prompt_hash", "group_hash", *OVERLAPS.values())
 
 
+_hash_again = lru_cache(maxsize=64)(hash64)  # of articles and figures, which several rows in a row share
+
 # What to do where a reason that begins so is the most common one: a complete file is then likely to have the fault.
 REMEDIES = {
     "row is not UTF-8 text": "save the file as UTF-8 (in a spreadsheet, CSV UTF-8)",
-    "label is not one of A, B, C, D": "write the letter of the right option alone, as A",
-    "cop is not one of 1, 2, 3, 4": "write the number of the right option, counted from 1, or its letter, a to d",
-    "options are not A, B, C, D": 'write four options as {"A": "…", "B": "…", "C": "…", "D": "…"}; other numbers of '
-    "options are not read",
+    "label is not one of A, B": "write the letter of the right option",
+    "two options are the same": "correct them, or keep them in dev and test with --keep_for_evaluation",
+    "the file's name and the split column": "rename the file, so that its name has no split",
+    "its last lines are not options": "write each option in a line of its own, A. to J., with nothing behind them",
     "an option holds a think tag": "remove the tags, at which chat templates cut the answer",
     "a key stands twice": "rename or remove the wrong one",
     "a cell is a list or an object": "write one question a line, with text in every cell",
@@ -75,9 +78,9 @@ def hashes_of(question: Question) -> tuple[int, ...]:
     return (
         hash64(f"{prompt}\n{question.gold}"),
         hash64(prompt),
-        hash64(f"{worker.options.seed}:{question.article or question.id}"),
-        hash64(question.article),
-        hash64(question.uncut_figure),
+        _hash_again(f"{worker.options.seed}:{question.article or question.id}"),
+        _hash_again(question.article),
+        _hash_again(question.uncut_figure),
         hash64(fingerprint(question.question, question.choices)),
     )
 
@@ -96,14 +99,17 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
     import pyarrow as pa
 
     source, first, raw_rows = chunk
-    read, rationales = FORMATS[source.format].read, worker.rationales
+    rationales, may_repeat = worker.rationales, worker.options.keep_for_evaluation
     kept, rejected = [], []
     for number, raw in enumerate(raw_rows, start=first):
         try:
             cells = cells_of(raw, source)
-            question = read(cells, (f"{source.stem}-{number}", source.name, number), source.split)
+            place = (source.stem, source.name, number)
+            question = read_row(cells, source.format, source.answers, place, source.split, may_repeat)
+            text = question.reasoning
             if rationales is not None:
                 text = cells.get(rationales, "") if isinstance(rationales, str) else rationales.get(question.id, "")
+            if text:
                 question = question._replace(reasoning=clean_reasoning(text))
             kept.append((*question, *hashes_of(question)))
         except RejectedRow as reason:
@@ -135,6 +141,12 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
         has_reasoning = np.array(pc.not_equal(table["reasoning"], ""), bool)
         for row in table.group_by(["source", "split"]).aggregate([([], "count_all")]).to_pylist():
             by_source[row["source"], row["split"]] = row["count_all"]
+        if any(source.format.id for source in sources):
+            ids = table["id"].value_counts().to_pylist()
+            if twice := [each["values"] for each in ids if each["counts"] > 1]:
+                raise UserError(
+                    f"the id {twice[0]} stands in several rows ({len(twice)} such ids): map no id, or mend it"
+                )
     first = first_occurrences(hashes["content_hash"])
     split_of[~first] = LEFT_OUT
     return Reading(

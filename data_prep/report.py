@@ -1,13 +1,15 @@
 """What the prepared data looks like: measures of each split, examples, and what people read, from templates."""
 
+import contextlib
 import operator
+import re
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep import worker
-from data_prep.formats import FORMATS
+from data_prep.questions import RejectedRow
+from data_prep.rows import id_of
 from data_prep.sources import Source, cells_of
 from sft.common.command import write_json
 from sft.common.display import render
@@ -76,17 +78,24 @@ def examples(heads: dict[str, Any], sources: list[Source]) -> dict[str, list[dic
     from sft.common.chat_template import explain
 
     shown = {split: head.slice(0, EXAMPLES).to_pylist() for split, head in heads.items()}
-    places: dict[tuple[str, int], list[dict]] = {}
+    places: dict[tuple[str, str], list[dict]] = {}
     for row in (row for rows in shown.values() for row in rows):
         if worker.tokenizer is not None:
             row |= explain(worker.tokenizer, row["prompt"], row["completion"])
-        number = row["id"].rpartition("-")[2].partition("#")[0]
-        places.setdefault((row["source"], int(number)), []).append(row)
+        for id in {row["id"], re.sub(r"#\d+$", "", row["id"])}:  # as one of several orders it has a number more
+            places.setdefault((row["source"], id), []).append(row)
     for source in sources:
-        last = max((number for name, number in places if name == source.name), default=0)
-        for number, raw in enumerate(islice(source.rows(), last), start=1):
-            for row in places.get((source.name, number), ()):
-                row["raw"] = cells_of(raw, source)
+        wanted = {id for name, id in places if name == source.name}
+        for number, raw in enumerate(source.rows(), start=1):
+            if not wanted:
+                break
+            with contextlib.suppress(RejectedRow):
+                cells = cells_of(raw, source)
+                id = id_of(source.format, cells, source.stem, number)
+                if id in wanted:
+                    wanted.remove(id)
+                    for row in places[source.name, id]:
+                        row["raw"] = cells
     return shown
 
 
@@ -111,7 +120,11 @@ def bar_chart(lengths: Counter, limit: int) -> dict[str, Any]:
 
 
 def write_report(
-    folder: Path, report: dict[str, Any], measures: dict[str, Measures], shown: dict[str, list[dict]]
+    folder: Path,
+    report: dict[str, Any],
+    measures: dict[str, Measures],
+    shown: dict[str, list[dict]],
+    sources: list[Source],
 ) -> None:
     """Write report.json, examples.json (`shown`), the page report.html and the data set card README.md."""
     write_json(folder / "report.json", report)
@@ -124,6 +137,6 @@ def write_report(
     text = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in first["prompt"] + first["completion"])
     page = render(TEMPLATES / "report.html", **report, charts=charts, example=first.get("text", text))
     (folder / "report.html").write_text(page, encoding="utf-8")
-    formats = [FORMATS[name] for name in sorted({source["format"] for source in report["sources"].values()})]
+    formats = sorted({source.format for source in sources}, key=lambda known: known.name)
     card = render(TEMPLATES / "data_card.md", **report, formats=formats)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.formats import V1_HEADER
+from data_prep.formats import FORMATS
 from sft.common.prompts import LETTERS
 
 FACTS_FILE = Path(__file__).with_name("sample_facts.yaml")
 TRAIN_PHRASINGS = 5
+V1_HEADER = FORMATS["pmc_vqa_v1"].columns
 # Rows that repeat a question with its options permuted, so that the model learns the words and not the letter.
 ORDERS = {"train": 6, "test": 1}
 # Article numbers that PubMed Central has not reached, so that no sample row can be taken for a real one.

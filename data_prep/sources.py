@@ -7,7 +7,6 @@ import contextlib
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.diagnosis import HOW_TO_CONVERT, OTHER_ENDINGS, check_beginning, fault_of_header
-from data_prep.formats import FORMATS, detect, split_named
+from data_prep.formats import FORMATS, Format, match, split_named
 from data_prep.questions import JSON, RejectedRow, as_text, sound
 from sft.common.command import UserError, first_line, sha256
 from sft.common.hub import is_id, loading_errors, unreached
@@ -40,8 +39,9 @@ class Source:
     stem: str  # what the ids of its rows begin with
     kind: str  # csv, jsonl or saved
     columns: tuple[str, ...]
-    format: str  # key of FORMATS
+    format: Format
     split: str  # train, dev, test, test_clean; "" where the name does not tell
+    answers: str = ""  # how they are read (data_prep/answers.py), once the column of answers was judged
 
     def sha256(self) -> str:
         """SHA-256 of the bytes that are read, in hexadecimal."""
@@ -54,45 +54,47 @@ class Source:
         """The rows as they come, to be read by `cells_of`. Raises `UserError` where the file breaks off."""
         return {"csv": _csv_rows, "jsonl": _json_lines, "saved": _saved_rows}[self.kind](self)
 
-    def check_answers(self) -> None:
-        """Raise `UserError` if the column of answers, read from the first row to the last, shows a fault."""
-        if answers := FORMATS[self.format].answers:
-            column, fault_of = answers
-            if fault := fault_of(Counter(_column(self, column))):
-                raise UserError(f"{self.path}{f', split {self.name}' if self.kind == 'saved' else ''}: {fault}")
+    def described(self) -> str:
+        return self.kind
+
+    def readable(self, only: set[str] | None = None) -> Iterator[Mapping[str, Any]]:
+        for raw in self.rows():
+            with contextlib.suppress(RejectedRow):
+                yield cells_of(raw, self)
 
 
-def find_sources(place: str, format_name: str, revision: str | None) -> list[Source]:
-    """The sources of a format at `place`: a file, a folder of files, a saved `datasets` folder, or an id on the Hub.
+def find_sources(place: str, wanted: Format | None, revision: str | None) -> list[Source]:
+    """The sources at `place`: a file, a folder of files, a saved `datasets` folder, or an id on the Hub.
 
-    Prints which others are there. Raises `UserError` if nothing is there, for a file of no known format, if none has
-    the wanted format, for two files of one name, or for a Hub id without version and commit.
+    They are of the format `wanted`, or of any known one. Prints which others are there. Raises `UserError` if nothing
+    is there, for a file of no known format, if none has the wanted format, for two files of one name, or for a Hub id
+    without version and commit.
     """
     path = Path(place)
     if not path.exists():
-        every = [_file_source(file) for file in _download(place, format_name, revision)]
+        every = [_file_source(file, wanted) for file in _download(place, wanted, revision)]
     elif revision:
         raise UserError(f"--revision {revision} is for a data set on the Hub, and {place} is here on the disk")
     elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        every = _saved_sources(path)
+        every = _saved_sources(path, wanted)
     else:
         if (path / "report.json").is_file() and (path / "rejected.csv").is_file():
             raise UserError(f"--dataset_path {path} is prepared already: give the folder that it was made from")
-        every = list(_sources_in(path))
-    sources = [source for source in every if format_name in ("detect", source.format)]
+        every = list(_sources_in(path, wanted))
+    sources = [source for source in every if wanted in (None, source.format)]
     if not sources:
-        there = ", ".join(f"{source.name} ({FORMATS[source.format].title})" for source in every)
-        raise UserError(f"--format {format_name}: {path} holds no {FORMATS[format_name].title}, but {there}")
+        there = ", ".join(f"{source.name} ({source.format.title})" for source in every)
+        raise UserError(f"--format {wanted.name}: {path} holds no {wanted.title}, but {there}")
     for first, second in combinations(sources, 2):
         if first.stem == second.stem:
             raise UserError(f"{first.name} and {second.name} would give their rows the same ids: rename one of them")
     for source in every:
         if source not in sources:
-            print(f"Left out by --format: {source.name}, {FORMATS[source.format].title}")
+            print(f"Left out by --format: {source.name}, {source.format.title}")
     return sources
 
 
-def _sources_in(path: Path) -> Iterator[Source]:
+def _sources_in(path: Path, wanted: Format | None) -> Iterator[Source]:
     """The sources of a folder's files, or of one file. Prints which tables and subfolders are not read."""
     visible = [file for file in sorted(path.iterdir()) if file.name[0] != "."] if path.is_dir() else [path]
     files = [file for file in visible if file.suffix.lower() in FILE_ENDINGS]
@@ -106,7 +108,7 @@ def _sources_in(path: Path) -> Iterator[Source]:
         print(f"Not read: {', '.join(others)}. To read a table, {HOW_TO_CONVERT}")
     for file in files:
         try:
-            yield _file_source(file)
+            yield _file_source(file, wanted)
         except UserError as error:
             if len(files) == 1:
                 raise
@@ -117,13 +119,13 @@ def _other_table(file: Path) -> bool:
     return file.suffix.lower() in OTHER_ENDINGS and file.is_file()
 
 
-def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
+def _download(place: str, wanted: Format | None, revision: str | None) -> list[Path]:
     """The files of a PMC-VQA version on the Hub, at one commit, in the Hub's cache."""
     if not is_id(place):
         raise UserError(
             f"--dataset_path {place} does not exist: give the folder that holds train.csv and test.csv, or one file"
         )
-    if format_name not in HUB_FILES or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+    if not wanted or wanted.name not in HUB_FILES or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise UserError(
             f"--dataset_path {place} is not a folder here. As a data set on the Hub it needs its version, --format "
             f"{' or '.join(HUB_FILES)}, and --revision with the 40 digits of a commit, so that it stays the same data"
@@ -132,28 +134,31 @@ def _download(place: str, format_name: str, revision: str | None) -> list[Path]:
 
     unreached()
     files = []
-    for name in HUB_FILES[format_name]:
+    for name in HUB_FILES[wanted.name]:
         with loading_errors(f"{name} of {place} cannot be had from the Hub at {revision}"):
             files.append(Path(hf_hub_download(place, name, repo_type="dataset", revision=revision)))
     return files
 
 
-def _source(path: Path, name: str, stem: str, kind: str, columns: tuple[str, ...], where: str) -> Source:
+def _source(
+    path: Path, name: str, stem: str, kind: str, columns: tuple[str, ...], where: str, wanted: Format | None
+) -> Source:
     """The source with the format of its columns. Raises `UserError` if they are of no known format."""
     try:
         sound("".join(columns))
     except RejectedRow:
         raise UserError(f"{where}: the header is not UTF-8 text: save the file as UTF-8") from None
-    format_name = detect(columns)
-    if format_name is None:
+    matched = match(columns, [wanted] if wanted and FORMATS.get(wanted.name) != wanted else FORMATS.values())
+    if matched is None:
         header = ascii(",".join(columns))[1:-1][:200] or "an empty file or first line"
         raise UserError(f"{where}: header of no known format: found {header}; {fault_of_header(columns)}")
-    if twice := [name for name in FORMATS[format_name].columns if columns.count(name) > 1]:
+    known, columns = matched
+    if twice := [name for name in known.columns if columns.count(name) > 1]:
         raise UserError(f"{where}: two columns are called {twice[0]}: rename or remove the wrong one")
-    return Source(path, name, stem, kind, columns, format_name, split_named(stem))
+    return Source(path, name, stem, kind, columns, known, split_named(stem))
 
 
-def _file_source(file: Path) -> Source:
+def _file_source(file: Path, wanted: Format | None) -> Source:
     kind = "csv" if file.suffix.lower() == ".csv" else "jsonl"
     try:
         with open(file, "rb") as content:
@@ -169,10 +174,10 @@ def _file_source(file: Path) -> Source:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except (csv.Error, ValueError, RecursionError) as error:
         raise UserError(f"{file}: line 1 is not {'CSV' if kind == 'csv' else 'a JSON object'}: {error}") from error
-    return _source(file, file.name, file.stem, kind, tuple(columns), str(file))
+    return _source(file, file.name, file.stem, kind, tuple(columns), str(file), wanted)
 
 
-def _saved_sources(path: Path) -> list[Source]:
+def _saved_sources(path: Path, wanted: Format | None) -> list[Source]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -181,7 +186,7 @@ def _saved_sources(path: Path) -> list[Source]:
         raise UserError(f"{path}: not a complete saved data set, or an empty split: {first_line(error)}") from error
     splits = saved if isinstance(saved, DatasetDict) else {split_named(path.name) or "train": saved}
     return [
-        _source(path, name, name, "saved", tuple(rows.column_names), f"{path}, split {name}")
+        _source(path, name, name, "saved", tuple(rows.column_names), f"{path}, split {name}", wanted)
         for name, rows in splits.items()
     ]
 
@@ -249,7 +254,7 @@ def _saved_rows(source: Source, only: set[str] | None = None) -> Iterator[dict[s
     rows = saved if isinstance(saved, Dataset) else saved[source.name]
     # Images stay where they are.
     wanted = {name for name, kind in rows.features.items() if isinstance(kind, Value | ClassLabel)}
-    wanted = only or wanted | set(FORMATS[source.format].columns)
+    wanted = only or wanted | set(source.format.columns) | set(source.format.optional)
     classes = {name: rows.features[name] for name in wanted if isinstance(rows.features[name], ClassLabel)}
     for row in rows.select_columns([name for name in rows.column_names if name in wanted]):
         for name, kind in classes.items():
@@ -269,7 +274,7 @@ def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
         if len(raw) != len(source.columns):
             raise RejectedRow(f"row has too {'few' if len(raw) < len(source.columns) else 'many'} cells")
         return dict(zip(source.columns, raw, strict=True))
-    columns = FORMATS[source.format].columns
+    columns = source.format.columns
     if source.kind == "jsonl":
         try:
             raw = JSON.decode(sound(raw))
@@ -277,16 +282,4 @@ def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
             raise RejectedRow("line is not JSON") from None
         if not isinstance(raw, dict) or not all(column in raw for column in columns):
             raise RejectedRow("line lacks a column of its format")
-    cells = as_text(raw)
-    if not all(isinstance(cells[column], str) for column in columns if column != "options"):
-        raise RejectedRow("a cell is a list or an object instead of text")
-    return cells
-
-
-def _column(source: Source, name: str) -> Iterator[str]:
-    """The cells of one column as text, of the rows that can be read."""
-    for raw in _saved_rows(source, {name}) if source.kind == "saved" else source.rows():
-        with contextlib.suppress(RejectedRow, ValueError, TypeError, KeyError, RecursionError):
-            # To make text of every cell of a JSON line, as `cells_of` does, would take three times as long.
-            cells = JSON.decode(raw) if source.kind == "jsonl" else raw
-            yield str(as_text(cells_of(raw, source)[name] if source.kind == "csv" else cells[name]))
+    return as_text(raw)

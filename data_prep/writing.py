@@ -32,6 +32,8 @@ def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Meas
         orders = options.shuffle_choices if split == "train" else 0
         for question in questions.filter(pa.array(split_of == code)).to_pylist():
             new = list(chat_rows(question, options.answer_format, orders, options.seed))
+            if len(set(question["choices"])) < len(question["choices"]):
+                counts["repeats an option"] += 1
             if orders and new[0]["id"] == question["id"]:  # the id of an order has a number
                 counts["not shuffled"] += 1
             rows += new

@@ -76,7 +76,7 @@ def clean_text(cell: str) -> str:
     return " ".join((cell if cell.isascii() else unicodedata.normalize("NFC", cell)).split())
 
 
-def clean_choice(cell: str) -> tuple[str | None, str]:
+def clean_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
     """(printed letter or None, text of the option) for a cell such as ``" A: Green "``.
 
     A quote that the source glued on goes with the letter behind it, or with the white space before it; quotes that
@@ -91,7 +91,7 @@ def clean_choice(cell: str) -> tuple[str | None, str]:
     return (printed.group(1) if printed else None), text
 
 
-def typed_choice(cell: str) -> tuple[str | None, str]:
+def typed_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
     """As `clean_choice`, where the letter may have another form: ``"(a) green"`` is ``("A", "green")``."""
     return clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", cell))
 

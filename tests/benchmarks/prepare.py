@@ -75,8 +75,7 @@ def write_synthetic(folder: Path, rows: dict[str, int], seed: int = 0) -> None:
     With DeepSeek's vocabulary and template, 250 real rows have 48 to 190 tokens, 69 on average, half of them 57 to 74;
     a thousand of these have 48 to 184, 67 on average, half of them 58 to 72 (prepare.py --tokenizer tells).
     """
-    from data_prep.formats import V1_HEADER
-    from data_prep.sample_rows import load_facts, written_choice
+    from data_prep.sample_rows import V1_HEADER, load_facts, written_choice
     from sft.common.prompts import LETTERS
 
     rng = random.Random(seed)  # noqa: S311

@@ -2,7 +2,15 @@
 
 import pytest
 
-from data_prep.questions import RejectedRow, check_text, fingerprint, reconcile, reconcile_without_text
+from data_prep.questions import (
+    RejectedRow,
+    check_text,
+    fingerprint,
+    number_of,
+    position_of,
+    reconcile,
+    reconcile_without_text,
+)
 from sft.common.prompts import clean_choice
 
 
@@ -43,22 +51,21 @@ CHOICES = ("red", "green", "blue", "A: violet")
     ],
 )
 def test_sources_that_agree_name_the_gold_option(label, answer, printed, gold):
-    assert reconcile(label, answer, printed, CHOICES) == gold
+    assert reconcile(position_of(label, 4), answer, printed, CHOICES) == gold
 
 
 def test_signs_tell_options_apart():
     for one, other in (("↑ TSH", "↓ TSH"), ("≥ 5", "≤ 5"), ("−1", "+1"), ("5 µm", "5 m"), ("5' end", "5 end")):
         choices = (one, other, "x", "y")
-        assert reconcile("A", one, "ABCD", choices) == 0
+        assert reconcile(0, one, "ABCD", choices) == 0
         with pytest.raises(RejectedRow, match="name different options"):
-            reconcile("B", one, "ABCD", choices)
+            reconcile(1, one, "ABCD", choices)
 
 
 @pytest.mark.parametrize(
     ("label", "answer", "reason"),
     [
         *((label, "green", "label is not one of A, B, C, D$") for label in ("'", "E", "AB", "", "ab", "option")),
-        *((label, "green", "label is .* D, but a letter in another form") for label in ("b", "(B)", "B.", "Option B")),
         *((label, "green", "label is not one of A, B, C, D, but a number") for label in ("0", "12", "1.0")),
         ("A", "green", "name different options"),
         ("A", "yellow", "equals no option"),
@@ -67,7 +74,7 @@ def test_signs_tell_options_apart():
 )
 def test_sources_that_disagree_are_rejected_with_the_reason(label, answer, reason):
     with pytest.raises(RejectedRow, match=reason):
-        reconcile(label, answer, "ABCD", CHOICES)
+        reconcile(position_of(label, 4), answer, "ABCD", CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_sources_that_disagree_are_rejected_with_the_reason(label, answer, reaso
     [("B", "ABCD", 1), (" B ", "ABCD", 1), ("C", (None, None, None, None), 2), ("A", "ACDD", 0)],
 )
 def test_a_label_alone_names_the_option_that_carries_it(label, printed, gold):
-    assert reconcile_without_text(label, tuple(printed)) == gold
+    assert reconcile_without_text(position_of(label, 4), tuple(printed)) == gold
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,27 @@ def test_a_label_alone_names_the_option_that_carries_it(label, printed, gold):
 )
 def test_a_label_alone_is_never_guessed_at(label, printed, reason):
     with pytest.raises(RejectedRow, match=reason):
-        reconcile_without_text(label, tuple(printed))
+        reconcile_without_text(position_of(label, 4), tuple(printed))
+
+
+@pytest.mark.parametrize("label", ["B", "b", " B ", "(B)", "b.", "[B]", "B:", "Option B", "choice b)", "Answer: B"])
+def test_a_letter_is_read_in_any_case_and_dress(label):
+    assert position_of(label, 2) == 1
+    with pytest.raises(RejectedRow, match="label is not one of A$"):
+        position_of(label, 1)
+
+
+def test_letters_reach_as_far_as_the_options():
+    assert position_of("J", 10) == 9
+    with pytest.raises(RejectedRow, match="label is not one of A, B, C, D, E$"):
+        position_of("F", 5)
+
+
+def test_a_number_is_one_however_a_spreadsheet_saved_it():
+    assert [number_of(cell) for cell in ("2", " 2.0 ", "0", "-1", "2.5", "", "two", "1e1")] == [
+        *(2, 2, 0, -1),
+        *(None,) * 4,
+    ]
 
 
 @pytest.mark.parametrize("option", ["<think>", "a</think>b"])

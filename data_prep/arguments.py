@@ -1,0 +1,88 @@
+"""The options of data_prep/prepare.py, each checked as far as it can be without reading the data."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from data_prep.chat_rows import MAX_ORDERS
+from data_prep.formats import FORMATS, wanted_format
+from sft.common.command import UserError, usable_cores
+from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The options, each checked as far as it can be without reading the data."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_argument_group("what is read")
+    source.add_argument("--dataset_path", help="folder, file, saved data set, or PMC-VQA's id on the Hub")
+    named = f"{', '.join(FORMATS)}, or a YAML file; default: as the columns show"
+    source.add_argument("--format", default="detect", metavar="NAME", help=named)
+    source.add_argument("--columns", help='which column holds what: "question=stem, options=A,B,C,D, answer=label"')
+    source.add_argument("--config", help="the part of the data set to read, where it has several; a folder's name")
+    source.add_argument("--encoding", help="of text files that do not show it, such as cp1252")
+    source.add_argument("--revision", help="commit of the data set on the Hub, 40 digits")
+    source.add_argument("--keep_for_evaluation", action="store_true", help="keep an option twice, outside of train")
+    source.add_argument("--max_samples", type=int, help="draw at most this many questions of each source split")
+    source.add_argument("--max_rejected", type=float, default=0.01, help="largest share of rows that may be rejected")
+    splits = parser.add_argument_group("splits")
+    splits.add_argument("--dev_size", type=int, default=2000, help="questions held out from train (at most 10 %%)")
+    splits.add_argument("--drop_overlap", action="store_true", help="drop training questions that other splits share")
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument("--answer_format", choices=ANSWER_FORMATS, help=f"default: {DEFAULT_ANSWER_FORMAT}")
+    prompts.add_argument("--no_choices", action="store_true", help="ask the bare question; the answer is the text")
+    prompts.add_argument("--shuffle_choices", type=int, default=0, metavar="K", help="K option orders a training row")
+    prompts.add_argument("--add_reasoning", metavar="FILE", help="rationales: .jsonl, .parquet, or a source's column")
+    prompts.add_argument("--require_reasoning", action="store_true", help="leave training questions without one out")
+    tokens = parser.add_argument_group("tokens")
+    tokens.add_argument("--tokenizer", metavar="MODEL", help="show tokens in examples.json and report.html")
+    tokens.add_argument("--pretokenize", metavar="MODEL", help="write input_ids and labels too, for this model")
+    tokens.add_argument("--chat_template", help="Jinja file; default: the tokenizer's own")
+    tokens.add_argument("--max_length", type=int, help="in tokens: longer rows leave train and dev (--pretokenize)")
+    output = parser.add_argument_group("what is written")
+    output.add_argument("--output_dir", type=Path, default=Path("PMC-VQA-Processed"))
+    output.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
+    output.add_argument("--check", action="store_true", help="try it all on 10 rows of each source, keep nothing")
+    output.add_argument("--push_to_hub", metavar="REPO", help="upload the folder, privately")
+    output.add_argument("--public", action="store_true", help="make a new repository of --push_to_hub public")
+    output.add_argument("--num_proc", type=int, default=usable_cores(), help="processes; any number, same bytes")
+    output.add_argument("--seed", type=int, default=42)
+    args = parser.parse_args()
+
+    for option, value in vars(args).items():
+        if value == "":
+            raise UserError(f"--{option} is empty: is a variable of your shell unset?")
+        if option in ("max_samples", "max_length", "num_proc") and value is not None and value < 1:
+            raise UserError(f"--{option} {value}: give a positive number")
+    if not (args.dataset_path or args.check):
+        raise UserError("--dataset_path is not given: name the folder with train.csv and test.csv")
+    if not 0 <= args.shuffle_choices <= MAX_ORDERS:
+        raise UserError(f"--shuffle_choices {args.shuffle_choices}: four options have {MAX_ORDERS} orders")
+    if args.dev_size < 0 or not 0 <= args.max_rejected <= 1:
+        raise UserError("--dev_size cannot be negative, --max_rejected is a share from 0 to 1")
+    if args.no_choices and (args.answer_format not in (None, "text") or args.shuffle_choices):
+        raise UserError("--no_choices shows no options: leave out --shuffle_choices and --answer_format")
+    args.wanted = wanted_format(args.format, args.columns)
+    if args.require_reasoning and not (args.add_reasoning or (args.wanted and args.wanted.rationale)):
+        raise UserError("--require_reasoning: name the rationales with --add_reasoning")
+    if args.max_length and not args.pretokenize:
+        raise UserError("--max_length counts tokens: name the model with --pretokenize")
+    if args.tokenizer and args.pretokenize and args.tokenizer != args.pretokenize:
+        raise UserError("--tokenizer and --pretokenize name different models: --pretokenize alone shows tokens too")
+    if args.chat_template and not (args.tokenizer or args.pretokenize):
+        raise UserError("--chat_template: name the model with --tokenizer or --pretokenize")
+    if args.public and not args.push_to_hub:
+        raise UserError("--public goes with --push_to_hub")
+    args.answer_format = OPEN if args.no_choices else args.answer_format or DEFAULT_ANSWER_FORMAT
+    return args
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide what is written. Of a path, only the last name is kept."""
+    elsewhere = ("output_dir", "overwrite", "num_proc", "check", "push_to_hub", "public", "seed", "answer_format")
+    elsewhere += ("wanted",)  # it stands in --format and --columns
+    options = {key: value for key, value in vars(args).items() if key not in elsewhere and value not in (None, False)}
+    paths = {"dataset_path", "format", "add_reasoning", "tokenizer", "pretokenize", "chat_template"}
+    for key in options.keys() & paths:
+        if Path(options[key]).exists():
+            options[key] = Path(options[key]).name
+    return options

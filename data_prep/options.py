@@ -1,0 +1,179 @@
+"""The options of a row, as sources write them: a list, JSON text, an object by letter, columns, lines with letters."""
+
+import ast
+import contextlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from data_prep.formats import INTO, Format
+from data_prep.questions import JSON, RejectedRow, as_text
+from sft.common.prompts import LETTERS, choice_cleaner, clean_choice, clean_text, typed_choice
+
+# What an object that is one option of a list calls its letter or number, its text, and that it is the right one.
+KEY_NAMES = ("key", "label", "letter", "aid", "id", "option", "index")
+TEXT_NAMES = ("value", "text", "atext", "content", "option", "answer", "choice")
+RIGHT_NAMES = ("correct", "is_correct", "iscorrect", "right", "is_right", "is_answer", "correctness")
+YES, NO = ("true", "1", "1.0", "yes", "right", "correct"), ("false", "0", "0.0", "no", "wrong", "incorrect", "")
+_MARK = r"(?:\*+|✓|✔|\[x\]|\((?:correct|right)\))"
+_MARKED = re.compile(rf"(?i)^\s*{_MARK}\s*|\s*{_MARK}\s*$")
+
+
+class Options(NamedTuple):
+    """The options of one row."""
+
+    texts: tuple[str, ...]  # cleaned
+    printed: tuple[str | None, ...]  # the letter that stood in front of each, or by which the row calls it
+    keys: tuple[str, ...]  # what else the row calls each by: numbers, names; or ()
+    marked: tuple[bool, ...]  # is it marked as the right one?
+    clean: Callable[[str], tuple[str | None, str]]  # as its options were, for the text of the answer
+
+
+def value_at(cells: Mapping[str, Any], path: str) -> Any:
+    """The value of a column, or inside of it of a key: ``context->contexts``; "" if it is not there."""
+    value: Any = cells
+    for name in path.split(INTO):
+        value = value.get(name, "") if isinstance(value, Mapping) else ""
+    return value
+
+
+def text_at(cells: Mapping[str, Any], path: str) -> str:
+    """The text of a column, of a list of texts joined by spaces. Raises `RejectedRow` for any other value."""
+    value = cells.get(path)
+    if isinstance(value, str):  # nearly always
+        return value
+    value = value_at(cells, path)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = " ".join(value)
+    if not isinstance(value, str):
+        raise RejectedRow("a cell is a list or an object instead of text")
+    return value
+
+
+def decoded(text: str) -> Any:
+    """The list or object that `text` is written as, by JSON or by Python's `repr`; `text` itself if it is neither."""
+    if text.strip()[:1] not in ("[", "{"):
+        return text
+    with contextlib.suppress(ValueError, RecursionError):
+        return as_text(JSON.decode(text.strip()))
+    try:
+        return as_text(ast.literal_eval(text.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def lettered_lines(text: str) -> tuple[str, list[str]]:
+    """(what stands before, the options with their letters), where the last lines of `text` begin with A, B, C, ...
+
+    Raises `RejectedRow` if there are no such lines, or another line stands among or behind them.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    letters = [typed_choice(line, len(LETTERS))[0] for line in lines]
+    first = max((number for number, letter in enumerate(letters) if letter == "A"), default=len(lines))
+    if letters[first:] != list(LETTERS[: len(lines) - first]) or first >= len(lines) - 1:
+        raise RejectedRow("its last lines are not options with the letters A, B, C, ...")
+    return "\n".join(lines[:first]), lines[first:]
+
+
+def _by_name(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The key of an object that is one of the names, in any case."""
+    return next((key for name in names for key in item if key.lower() == name), None)
+
+
+def _of_objects(items: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[str], list[bool]]:
+    """(texts, keys, marks) of a list of objects, one an option."""
+    text = _by_name(items[0], TEXT_NAMES)
+    key = _by_name({name: None for name in items[0] if name != text}, KEY_NAMES)
+    right = _by_name(items[0], RIGHT_NAMES)
+    if text is None or any(set(item) != set(items[0]) for item in items):
+        raise RejectedRow("an option is an object without a text of its own")
+    marks = [str(item[right]).lower() for item in items] if right else []
+    if not all(mark in (*YES, *NO) for mark in marks):
+        raise RejectedRow(f"an option's {right} is neither true nor false")
+    keys = [str(item[key]) for item in items] if key else []
+    return [item[text] for item in items], keys, [mark in YES for mark in marks]
+
+
+def _of_value(value: Any) -> tuple[list[Any], list[str], list[bool]]:
+    """(texts, keys or [], marks or []) of options that stand in one column."""
+    value = decoded(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        before, lines = lettered_lines(value)
+        if before:
+            raise RejectedRow("its options are neither a list nor lines with the letters A, B, C, ...")
+        return lines, [], []
+    if isinstance(value, Mapping) and value and all(isinstance(item, list) for item in value.values()):
+        # One object with a list for each name, as Parquet and `datasets` store a list of objects.
+        lengths = set(map(len, value.values()))
+        if len(lengths) > 1:
+            raise RejectedRow("the options' letters and texts are not equally many")
+        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    if isinstance(value, Mapping):
+        keys, texts = list(value), list(value.values())
+        while texts and texts[-1] == "":  # as Parquet fills the letters that other rows have
+            keys.pop(), texts.pop()
+        return texts, keys, []
+    if value and all(isinstance(item, Mapping) for item in value):
+        return _of_objects(value)
+    return list(value), [], []
+
+
+def read_options(cells: Mapping[str, Any], known: Format) -> tuple[str | None, Options]:
+    """(the question before its options, or None where they stand elsewhere; the options) of a row.
+
+    Raises `RejectedRow` if they cannot be read, or are more or fewer than the format or the project allows.
+    """
+    question, keys, marks = None, [], []
+    if known.fixed_options:
+        texts = list(known.fixed_options)
+    elif not known.options or known.options == known.question:
+        question, texts = lettered_lines(text_at(cells, known.question[-1]))
+    elif len(known.options) == 1:
+        texts, keys, marks = _of_value(value_at(cells, known.options[0]))
+    else:
+        texts = [text_at(cells, name) for name in known.options]
+        while not known.option_count and texts and not texts[-1].strip():  # a row with fewer options than others
+            texts.pop()
+    if not all(isinstance(text, str) for text in texts):
+        raise RejectedRow("an option is not text")
+    if known.option_count and len(texts) != known.option_count:
+        raise RejectedRow(f"options are not {', '.join(LETTERS[: known.option_count])}, but {len(texts)}")
+    if not 2 <= len(texts) <= len(LETTERS):
+        raise RejectedRow(f"the row has {len(texts)} options, not 2 to {len(LETTERS)}")
+    return question, _cleaned(texts, keys, marks, known)
+
+
+def _cleaned(texts: list[str], keys: list[str], marks: list[bool], known: Format) -> Options:
+    """The options without the letters and marks that stand in their texts, in the order of their letters."""
+    if not known.answer and not marks:
+        marks = [bool(_MARKED.search(text)) for text in texts]
+        texts = [_MARKED.sub("", text) for text in texts]
+    letters = [key.strip().strip("().").upper() for key in keys]
+    if keys and sorted(letters) == list(LETTERS[: len(texts)]):
+        order = sorted(range(len(texts)), key=letters.__getitem__)
+        texts = [clean_text(texts[index]) for index in order]
+        marks = [marks[index] for index in order] if marks else []
+        return Options(tuple(texts), tuple(LETTERS[: len(texts)]), (), tuple(marks), _without_letters)
+    clean = partial(clean_choice, count=len(texts))
+    pairs = [clean(text) for text in texts] if known.letters else []
+    if not (pairs and all(letter for letter, _ in pairs)):  # seldom in PMC-VQA
+        clean = choice_cleaner(texts) if known.letters else _own_letters_cleaner(texts)
+        pairs = map(clean, texts)
+    printed, cleaned = zip(*pairs, strict=True)
+    return Options(cleaned, printed, tuple(map(clean_text, keys)), tuple(marks), clean)
+
+
+def _without_letters(text: str) -> tuple[None, str]:
+    return None, clean_text(text)
+
+
+def _own_letters_cleaner(texts: Sequence[str]) -> Callable[[str], tuple[str | None, str]]:
+    """`typed_choice` where the options have the letters A, B, C, ... in front of them, in this order.
+
+    Elsewhere what looks like a letter is text: "A. fumigatus", "E: 5 mg".
+    """
+    found = [typed_choice(text, len(texts)) for text in texts]
+    if [letter for letter, _ in found] == list(LETTERS[: len(texts)]) and all(text for _, text in found):
+        return lambda text: typed_choice(text, len(texts))
+    return _without_letters
