@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from data_prep.formats import INTO, READINGS, Format
+from data_prep.formats import INTO, NUMBER, READINGS, Format
 from data_prep.options import Options, read_options, text_at
 from data_prep.questions import (
     RejectedRow,
@@ -79,14 +79,16 @@ def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where:
     if it is the other way round, in the column from its first row to its last. Raises `UserError`, which begins with
     `where`, if both readings fit, or neither does.
     """
-    if known.answer_is or not known.answer:
+    if known.answer_is in READINGS or not known.answer:
         return known.answer_is or MARK
     head = list(islice(_answered(known, rows()), HEAD))
     if not head:
         # Rows without options that can be read: the first pass rejects them, with the reason.
         labels = Counter(_label(cells, known) for cells in rows())
         return NONE if labels and set(labels) <= {"", known.no_answer} else LETTER
-    texts = sum(len(matches_of(_cleaned(label, options, known), options.texts)) == 1 for label, options in head)
+    texts = 0
+    if known.answer_is != NUMBER:
+        texts = sum(len(matches_of(_cleaned(label, options, known), options.texts)) == 1 for label, options in head)
     if sum(clean_text(label) in options.keys for label, options in head) >= MOST * len(head):
         return KEY
     numbers = sum(number_of(label) is not None for label, _ in head)

@@ -14,9 +14,11 @@ import yaml
 
 from sft.common.command import UserError
 from sft.common.prompts import LETTERS
+from sft.common.unique_keys import UniqueKeys
 
 # How answers can name the right option, where a format states it instead of leaving it to the column.
 READINGS = ("letter", "number from 0", "number from 1", "text")
+NUMBER = "number"  # from 0 or from 1, as the column shows, or a letter; never a text
 INTO = "->"  # between a column and a key inside of it, as in context->contexts
 
 
@@ -37,12 +39,13 @@ class Format:
     option_count: int | None = None  # rows with another number of options are rejected
     letters: str = ""  # printed: the letter in front of an option is not its text, whatever the others have
     answer: str = ""  # "": the right option is marked
-    answer_is: str = ""  # one of READINGS
+    answer_is: str = ""  # one of READINGS, or NUMBER
     answer_text: str = ""  # the right option's text, beside its letter or number
     no_answer: str = ""  # what stands in `answer` where the publisher keeps it back
     id: str = ""
     group: str = ""  # rows of one group belong together: an article, a patient
     split: str = ""
+    split_is: str = ""  # fallback: the file's name decides first; else the two must not contradict each other
     rationale: str = ""
     caption: str = ""
     figure: str = ""
@@ -63,7 +66,7 @@ class Format:
 # Keys that name one column, several, or hold words.
 SINGLE = ("answer", "answer_text", "id", "group", "split", "rationale", "caption", "figure")
 SEVERAL = ("columns", "hub_files", "configs", "question", "options", "fixed_options")
-WORDS = {"letters": ("printed",), "figures": ("cut",), "answer_is": READINGS}
+WORDS = {"letters": ("printed",), "figures": ("cut",), "split_is": ("fallback",), "answer_is": (*READINGS, NUMBER)}
 KEYS = tuple(field.name for field in fields(Format) if field.name != "name")
 ALIASES = {"article": "group", "choices": "options", "explanation": "rationale"}
 
@@ -139,11 +142,13 @@ def read_format(file: Path, name: str | None = None) -> Format:
     """The format of a YAML file, called as the file. Raises `UserError` if it cannot be read, or has a wrong key."""
     where = f"--format {file}"
     try:
-        keys = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        keys = yaml.load(file.read_text(encoding="utf-8-sig"), UniqueKeys)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where} is not a YAML file: {' '.join(str(error).split())}") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     if not isinstance(keys, dict):
         raise UserError(f"{where} has no keys: write question: stem, and options and answer in further lines")
     return made(name or file.stem, {str(key): value for key, value in keys.items()}, where)

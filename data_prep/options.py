@@ -38,13 +38,13 @@ def value_at(cells: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def text_at(cells: Mapping[str, Any], path: str) -> str:
-    """The text of a column, of a list of texts joined by spaces. Raises `RejectedRow` for any other value."""
+def text_at(cells: Mapping[str, Any], path: str, joined: bool = False) -> str:
+    """The text of a column, where `joined` of a list of texts too. Raises `RejectedRow` for any other value."""
     value = cells.get(path)
     if isinstance(value, str):  # nearly always
         return value
     value = value_at(cells, path)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if joined and isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = " ".join(value)
     if not isinstance(value, str):
         raise RejectedRow("a cell is a list or an object instead of text")

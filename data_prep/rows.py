@@ -36,7 +36,7 @@ def read_row(
     gold = gold_of(cells, options, known, reading)
     if known.split and not (split or stated):
         raise RejectedRow("neither the file's name nor the split column names the split")
-    if split and stated and stated != split.removesuffix("_clean"):
+    if split and stated and not known.split_is and stated != split.removesuffix("_clean"):
         raise RejectedRow("the file's name and the split column name different splits")
     article = _ARTICLE.match(figure)
     return Question(
@@ -57,7 +57,7 @@ def read_row(
 
 def _question_text(cells: Mapping[str, Any], known: Format, before: str | None, options: Options) -> str:
     """The question without its options, in one line."""
-    texts = [text_at(cells, path) for path in known.question]
+    texts = [text_at(cells, path, joined=True) for path in known.question]
     if before is not None:  # the options stood in the last column
         texts[-1] = before
     question = clean_text(" ".join(texts))

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sft.common.command import UserError, shipped, strip_local_paths
+from sft.common.unique_keys import UniqueKeys
 from sft.training.libraries import library_refusals
 
 # Names in other recipes, today or for older libraries, and what they are called here.
@@ -70,26 +71,10 @@ class RunArguments:
     price_per_hour: float | None = None  # of all GPUs together, for the probe's report
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key stands once in its mapping; PyYAML takes the last of several in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise UserError(
-                    f"{key.value} stands twice, in lines {lines[key.value]} and {line}: delete one of them"
-                )
-            lines[key.value] = line
-        return node
-
-
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe; raises `UserError` for a file that cannot be read as such."""
     try:
-        loader = _UniqueKeys(path.read_text(encoding="utf-8-sig"))
+        loader = UniqueKeys(path.read_text(encoding="utf-8-sig"))
         written = loader.get_single_node()
         recipe = loader.construct_document(written) if written else None
         if isinstance(recipe, dict):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.formats import V1_HEADER, V2_HEADER
+from data_prep.formats import FORMATS
+from data_prep.sample_rows import V1_HEADER
 from sft.common.command import read_json
 
 ROW = ["PMC1_F1.jpg", "Which colour?", "green", "A: red", "B: green", "C: blue", "D: black", "B"]
@@ -246,7 +247,7 @@ def test_format_picks_files_and_says_what_it_leaves(report_of, shared_rows, tmp_
 
 def test_a_figure_is_recognised_in_both_versions(report_of, tmp_path):
     v2 = ["1", "PMC7_F2_4321.jpg", "A leaf.", "Which leaf?", *ROW[3:], "train"]
-    write_csv(tmp_path / "train_2.csv", [v2], V2_HEADER)
+    write_csv(tmp_path / "train_2.csv", [v2], FORMATS["pmc_vqa_v2"].columns)
     write_csv(tmp_path / "test_clean.csv", [["PMC7_F2.jpg", *ROW[1:]]])
     assert [(entry["by"], entry["shared"]) for entry in report_of(tmp_path / "P")[1]["overlap"]] == [
         ("article", 1), ("figure", 1), ("question and options", 0),
@@ -310,7 +311,7 @@ BAD_FILES = {
     "cut inside a row": ({"train.csv": HEADER + LINE * 9 + LINE[:40]}, "line 11: the file ends in"),
     "cut behind a comma": ({"train.csv": HEADER + LINE * 9 + LINE[:-2]}, "line 11: the file ends inside a row"),
     "a quote that swallows rows": ({"train.csv": SWALLOWED}, "line 11 to 21 has a cell that contains further rows"),
-    "a near header": ({"train.csv": HEADER.replace("_l", "l")}, "for PMC-VQA version 1 it lacks Answer_label"),
+    "a near header": ({"train.csv": HEADER.replace("_l", "k")}, "for PMC-VQA version 1 it lacks Answer_label"),
     "semicolons": ({"train.csv": (HEADER + LINE).replace(",", ";")}, "the cells are separated by semicolons"),
     "a header in Latin-1": ({"train.csv": b"\xe9," + HEADER.encode()}, "header is not UTF-8 text"),
     "a JSON array": ({"dev.jsonl": f"[{MEDMCQA_LINE}]"}, "write one object a line"),
@@ -332,13 +333,13 @@ BAD_FILES = {
         {"train.csv": (HEADER + LINE + LINE.replace("?", "é")).encode("cp1252")},
         "row is not UTF-8 text. To do: save the file as UTF-8",
     ),
-    "five options": (
+    "eleven options": (
         {
             "train.jsonl": json.dumps(
-                {"question": "Q", "options": dict.fromkeys("ABCDE", "x"), "answer": "x", "answer_idx": "A"}
+                {"question": "Q", "options": dict.fromkeys("ABCDEFGHIJK", "x"), "answer": "x", "answer_idx": "A"}
             )
         },
-        "but an object of 5. To do: write four options as {",
+        "all 1 were rejected: the row has 11 options, not 2 to 10",
     ),
     "a Hub id without version": ("nobody/PMC-VQA", "needs its version, --format pmc_vqa_v1 or pmc_vqa_v2"),
 }
@@ -404,7 +405,7 @@ def test_a_faulty_row_is_rejected_and_the_others_are_kept(report_of, tmp_path, c
         (MEDMCQA_LINE.replace("Which", "Wh\\u0000ich"), "row holds a NUL byte"),
         (MEDMCQA_LINE.replace("Which", "Wh\\ud800ich"), "row is not UTF-8 text"),
         (MEDMCQA_LINE.replace("Which", "Wh\udcffich"), "row is not UTF-8 text"),
-        (MEDMCQA_LINE.replace('"cop": 4', '"cop": null'), "cop is not one of 1, 2, 3, 4"),
+        (MEDMCQA_LINE.replace('"cop": 4', '"cop": null'), "label is not one of A, B, C, D"),
         (MEDMCQA_LINE.replace('"cop": 4', '"cop": 4, "cop": 2'), "a key stands twice"),
         (MEDMCQA_LINE.replace('"opa": "1"', '"opa": ["1"]'), "a cell is a list or an object instead of text"),
         (MEDMCQA_LINE.replace('"opa": "1"', '"opa": NaN'), "an option is empty"),
@@ -444,7 +445,7 @@ BAD_OPTIONS = {
     "a letter of no options": (["--no_choices", "--answer_format", "letter"], "--no_choices shows no options"),
     "orders beyond 24": (["--shuffle_choices", "25"], "four options have 24 orders"),
     "no rows": (["--max_samples", "0"], "give a positive number"),
-    "another format": (["--format", "medqa"], "holds no MedQA-USMLE, four options, but test.csv (PMC-VQA version 1)"),
+    "another format": (["--format", "medqa"], "holds no MedQA-USMLE, but test.csv (PMC-VQA version 1)"),
     "an empty variable": (["--pretokenize", ""], "--pretokenize is empty"),
     "nothing left to train on": (
         ["--add_reasoning", "dev.jsonl", "--require_reasoning", "--dev_size", "0", "--drop_overlap"],
@@ -583,12 +584,12 @@ def test_check_tries_everything_and_keeps_nothing(command, tmp_path):
 
 def test_check_judges_the_complete_column_of_answers(refused, tmp_path):
     """The first ten rows could count from 1 as well."""
-    cops = [1, 2, 3] * 10 + [0]
+    cops = [1, 2, 3] * 10 + [0, 4]
     lines = [MEDMCQA_LINE.replace("Which", f"Which {i}").replace("4, ", f"{cop}, ") for i, cop in enumerate(cops)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     for check in (["--check"], []):
         words = ("data_prep/prepare.py", "--dataset_path", tmp_path, "--output_dir", tmp_path / "out", *check)
-        assert "cop counts from 0 (1 of 31 are 0, none is 4)" in refused(*words)
+        assert "cop is 0 in 1 of 32 rows and the number of options in 1, so some rows count from 0" in refused(*words)
 
 
 def test_check_takes_rationales_of_later_rows_alone(succeeds, tmp_path):
