@@ -142,7 +142,7 @@ def read_format(file: Path, name: str | None = None) -> Format:
     """The format of a YAML file, called as the file. Raises `UserError` if it cannot be read, or has a wrong key."""
     where = f"--format {file}"
     try:
-        keys = yaml.load(file.read_text(encoding="utf-8-sig"), UniqueKeys)
+        keys = UniqueKeys(file.read_text(encoding="utf-8-sig")).get_single_data()
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

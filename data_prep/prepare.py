@@ -24,7 +24,8 @@ from typing import Any
 from data_prep import worker
 from data_prep.answers import NONE, judge
 from data_prep.arguments import options_of, parse_arguments
-from data_prep.first_rows import print_understood
+from data_prep.first_rows import mapping_of, print_understood
+from data_prep.formats import FORMATS
 from data_prep.reading import Reading, check_reading, read_sources
 from data_prep.reasoning import load_rationales
 from data_prep.report import SAMPLED, TEMPLATES, Measures, examples, sampled_lengths, write_report
@@ -109,7 +110,12 @@ def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
     splits = {split: counts[source.name, split] for split in SPLITS}
     rows = sum(splits.values()) + counts[source.name, "rejected"]
     known = source.format
-    return {"format": known.name, "title": known.title, "sha256": source.sha256(), "rows": rows, "splits": splits}
+    facts = {"format": known.name, "title": known.title, "sha256": source.sha256(), "rows": rows, "splits": splits}
+    if known != FORMATS.get(known.name):
+        facts["columns"] = mapping_of(known)
+    if source.answers != known.answer_is:  # the column showed it
+        facts["answers"] = source.answers
+    return facts
 
 
 def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> dict[str, Any]:

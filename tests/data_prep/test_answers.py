@@ -134,7 +134,9 @@ def test_the_right_option_may_be_marked(case):
 
 
 def of_medmcqa(cops):
-    return [{"question": "Which?", **dict(zip(("opa", "opb", "opc", "opd"), FIVE, strict=False)), "cop": c} for c in cops]
+    return [
+        {"question": "Which?", **dict(zip(("opa", "opb", "opc", "opd"), FIVE, strict=False)), "cop": c} for c in cops
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,10 @@ def test_the_answers_of_medmcqa_are_counted_as_its_copies_count_them(cops, readi
 
 
 def test_the_letters_that_stand_in_front_decide_nothing_against_a_row():
-    rows = [{"q": "Which?", "o": ["A. red", "B. green"], "a": "B"}, {"q": "Which?", "o": ["B. red", "A. green"], "a": "B"}]
+    rows = [
+        {"q": "Which?", "o": ["A. red", "B. green"], "a": "B"},
+        {"q": "Which?", "o": ["B. red", "A. green"], "a": "B"},
+    ]
     assert golds(rows) == [1, 1]
     assert read_options(rows[1], MINE)[1].texts == ("B. red", "A. green")  # out of order, they are text
 

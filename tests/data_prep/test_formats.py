@@ -7,7 +7,6 @@ import pytest
 
 from data_prep.formats import FORMATS, match, parse_columns, read_format, split_named, wanted_format
 from sft.common.command import UserError
-
 from tests.data_prep.test_rows import KNOWN_SETS
 
 
@@ -65,9 +64,9 @@ def test_columns_replace_keys_of_a_named_format():
 
 
 REFUSED_COLUMNS = {
-    "nonsense": "write \"question=stem, options=A,B,C,D, answer=label\"",
-    "": "write \"question=stem",
-    "question=": "write \"question=stem",
+    "nonsense": 'write "question=stem, options=A,B,C,D, answer=label"',
+    "": 'write "question=stem',
+    "question=": 'write "question=stem',
     "options=A,B, answer=label": "question is not given",
     "question=stem, options=A,B": "",  # the right option is marked
     "question=stem, question=text, options=A, answer=l": "question is given twice",
@@ -129,7 +128,18 @@ def test_a_format_that_is_neither_known_nor_a_file_is_refused(tmp_path):
 
 def test_no_text_on_the_command_line_or_in_a_file_ends_in_anything_but_a_format_or_a_refusal(tmp_path):
     draw = random.Random(5)
-    words = [*"=,;|[]{}:\n\t -#&*!'\"", "question", "options", "answer", "answer_is", "letter", "A,B,C", "id", "->", "é"]
+    words = [
+        *"=,;|[]{}:\n\t -#&*!'\"",
+        "question",
+        "options",
+        "answer",
+        "answer_is",
+        "letter",
+        "A,B,C",
+        "id",
+        "->",
+        "é",
+    ]
     file, outcomes = tmp_path / "drawn.yml", set()
     for _ in range(4000):
         text = "".join(draw.choices(words, k=draw.randint(1, 24)))

@@ -17,9 +17,17 @@ def questions(count, options=5):
     for number in range(count):
         rows.append(
             {
-                **{"Stem": f"Which is {TEXTS[number % options]}, of case {number}?", "Label": "ABCDEFGHIJ"[number % options]},
+                **{
+                    "Stem": f"Which is {TEXTS[number % options]}, of case {number}?",
+                    "Label": "ABCDEFGHIJ"[number % options],
+                },
                 **{f"Option {letter}": text for letter, text in zip("ABCDEFGHIJ", TEXTS[:options], strict=False)},
-                **{"Number": f"q{number}", "Paper": f"P{number // 4}", "Why": f"Because of {number}.", "Fold": "train"},
+                **{
+                    "Number": f"q{number}",
+                    "Paper": f"P{number // 4}",
+                    "Why": f"Because of {number}.",
+                    "Fold": "train",
+                },
             }
         )
     return rows
@@ -82,7 +90,10 @@ def test_a_format_file_does_the_same_as_columns_and_can_be_named_by_others(succe
     ]
     report = read_json(tmp_path / "Q/report.json")
     assert report["options"]["format"] == "clinic.yaml"
-    assert report["sources"]["mine.csv"]["title"] == "Questions of a clinic"
+    source = report["sources"]["mine.csv"]
+    assert source["title"] == "Questions of a clinic"
+    assert source["columns"].startswith("question = Stem; options = Option A, Option B")
+    assert source["answers"] == "letter"
     card = (tmp_path / "Q/README.md").read_text()
     assert "Questions of a clinic" in card
     assert "CC0" in card

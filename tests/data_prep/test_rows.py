@@ -221,7 +221,9 @@ def test_a_question_keeps_what_only_looks_like_its_options_again():
 
 def test_real_odd_rows_come_out_as_a_reader_would_have_them(shared_rows):
     with open(shared_rows / "v1_quirks.csv", encoding="utf-8", newline="") as file:
-        found = {row["Figure_path"]: read_or_reason("pmc_vqa_v1", row, reading="letter") for row in csv.DictReader(file)}
+        found = {
+            row["Figure_path"]: read_or_reason("pmc_vqa_v1", row, reading="letter") for row in csv.DictReader(file)
+        }
     assert found.pop("PMC1421418_F5.jpg") == "label is not one of A, B, C, D"
     assert {figure: question.choices[question.gold] for figure, question in found.items()} == {
         "PMC1064097_F1.jpg": "Focal uptake pattern",
