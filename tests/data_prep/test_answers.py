@@ -169,7 +169,7 @@ def test_the_letters_that_stand_in_front_decide_nothing_against_a_row():
 
 def test_every_answer_written_in_any_way_leads_back_to_its_option():
     """Sets of questions with two to ten options, whose answers are written in each way in turn."""
-    draw = random.Random(3)
+    draw = random.Random(3)  # noqa: S311
     for _ in range(200):
         written, texts, truth = draw.choice([LETTER, FROM_0, FROM_1, TEXT]), [], []
         for number in range(draw.randint(30, 60)):

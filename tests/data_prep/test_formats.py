@@ -39,7 +39,7 @@ def without_name(known):
     "columns",
     [
         "question=stem, options=A,B,C,D,E, answer=label, id=number, article=paper, explanation=why",
-        "question = stem ; options = A | B | C | D | E ; answer = label ; id = number ; group = paper; rationale = why",
+        "question = stem ; options = A | B | C | D | E ; answer = label ; id = number ; group = paper; rationale=why",
         "question=stem\noptions=A,B,C,D,E\nanswer=label\nid=number\ngroup=paper\nrationale=why\n",
     ],
 )
@@ -101,7 +101,7 @@ REFUSED_FILES = {
     "\x00": "is not a YAML file",
     "- question": "has no keys",
     "": "has no keys",
-    "question: q\nfixed_options: [yes, no]\nanswer: a": "give names in quotes: YAML reads yes, no and numbers otherwise",
+    "question: q\nfixed_options: [yes, no]\nanswer: a": "give names in quotes: YAML reads yes, no and numbers",
     "question: q\noptions: [1, 2]\nanswer: a": "give names in quotes",
     "question: !!python/object/apply:os.system ['true']": "is not a YAML file",
     "question: {a: b}": "give names in quotes",
@@ -120,14 +120,14 @@ def test_a_file_that_is_no_format_is_refused_by_name(tmp_path, text):
 
 
 def test_a_format_that_is_neither_known_nor_a_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--format medqa5: give pmc_vqa_v1, .*, or a YAML file"):
+    with pytest.raises(UserError, match=r"--format medqa5: give pmc_vqa_v1, .*, or a YAML file"):
         wanted_format("medqa5", None)
     with pytest.raises(UserError, match=r"nowhere.yaml cannot be read: No such file"):
         wanted_format(str(tmp_path / "nowhere.yaml"), None)
 
 
 def test_no_text_on_the_command_line_or_in_a_file_ends_in_anything_but_a_format_or_a_refusal(tmp_path):
-    draw = random.Random(5)
+    draw = random.Random(5)  # noqa: S311
     words = [
         *"=,;|[]{}:\n\t -#&*!'\"",
         "question",

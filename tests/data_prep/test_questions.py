@@ -102,13 +102,13 @@ def test_a_label_alone_is_never_guessed_at(label, printed, reason):
 @pytest.mark.parametrize("label", ["B", "b", " B ", "(B)", "b.", "[B]", "B:", "Option B", "choice b)", "Answer: B"])
 def test_a_letter_is_read_in_any_case_and_dress(label):
     assert position_of(label, 2) == 1
-    with pytest.raises(RejectedRow, match="label is not one of A$"):
+    with pytest.raises(RejectedRow, match=r"label is not one of A$"):
         position_of(label, 1)
 
 
 def test_letters_reach_as_far_as_the_options():
     assert position_of("J", 10) == 9
-    with pytest.raises(RejectedRow, match="label is not one of A, B, C, D, E$"):
+    with pytest.raises(RejectedRow, match=r"label is not one of A, B, C, D, E$"):
         position_of("F", 5)
 
 
