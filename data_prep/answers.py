@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from data_prep.formats import INTO, NUMBER, READINGS, Format
+from data_prep.formats import FORMATS, INTO, POSITION, READINGS, Format
 from data_prep.options import Options, read_options, text_at
 from data_prep.questions import (
     RejectedRow,
@@ -25,7 +25,12 @@ LETTER, FROM_0, FROM_1, TEXT = READINGS
 KEY, MARK, NONE = "key", "mark", "none"  # the option's own number or name; a mark at the option; no answer at all
 HEAD = 1_000  # rows that show whether answers are letters, numbers or texts
 MOST = 0.9  # of these rows must agree
-HOW_TO_SAY = f'say what they are: --columns "answer_is={FROM_0}", or {", ".join(READINGS[i] for i in (2, 0, 3))}'
+
+
+def how_to_say(known: Format) -> str:
+    """What to do where a column of answers can be read in two ways."""
+    command = f' (--format {known.name} --columns "answer_is={FROM_0}")' if known.name in FORMATS else ""
+    return f"say it with the key answer_is: {FROM_0}, {FROM_1}, {LETTER} or {TEXT}{command}"
 
 
 def gold_of(cells: Mapping[str, Any], options: Options, known: Format, reading: str) -> int:
@@ -87,14 +92,15 @@ def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where:
         labels = Counter(_label(cells, known) for cells in rows())
         return NONE if labels and set(labels) <= {"", known.no_answer} else LETTER
     texts = 0
-    if known.answer_is != NUMBER:
+    if known.answer_is != POSITION:
         texts = sum(len(matches_of(_cleaned(label, options, known), options.texts)) == 1 for label, options in head)
     if sum(clean_text(label) in options.keys for label, options in head) >= MOST * len(head):
         return KEY
     numbers = sum(number_of(label) is not None for label, _ in head)
     letters = sum(_readable(label, options, known) for label, options in head)
     if texts >= MOST * len(head) and max(letters, numbers) >= MOST * len(head):
-        raise UserError(f"{where}: {known.answer} can be the place or the text of the right option: {HOW_TO_SAY}")
+        what = f"{where}: {known.answer} can be the place or the text of the right option"
+        raise UserError(f"{what}: {how_to_say(known)}")
     if numbers <= len(head) / 2:
         return LETTER if letters >= texts else TEXT
     if known.answer_text:
@@ -158,5 +164,5 @@ def _counted(known: Format, rows: Iterable[Mapping[str, Any]], where: str) -> st
     if zeros and lasts:
         raise UserError(f"{what}, so some rows count from 0 and some from 1: write letters instead")
     if not zeros and not lasts:
-        raise UserError(f"{what}, so it may count from 0 or from 1: {HOW_TO_SAY}")
+        raise UserError(f"{what}, so it may count from 0 or from 1: {how_to_say(known)}")
     return FROM_0 if zeros else FROM_1

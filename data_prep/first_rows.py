@@ -14,12 +14,12 @@ ROWS = 3
 WIDTH = 100  # characters of a line
 
 
-def mapping_of(known: Format) -> str:
-    """Which column holds what: ``question = stem; options = A, B, C; answer = label``."""
+def mapping_of(known: Format, answers: str) -> str:
+    """Which column holds what: ``question = stem; options = A, B, C; answer = label (letter)``."""
     parts = {
         "question": ", ".join(known.question),
         "options": ", ".join(known.options or known.fixed_options) or "the last lines of the question",
-        "answer": known.answer or "the option that is marked",
+        "answer": f"{known.answer} ({answers})" if known.answer else "the option that is marked",
         "answer_text": known.answer_text,
         **{key: getattr(known, key) for key in ("id", "group", "split", "rationale", "caption", "figure")},
     }
@@ -40,7 +40,7 @@ def print_understood(sources: Iterable[Source]) -> None:
     for source in sources:
         known = source.format
         print(f"{source.name}: {known.title}, {source.described()}, {source.split or 'split by row'}")
-        print(f"  {mapping_of(known)} ({source.answers})")
+        print(f"  {mapping_of(known, source.answers)}")
         for number, raw in enumerate(islice(source.rows(), ROWS), start=1):
             place = (source.stem, source.name, number)
             try:

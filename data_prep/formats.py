@@ -18,7 +18,7 @@ from sft.common.unique_keys import UniqueKeys
 
 # How answers can name the right option, where a format states it instead of leaving it to the column.
 READINGS = ("letter", "number from 0", "number from 1", "text")
-NUMBER = "number"  # from 0 or from 1, as the column shows, or a letter; never a text
+POSITION = "position"  # a letter, or a number from 0 or from 1, as the column shows; never a text
 INTO = "->"  # between a column and a key inside of it, as in context->contexts
 
 
@@ -39,7 +39,7 @@ class Format:
     option_count: int | None = None  # rows with another number of options are rejected
     letters: str = ""  # printed: the letter in front of an option is not its text, whatever the others have
     answer: str = ""  # "": the right option is marked
-    answer_is: str = ""  # one of READINGS, or NUMBER
+    answer_is: str = ""  # one of READINGS, or POSITION
     answer_text: str = ""  # the right option's text, beside its letter or number
     no_answer: str = ""  # what stands in `answer` where the publisher keeps it back
     id: str = ""
@@ -66,7 +66,7 @@ class Format:
 # Keys that name one column, several, or hold words.
 SINGLE = ("answer", "answer_text", "id", "group", "split", "rationale", "caption", "figure")
 SEVERAL = ("columns", "hub_files", "configs", "question", "options", "fixed_options")
-WORDS = {"letters": ("printed",), "figures": ("cut",), "split_is": ("fallback",), "answer_is": (*READINGS, NUMBER)}
+WORDS = {"letters": ("printed",), "figures": ("cut",), "split_is": ("fallback",), "answer_is": (*READINGS, POSITION)}
 KEYS = tuple(field.name for field in fields(Format) if field.name != "name")
 ALIASES = {"article": "group", "choices": "options", "explanation": "rationale"}
 

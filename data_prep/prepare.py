@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.answers import NONE, judge
+from data_prep.answers import LETTER, NONE, judge
 from data_prep.arguments import options_of, parse_arguments
 from data_prep.first_rows import mapping_of, print_understood
 from data_prep.formats import FORMATS
@@ -112,8 +112,8 @@ def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
     known = source.format
     facts = {"format": known.name, "title": known.title, "sha256": source.sha256(), "rows": rows, "splits": splits}
     if known != FORMATS.get(known.name):
-        facts["columns"] = mapping_of(known)
-    if source.answers != known.answer_is:  # the column showed it
+        facts["columns"] = mapping_of(known, source.answers)
+    if source.answers != LETTER:
         facts["answers"] = source.answers
     return facts
 
@@ -183,10 +183,10 @@ def with_answers(sources: list[Source]) -> list[Source]:
 
     Raises `UserError` if a column of answers does not show how it is to be read, or no source with answers is left.
     """
-    judged = [
-        replace(source, answers=judge(source.format, source.readable, f"{source.path}, {source.name}"))
-        for source in sources
-    ]
+    judged = []
+    for source in sources:
+        where = str(source.path) if source.path.name == source.name else f"{source.path}, {source.name}"
+        judged.append(replace(source, answers=judge(source.format, source.readable, where)))
     for source in judged:
         if source.answers == NONE:
             what = f"{source.name}: no row has an answer in {source.format.answer}"

@@ -62,7 +62,7 @@ def test_numbers_that_do_not_show_where_they_begin_are_refused(answers, fault):
     with pytest.raises(UserError, match=f"train.csv: {re.escape(fault)}") as refusal:
         judged(rows_of(answers))
     if "may count" in fault:
-        assert '--columns "answer_is=number from 0"' in str(refusal.value)
+        assert "say it with the key answer_is: number from 0, number from 1, letter or text" in str(refusal.value)
         said = parse_columns("question=q, options=o, answer=a, answer_is=number from 0")
         assert golds(rows_of(answers), said) == answers
 
@@ -91,7 +91,7 @@ def test_the_text_beside_a_number_shows_where_it_begins():
 
 @pytest.mark.parametrize("options", [["1", "2", "3", "4"], ["B", "A", "D", "C"]])
 def test_answers_that_can_be_place_or_text_are_refused(options):
-    with pytest.raises(UserError, match="a can be the place or the text of the right option: say what they are"):
+    with pytest.raises(UserError, match="a can be the place or the text of the right option: say it with the key"):
         judged(rows_of(options, options))
     said = parse_columns("question=q, options=o, answer=a, answer_is=text")
     assert golds(rows_of(options, options), said) == [0, 1, 2, 3]

@@ -59,8 +59,7 @@ def test_columns_of_ones_own_are_mapped_and_shown_before_anything_is_written(suc
     understood = printed[: printed.index("Read 60 rows")].splitlines()
     assert understood[0] == "mine.csv: columns, CSV, split by row"
     assert "question = Stem" in understood[1] or "question = stem" in understood[1]
-    assert "answer = label" in understood[1]
-    assert understood[1].endswith("(letter)")
+    assert "answer = label (letter)" in understood[1]
     assert understood[2:4] == [
         "  row 1: Which is red, of case 0?",
         "      *A red | B green | C blue | D black | E white",
@@ -93,7 +92,6 @@ def test_a_format_file_does_the_same_as_columns_and_can_be_named_by_others(succe
     source = report["sources"]["mine.csv"]
     assert source["title"] == "Questions of a clinic"
     assert source["columns"].startswith("question = Stem; options = Option A, Option B")
-    assert source["answers"] == "letter"
     card = (tmp_path / "Q/README.md").read_text()
     assert "Questions of a clinic" in card
     assert "CC0" in card
