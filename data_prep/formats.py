@@ -25,7 +25,7 @@ Place = tuple[str, str, int]  # where a row came from: the first three fields of
 def pmc_vqa_fields(cells: Mapping[str, str]) -> tuple[str, str, str, tuple[str, ...], tuple[str | None, ...], str]:
     """(figure, article, question, choices, letters printed before them, answer) of a row of PMC-VQA."""
     figure, question = clean_text(cells["Figure_path"]), clean_text(cells["Question"])
-    options = [cells[f"Choice {letter}"] for letter in LETTERS]
+    options = [cells[f"Choice {letter}"] for letter in LETTERS[:4]]
     clean = choice_cleaner(options)
     printed, choices = zip(*map(clean, options), strict=True)
     check_text(question, choices)
@@ -99,7 +99,7 @@ def read_medmcqa(cells: Mapping[str, str], place: Place, split: str) -> Question
 def read_medqa(cells: Mapping[str, Any], place: Place, split: str) -> Question:
     """MedQA-USMLE with four options (Jin et al. 2021): `answer_idx` is the letter, `answer` the text."""
     options = cells["options"]
-    if not isinstance(options, Mapping) or sorted(options) != list(LETTERS):
+    if not isinstance(options, Mapping) or sorted(options) != list(LETTERS[:4]):
         kinds = {str: "text", list: "a list"}
         raise RejectedRow(
             f"options are not A, B, C, D, but {kinds.get(type(options)) or f'an object of {len(options)}'}"
@@ -107,9 +107,9 @@ def read_medqa(cells: Mapping[str, Any], place: Place, split: str) -> Question:
     if not all(isinstance(option, str) for option in options.values()):
         raise RejectedRow("an option is not text")
     question = clean_text(cells["question"])
-    choices = tuple(clean_text(options[letter]) for letter in LETTERS)
+    choices = tuple(clean_text(options[letter]) for letter in LETTERS[:4])
     check_text(question, choices)
-    gold = reconcile(cells["answer_idx"], clean_text(cells["answer"]), LETTERS, choices)
+    gold = reconcile(cells["answer_idx"], clean_text(cells["answer"]), LETTERS[:4], choices)
     return Question(*place, split or "train", "", "", question, choices, gold)
 
 

@@ -97,7 +97,7 @@ def fingerprint(question: str, choices: Sequence[str]) -> str:
 def position_of(label: str) -> int:
     """Index of the option that a label names by its position. Raises `RejectedRow` for any label but A to D."""
     label = clean_text(label)
-    if label in tuple(LETTERS):
+    if label in tuple(LETTERS[:4]):
         return LETTERS.index(label)
     found = ", but a number" if re.fullmatch(r"\d+(\.\d+)?", label) else ""
     found = ", but a letter in another form" if _MARKED_LETTER.fullmatch(label) else found
