@@ -63,7 +63,15 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
                 with gradio.Accordion("Reasoning", open=False, visible=False) as fold:
                     reasoning = gradio.Markdown(elem_id="reasoning")
                 cost = gradio.Markdown(elem_id="cost")
-        gradio.Examples([[text, *choices] for text, choices in examples], [question, *options], label="Examples")
+        # An example has four options, and empties the boxes behind them.
+        gradio.Examples(
+            [[text, *choices] for text, choices in examples],
+            [question, *options[:SHOWN]],
+            options[SHOWN:],
+            fn=lambda *_: [""] * (len(LETTERS) - SHOWN),
+            run_on_click=True,
+            label="Examples",
+        )
         more.click(add, shown, [shown, more, *options], api_name=False)
         outputs = [text, bars, fold, reasoning, cost]
         for event in (button.click, question.submit):
