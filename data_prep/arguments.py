@@ -56,7 +56,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     if not (args.dataset_path or args.check):
         raise UserError("--dataset_path is not given: name the folder with train.csv and test.csv")
     if not 0 <= args.shuffle_choices <= MAX_ORDERS:
-        raise UserError(f"--shuffle_choices {args.shuffle_choices}: four options have {MAX_ORDERS} orders")
+        raise UserError(f"--shuffle_choices {args.shuffle_choices}: give 0 to {MAX_ORDERS} orders a question")
     if args.dev_size < 0 or not 0 <= args.max_rejected <= 1:
         raise UserError("--dev_size cannot be negative, --max_rejected is a share from 0 to 1")
     if args.no_choices and (args.answer_format not in (None, "text") or args.shuffle_choices):

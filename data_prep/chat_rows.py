@@ -6,25 +6,33 @@ The columns are the contract with `sft/`; docs/data.md describes them.
 import random
 from collections.abc import Iterator
 from itertools import permutations
+from math import factorial
 from typing import Any
 
-from sft.common.prompts import LETTERS, answer_text, can_be_shuffled, completion_messages, prompt_messages
+from sft.common.prompts import answer_text, can_be_shuffled, completion_messages, prompt_messages
 
-MAX_ORDERS = 24
+# All orders of five options. Each is a row: six options in all of theirs would make a data set 720 times as large.
+MAX_ORDERS = 120
+LISTED = 6  # options; the arrangements of more are drawn, as there are up to 9! of them
 
 
-def choice_orders(id: str, gold: int, orders: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Yield `orders` different orders of four options, seeded by the row's id, so that no other row matters.
+def choice_orders(id: str, gold: int, count: int, orders: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Yield `orders` different orders of `count` options, or all where there are not so many.
 
-    Each run of four orders puts the right option at every letter once.
+    They are seeded by the row's id, so that no other row matters. Each run of `count` orders puts the right option at
+    every letter once.
     """
     rng = random.Random(f"{seed}:{id}")  # noqa: S311
-    wrong = [index for index in range(len(LETTERS)) if index != gold]
-    arrangements = list(permutations(wrong))
+    orders = min(orders, factorial(count))
+    wrong = [index for index in range(count) if index != gold]
+    arrangements = list(permutations(wrong)) if count <= LISTED else []
     rng.shuffle(arrangements)
-    places = rng.sample(range(len(LETTERS)), len(LETTERS))
+    while len(arrangements) * count < orders:
+        if (drawn := tuple(rng.sample(wrong, len(wrong)))) not in arrangements:
+            arrangements.append(drawn)
+    places = rng.sample(range(count), count)
     for number in range(orders):
-        arrangement, place = arrangements[number // len(LETTERS)], places[number % len(LETTERS)]
+        arrangement, place = arrangements[number // count], places[number % count]
         yield (*arrangement[:place], gold, *arrangement[place:])
 
 
@@ -33,7 +41,8 @@ def chat_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a question (fields of `Question`): one, or one for each of `orders` orders of its options."""
     shuffled = orders > 0 and can_be_shuffled(question["question"], question["choices"], question["reasoning"])
-    used = choice_orders(question["id"], question["gold"], orders, seed) if shuffled else [range(len(LETTERS))]
+    count = len(question["choices"])
+    used = choice_orders(question["id"], question["gold"], count, orders, seed) if shuffled else [range(count)]
     for number, order in enumerate(used, start=1):
         choices = [question["choices"][index] for index in order]
         gold = order.index(question["gold"])

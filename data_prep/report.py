@@ -13,7 +13,7 @@ from data_prep.rows import id_of
 from data_prep.sources import Source, cells_of
 from sft.common.command import write_json
 from sft.common.display import render
-from sft.common.prompts import LETTERS, longest_option
+from sft.common.prompts import LETTERS, chance, longest_option
 
 TEMPLATES = Path(__file__).with_name("templates")
 BARS = 40  # of the chart of lengths
@@ -31,6 +31,7 @@ def characters(row: dict[str, Any]) -> int:
 class Measures(NamedTuple):
     """Sums over the rows of a split; those of two parts can be added."""
 
+    options: Counter  # rows by number of options
     letters: Counter  # rows by letter of the right option
     longest_right: int  # rows whose longest option (the first of equals) is the right one
     lengths: Counter  # rows by length, in tokens or else in characters
@@ -39,6 +40,7 @@ class Measures(NamedTuple):
     @classmethod
     def of(cls, rows: list[dict[str, Any]]) -> "Measures":
         return cls(
+            options=Counter(len(row["choices"]) for row in rows),
             letters=Counter(LETTERS[row["gold"]] for row in rows),
             longest_right=sum(longest_option(row["choices"]) == row["gold"] for row in rows),
             lengths=Counter(len(row["input_ids"]) if "input_ids" in row else characters(row) for row in rows),
@@ -61,10 +63,11 @@ class Measures(NamedTuple):
         return {
             "rows": self.rows,
             "with_reasoning": self.reasoned,
-            "letters": {letter: self.letters[letter] for letter in LETTERS},
+            "letters": {letter: self.letters[letter] for letter in LETTERS[: max(self.options)]},
             "floors": {
                 "majority_letter": max(self.letters.values()) / self.rows,
                 "longest_option": self.longest_right / self.rows,
+                **chance(self.options),
             },
             "lengths": dict(zip(QUANTILES, quantiles, strict=True)),
         }

@@ -41,7 +41,7 @@ def question_row(question: str, answer: str, options: list[str], figure: str, rn
         question = question.replace(" ", "\n", 1)
     if quirk == "n/a":
         options[gold - 1] = "N/A"
-    cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=True)]
+    cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=False)]
     label = LETTERS[gold]
     if quirk == "quotes":
         cells[0], cells[-1] = "'" + cells[0].lstrip(), cells[-1].rstrip() + " ' "

@@ -9,8 +9,8 @@
 
 The question is put in the form that the model was trained with. With options, the probability of each is printed too.
 The answer is the likeliest text, the same every time, unless --temperature samples. --input is a CSV file with the
-columns question, A, B, C, D (or PMC-VQA's own), or JSON lines with question and choices; --output takes the form that
-its ending names. Not medical advice.
+columns question, A, B and so on (or PMC-VQA's own), or JSON lines with question and choices; --output takes the form
+that its ending names. Not medical advice.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     modes.add_argument("--web", action="store_true", help="a page in the browser")
     modes.add_argument("--input", type=Path, help="questions in a .csv or .jsonl file")
     modes.add_argument("--evaluate", action="store_true", help="measure the accuracy on a prepared data set")
-    parser.add_argument("--choices", nargs="+", default=[], help="with --question: two to four options, A to D")
+    parser.add_argument("--choices", nargs="+", default=[], help="with --question: two to ten options, A to J")
     parser.add_argument("--json", action="store_true", help="with --question: the answer as JSON")
     parser.add_argument("--output", type=Path, help="with --input: the .csv or .jsonl file to write")
     parser.add_argument("--overwrite", action="store_true", help="with --input and --evaluate: replace what is there")

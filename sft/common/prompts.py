@@ -5,9 +5,13 @@ The prompt at inference is, to the token, the one that was trained on; so nothin
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
 
-LETTERS = "ABCD"
+# A question has as many options as two to all of these letters.
+LETTERS = "ABCDEFGHIJ"
+MIN_OPTIONS = 2
 
 # What the model has to answer with, and therefore what it is trained to write.
 INSTRUCTIONS = {
@@ -23,21 +27,41 @@ OPEN = "open"
 # Raised with every change to the texts in this file; models remember the version that they were trained with.
 PROMPT_VERSION = 1
 
-_PRINTED_LETTER = re.compile(r"['\"]?\s*([A-D])\s*:\s*")
-# Another form of it, as people type it: "A. x", "(a) x", "[A] x", "A\uff1ax" (full width), "A - x", "Option A: x".
-_TYPED_LETTER = re.compile(
-    r"(?i)^\s*['\"]?\s*(?:option|choice)?\s*[(\[\uff08]?\s*([A-D])\s*(?:[.):\]\uff09\uff0e\uff1a]+|[-–—]\s)"
-)
-# Options that mean something only where they stand: "all of the above", "both A and C", "A-C", "ABD", "the last two".
-_TIED_TO_ITS_PLACE = re.compile(
-    r"\b(all|none|any|both|neither|some|two|three)( of)?( the)? (above|below|following|others?|these)\b"
-    r"|^(all|both|either|neither)$|\b(all|none|any|both|first|second|third|last).* (option|choice|answer)s?$"
-    r"|\b(first|last) (two|three)$|^[a-d]$|\b(only|except|not) [a-d]\b|\b[a-d] (only|is|are|alone)\b"
-    r"|\b[a-d]\b( and| or| nor|,).*\b[a-d]\b|\b[a-d]\)? ?(&|\+|/|-|–|to|through) ?\(?[a-d]\b"
-    r"|\b(?=[a-d]{2,4}$)a?b?c?d?$",
-    re.IGNORECASE,
-)
-_NAMES_OPTIONS = re.compile(r"\b(option|choice|answer|statement)s? \(?[a-d]\b", re.IGNORECASE)
+
+class Patterns(NamedTuple):
+    """Where a text has the letter of an option, or speaks of one."""
+
+    printed_letter: re.Pattern[str]
+    typed_letter: re.Pattern[str]
+    tied_to_its_place: re.Pattern[str]
+    names_options: re.Pattern[str]
+
+
+@lru_cache
+def patterns(count: int) -> Patterns:
+    """The patterns of questions with `count` options: a letter beyond them is a part of the text."""
+    letters = LETTERS[:count].lower()
+    a_d, run = f"[a-{letters[-1]}]", "?".join(letters)
+    two = "|".join(["two", "three", "four", "five", "six", "seven", "eight", "nine"][: max(2, count - 2)])
+    return Patterns(
+        printed_letter=re.compile(rf"['\"]?\s*({a_d.upper()})\s*:\s*"),
+        # As people type it: "A. x", "(a) x", "[A] x", "A\uff1ax" (full width), "A - x", "Option A: x".
+        typed_letter=re.compile(
+            r"(?i)^\s*['\"]?\s*(?:option|choice)?\s*[(\[\uff08]?"
+            rf"\s*({a_d})\s*(?:[.):\]\uff09\uff0e\uff1a]+|[-–—]\s)"
+        ),
+        # Options that mean something only where they stand: "all of the above", "both A and C", "A-C", "ABD", "the
+        # last two".
+        tied_to_its_place=re.compile(
+            rf"\b(all|none|any|both|neither|some|{two})( of)?( the)? (above|below|following|others?|these)\b"
+            r"|^(all|both|either|neither)$|\b(all|none|any|both|first|second|third|last).* (option|choice|answer)s?$"
+            rf"|\b(first|last) ({two})$|^{a_d}$|\b(only|except|not) {a_d}\b|\b{a_d} (only|is|are|alone)\b"
+            rf"|\b{a_d}\b( and| or| nor|,).*\b{a_d}\b|\b{a_d}\)? ?(&|\+|/|-|–|to|through) ?\(?{a_d}\b"
+            rf"|\b(?={a_d}{{2,}}$){run}?$",
+            re.IGNORECASE,
+        ),
+        names_options=re.compile(rf"\b(option|choice|answer|statement)s? \(?{a_d}\b", re.IGNORECASE),
+    )
 
 
 def user_message(question: str, choices: Sequence[str], answer_format: str = DEFAULT_ANSWER_FORMAT) -> str:
@@ -79,11 +103,12 @@ def clean_text(cell: str) -> str:
 def clean_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
     """(printed letter or None, text of the option) for a cell such as ``" A: Green "``.
 
+    Only the letters of a question with `count` options are letters.
     A quote that the source glued on goes with the letter behind it, or with the white space before it; quotes that
     belong to the text (5', "double bubble") stay.
     """
     text = clean_text(cell)
-    printed = _PRINTED_LETTER.match(text)
+    printed = patterns(count).printed_letter.match(text)
     if printed:
         text = text[printed.end() :]
     if text.endswith((" '", ' "')) and text.count(text[-1]) % 2:
@@ -93,7 +118,7 @@ def clean_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
 
 def typed_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
     """As `clean_choice`, where the letter may have another form: ``"(a) green"`` is ``("A", "green")``."""
-    return clean_choice(_TYPED_LETTER.sub(lambda typed: f"{typed[1].upper()}:", cell))
+    return clean_choice(patterns(count).typed_letter.sub(lambda typed: f"{typed[1].upper()}:", cell), count)
 
 
 def choice_cleaner(cells: Sequence[str]) -> Callable[[str], tuple[str | None, str]]:
@@ -101,11 +126,12 @@ def choice_cleaner(cells: Sequence[str]) -> Callable[[str], tuple[str | None, st
 
     "A. fumigatus" so stays among options without letters.
     """
-    if all(clean_choice(cell)[0] for cell in cells):
-        return clean_choice
-    letters, texts = zip(*map(typed_choice, cells), strict=True)
+    clean, typed = (partial(function, count=len(cells)) for function in (clean_choice, typed_choice))
+    if all(clean(cell)[0] for cell in cells):
+        return clean
+    letters, texts = zip(*map(typed, cells), strict=True)
     own = sorted(letter or "" for letter in letters) == list(LETTERS[: len(cells)])
-    return typed_choice if own and all(texts) else clean_choice
+    return typed if own and all(texts) else clean
 
 
 def longest_option(choices: Sequence[str]) -> int:
@@ -113,8 +139,15 @@ def longest_option(choices: Sequence[str]) -> int:
     return max(range(len(choices)), key=lambda index: len(choices[index]))
 
 
+def chance(options: Mapping[int, int]) -> dict[str, float]:
+    """``{"chance": mean of 1/n}`` from the questions by number of options n; {} if all have four, where it is 1/4."""
+    mean = sum(questions / n for n, questions in sorted(options.items())) / sum(options.values())
+    return {"chance": mean} if set(options) != {4} else {}
+
+
 def can_be_shuffled(question: str, choices: Sequence[str], reasoning: str = "") -> bool:
     """False where an option, the question or a rationale speaks, or may speak, of the place or letter of an option."""
-    if reasoning or any(map(_NAMES_OPTIONS.search, (question, *choices))):
+    of = patterns(len(choices))
+    if reasoning or any(map(of.names_options.search, (question, *choices))):
         return False
-    return not any(map(_TIED_TO_ITS_PLACE.search, choices))
+    return not any(map(of.tied_to_its_place.search, choices))

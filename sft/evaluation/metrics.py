@@ -5,12 +5,12 @@ where a question was answered several times.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from sft.common.prompts import LETTERS, longest_option
+from sft.common.prompts import LETTERS, chance, longest_option
 
 Z95 = 1.959964
 # Equal-width bins of the reliability diagram.
@@ -73,20 +73,38 @@ def accuracy(right: Sequence[float], articles: Sequence[str]) -> dict[str, Any]:
     return {"accuracy": correct / n, "n": n, "ci95": interval, "standard_error_clustered": error}
 
 
-def score_metrics(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
-    """The numbers that every score has: accuracy and its errors, and letter bias (RStd: arXiv 2309.03882)."""
-    articles = [question.get("article") or "" for question in questions]
+def letter_bias(golds: Sequence[int], right: Sequence[float]) -> dict[str, Any]:
+    """The recall of each letter, the mean of these recalls and their spread (RStd: arXiv 2309.03882)."""
     by_letter: dict[str, list[float]] = defaultdict(list)
-    for question, value in zip(questions, right, strict=True):
-        by_letter[LETTERS[question["gold"]]].append(value)
+    for gold, value in zip(golds, right, strict=True):
+        by_letter[LETTERS[gold]].append(value)
     recalls = {letter: fmean(values) for letter, values in sorted(by_letter.items())}
-    return {
-        **accuracy(right, articles),
-        "articles": len(set(articles) - {""}),
-        "balanced_accuracy": fmean(recalls.values()),
-        "recall_by_letter": recalls,
-        "rstd": pstdev(recalls.values()),
-    }
+    spread = pstdev(recalls.values())
+    return {"balanced_accuracy": fmean(recalls.values()), "recall_by_letter": recalls, "rstd": spread}
+
+
+def score_metrics(questions: Sequence[dict], right: Sequence[float]) -> dict[str, Any]:
+    """The numbers that every score has: accuracy and its errors, and letter bias.
+
+    Where questions have different numbers of options, ``by_options`` has the accuracy and the letter bias of each
+    number, and the bias of all is their mean, weighted by questions: a late letter is right only where questions have
+    many options and are hard, which is no bias.
+    """
+    articles = [question.get("article") or "" for question in questions]
+    by_options: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for question, value in zip(questions, right, strict=True):
+        by_options[len(question["choices"])].append((question["gold"], value))
+    bias = letter_bias([question["gold"] for question in questions], right)
+    if len(by_options) > 1:
+        groups = {}
+        for options, pairs in sorted(by_options.items()):
+            golds, values = zip(*pairs, strict=True)
+            groups[str(options)] = {"n": len(pairs), "accuracy": fmean(values), **letter_bias(golds, values)}
+        sizes = [group["n"] for group in groups.values()]
+        for name in ("balanced_accuracy", "rstd"):
+            bias[name] = fmean([group[name] for group in groups.values()], sizes)
+        bias["by_options"] = groups
+    return {**accuracy(right, articles), "articles": len(set(articles) - {""}), **bias}
 
 
 def paired_difference(
@@ -109,7 +127,9 @@ def paired_difference(
 
 
 def floors(questions: Sequence[dict]) -> dict[str, float]:
-    """Accuracy without reading the question: always the commonest gold letter; always the longest option."""
+    """Accuracy without reading the question: always the commonest gold letter; always the longest option; chance."""
     golds = [q["gold"] for q in questions]
     longest = fmean(longest_option(q["choices"]) == q["gold"] for q in questions)
-    return {"majority_letter": max(map(golds.count, set(golds))) / len(golds), "longest_option": longest}
+    majority = max(map(golds.count, set(golds))) / len(golds)
+    options = Counter(len(q["choices"]) for q in questions)
+    return {"majority_letter": majority, "longest_option": longest, **chance(options)}

@@ -47,7 +47,8 @@ def rows_of(results: dict[str, Any]) -> list[Row]:
     for row in scores_of(results):
         rows.append(row)
         if permutations := row.numbers.get("permutations"):
-            rows.append(Row(f"average of {permutations['orders']} permutations", permutations, row.score))
+            orders = f"{'up to ' * ('by_options' in row.numbers)}{permutations['orders']}"
+            rows.append(Row(f"average of {orders} permutations", permutations, row.score))
     for name, value in results["floors"].items():
         rows.append(Row(f"floor: {name.replace('_', ' ')}", {"accuracy": value}, None))
     return rows
@@ -86,6 +87,13 @@ def notes_of(results: dict[str, Any]) -> list[str]:
         title = title.capitalize()
         recalls = ", ".join(f"{letter} {recall:.2f}" for letter, recall in numbers["recall_by_letter"].items())
         notes.append(f"{title}: recall by letter {recalls}.")
+        if groups := numbers.get("by_options"):
+            parts = ", ".join(
+                f"{options}: {group['accuracy']:.3f} of {group['n']:,}" for options, group in groups.items()
+            )
+            notes.append(
+                f"{title}: accuracy by number of options {parts}; balanced and RStd are means over these groups."
+            )
         permutations = numbers.get("permutations", {})
         if permuted := permutations.get("questions_in_several_orders"):
             share = permutations["same_option_in_all_orders"]

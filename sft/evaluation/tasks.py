@@ -9,7 +9,7 @@ from typing import Any
 from sft.common.chat_template import token_ids
 from sft.common.command import UserError
 from sft.common.models import context_length, load_model, load_tokenizer
-from sft.common.prompts import LETTERS, OPEN, can_be_shuffled, prompt_messages
+from sft.common.prompts import LETTERS, MIN_OPTIONS, OPEN, can_be_shuffled, prompt_messages
 from sft.inference.generation import Sampling, batch_seed, check_context, generate
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
 from sft.inference.server import Server
@@ -39,8 +39,9 @@ def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequenc
         if args.choices_only and questions[0]["answer_format"] != OPEN:
             tasks.append(Task(CHOICES_ONLY, [q | {"question": ""} for q in questions]))
         free = [q for q in questions if can_be_shuffled(q["question"], q["choices"])]
-        for shift in range(1, args.permutations):
-            permuted = [q | {"choices": q["choices"][shift:] + q["choices"][:shift]} for q in free]
+        for shift in range(1, min(args.permutations, max(len(q["choices"]) for q in questions))):
+            longer = [q for q in free if len(q["choices"]) > shift]  # others would come back to an order they had
+            permuted = [q | {"choices": q["choices"][shift:] + q["choices"][:shift]} for q in longer]
             tasks.append(Task(f"{SHIFTED} {shift}", permuted))
     if GENERATION in args.method:
         for sampling in samplings:
@@ -111,7 +112,7 @@ def check_questions(questions: list[dict], args: argparse.Namespace) -> None:
     if times > 1:
         raise UserError(f"{args.dataset_path}: the id {id} stands {times} times in {args.split}: prepare it again")
     for q in questions:
-        if not 2 <= len(q["choices"]) <= len(LETTERS) or not 0 <= q["gold"] < len(q["choices"]):
+        if not MIN_OPTIONS <= len(q["choices"]) <= len(LETTERS) or not 0 <= q["gold"] < len(q["choices"]):
             raise UserError(
                 f"{args.dataset_path}: question {q['id']} has {len(q['choices'])} options, and number {q['gold']} is "
                 "said to be right: prepare it again"

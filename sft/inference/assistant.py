@@ -7,7 +7,14 @@ from typing import Any
 
 from sft.common.chat_template import token_ids
 from sft.common.command import UserError
-from sft.common.prompts import DEFAULT_ANSWER_FORMAT, LETTERS, clean_text, prompt_messages, typed_choice
+from sft.common.prompts import (
+    DEFAULT_ANSWER_FORMAT,
+    LETTERS,
+    MIN_OPTIONS,
+    clean_text,
+    prompt_messages,
+    typed_choice,
+)
 from sft.inference.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens, softmax
 from sft.inference.parsing import parse_answer
@@ -38,15 +45,15 @@ def clean_question(question: str, choices: Sequence[str], where: str = "") -> tu
 
     Letters go where every option has its own, the first A, the second B and so on: "A. fumigatus" stays among options
     without letters. Raises `UserError`, whose message begins with `where` (the file and row), if the question is
-    empty, or the options are not zero or two to four different ones.
+    empty, or the options are not zero or two to ten different ones.
     """
-    lettered = [typed_choice(text) for text in choices]
+    lettered = [typed_choice(text, len(choices)) for text in choices]
     all_lettered = [letter for letter, _ in lettered] == list(LETTERS[: len(choices)])
     choices = [text for _, text in lettered] if all_lettered else [clean_text(text) for text in choices]
     if not question.strip():
         raise UserError(f"{where}the question is empty: ask something")
-    if choices and not 2 <= len(choices) <= len(LETTERS):
-        raise UserError(f"{where}give two to four options, or none; found {len(choices)}")
+    if choices and not MIN_OPTIONS <= len(choices) <= len(LETTERS):
+        raise UserError(f"{where}give two to ten options, or none; found {len(choices)}")
     if not all(choices) or len(set(choices)) < len(choices):
         raise UserError(f"{where}an option is empty or stands twice: give different ones")
     return question.strip(), choices

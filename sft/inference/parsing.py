@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from sft.common.prompts import LETTERS
@@ -39,15 +40,6 @@ _LEAD = re.compile(
     r"|probably|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|alternative|letter|answer|ans)\b"
     r"[\s,:!.–—-]*)+"
 )
-# "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
-_LETTER = re.compile(r"[\"'“‘(\[]*(?:([A-D])(?!\w|['’]\w|-)|([a-d])(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)")
-# What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
-_FOLLOWS = re.compile(
-    r"(?i)[^\w?]*$|\s*[,;!—–(}]|\s*[-/&]\s|\s*/\s*[A-D]\b|\s+(?:because|since|as|and|or|for|due|which|with|but|not"
-    r"|rather|maybe|possibly|also)\b"
-)
-# Another letter in the same clause: then two options are named.
-_FURTHER = re.compile(r"(?<![\w'’-])(?:[(\[]([A-D])[)\]]|([B-D])(?![\w'’-])|(A)(?=\s*(?:[.,;:)!/&]|$|and\b|or\b)))")
 _DENIAL = (
     r"(?:\w*n['’]t|\w*n t|not|never|no|nor|neither|cannot|without|unlike|except|rather than|instead of|exclud\w+"
     r"|eliminat\w+|rul(?:e|ed|es|ing) (?:\w+ )?out|incorrect\w*|wrong\w*|false\w*|doubt\w*|unlikely|less likely|least"
@@ -69,24 +61,12 @@ _CERTAIN = re.compile(
     r"(?i)\b(?:(?:no|without|beyond)(?: an?| any| all)?(?: \w+)? doubt|if i(?: a|['’])m not mistaken"
     r"|unless i(?: a|['’])m mistaken)\b"
 )
-_SUBORDINATE = re.compile(
-    r"(?i)\A\W*(?=(?:(?:even )?though|although|while|whereas|since|because|as|without|unlike)\b)"
-    rf"(?:[^,]|(?<=\b[A-D]),)*?\b{_DENIAL}\b[^,]*,"
-)
 _MAIN_CLAUSE = re.compile(r"(?i),\s*(?:and )?(?:so|thus|therefore|hence|but|however)\b(?!\s*,| far\b| to\b)")
 _NOT_THIS = re.compile(r"\A\s*(?:not|never|neither)\b.*?(?:\b(?:but|rather|instead|it is|it['’]s)\b|$)", re.IGNORECASE)
 # Where a clause ends: at the end of a sentence (but not behind "B." or "E."), or where reasons begin.
 _CLAUSE_END = re.compile(
     r"(?i)(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
     rf"|,?\s+(?!{_WHICH_IS_WRONG})(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b"
-)
-_DECLARED = re.compile(
-    r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|(?<!second[ -])(?<!next )\b(?:correct|right|best"
-    r"|appropriate|likely)\s+(?:option|choice|response|one|letter|fit|match)\b"
-    r"|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
-    r"|\b(?:correct|right)(?=\s*:\s*\W?[A-D]\b))(?:\s+[a-z]{2,}){0,4}?[\"']?\s*"
-    r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)(?P<not>\s+not\b|n['’]t\b)?"
-    r"|:|=|→|[-–—](?=\s*\W?[A-D]\b))\s*:?"
 )
 _NOUN = r"(?:option|choice|answer|alternative|response|letter)"
 # "is the correct answer", "would be best": what is said of an option, by letter or text; not "is right next to", and
@@ -100,17 +80,78 @@ _IS_RIGHT = (
     r"|of (?:the|these|all)|(?:in|for|to) th(?:is|e))\b"
     r"|(?=[.,;:!)—–])|$)(?!\W*(?:but )?(?:only|if|unless|when|provided|assuming|\?)(?!\w))"
 )
-_CALLED_RIGHT = re.compile(
-    rf"(?im)(?:(?:^|[.,;!?\n]\s*|\b(?:so|thus|therefore|hence|that|but|only)\s+)[(\"']?((?-i:[A-D]))"
-    rf"|\b{_NOUN}\s*:?\s*[(\[\"']?([A-D]))(?!\w)[)\].\"':]*(?:{_IS_RIGHT}|\s+best\s+\w{{3,}}s\b)"
-)
-# "B is correct, and so is option C": of an answer beside the first.
-_SO_IS = re.compile(
-    rf"\b(?:correct|right|best|answer|is \W?[A-D])(?:\s{_NOUN})?\b\W{{1,4}}(?:and |but )?(?:[Ss]o|as) (?:is|would be)"
-    rf"\s+(?:{_NOUN}\s)?\(?([A-D])(?![\w'’-])"
-)
 _TEXT_CALLED_RIGHT = re.compile(rf"(?im){_IS_RIGHT}")
-_OPTION = re.compile(rf"\b{_NOUN}\s+(?=[(\[]?[A-Da-d]\b)", re.IGNORECASE)
+
+# What may not follow the letter I, since the pronoun is meant: "I'd say", "I think", "I, as a student".
+_NOT_A_PRONOUN = (
+    r"(?!…|\.\.|['’]\w|,?\s+(?!(?:is|seems|appears|looks|remains|because|since|due to|as it)\b"
+    r"|(?:and|or|not|nor|but not|rather than) (?:option )?\W?[A-J]\b)(?-i:[a-z]))"
+)
+
+
+class Patterns(NamedTuple):
+    """Where a text names an option by its letter."""
+
+    letter: re.Pattern[str]
+    follows: re.Pattern[str]
+    further: re.Pattern[str]
+    bracketed: re.Pattern[str]
+    subordinate: re.Pattern[str]
+    declared: re.Pattern[str]
+    called_right: re.Pattern[str]
+    so_is: re.Pattern[str]
+    option: re.Pattern[str]
+
+
+@lru_cache
+def _patterns(count: int) -> Patterns:
+    """The patterns for questions with `count` options; with few, A to D are read, so that "D" of three names none."""
+    letters = LETTERS[: max(4, count)]
+    plain = letters.replace("I", "")
+    capital, small, further, article = f"[{plain}]", f"[{letters.lower()}]", f"[{plain[1:]}]", "A"
+    if "I" in letters:
+        capital = rf"(?:{capital}|I{_NOT_A_PRONOUN})"
+        article = rf"A|(?:(?<=and )|(?<=or )|(?<=[,/&] )|(?<=[,/&]))I{_NOT_A_PRONOUN}"  # and not "type I"
+    return Patterns(
+        # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
+        letter=re.compile(
+            rf"[\"'“‘(\[]*(?:({capital})(?!\w|['’]\w|-)|({small})(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)"
+        ),
+        # What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
+        follows=re.compile(
+            rf"(?i)[^\w?]*$|\s*[,;!—–(}}]|\s*[-/&]\s|\s*/\s*{capital}\b"
+            r"|\s+(?:because|since|as|and|or|for|due|which|with|but|not|rather|maybe|possibly|also)\b"
+        ),
+        # Another letter in the same clause: then two options are named.
+        further=re.compile(
+            rf"(?<![\w'’-])(?:[(\[]({capital})[)\]]|({further})(?![\w'’-])|({article})(?=\s*(?:[.,;:)!/&]|$|and\b|or\b)))"
+        ),
+        bracketed=re.compile(rf"[(\[]({capital})[)\]]"),
+        # A clause of reasons with a denial of its own, which is no denial of the clause that follows.
+        subordinate=re.compile(
+            r"(?i)\A\W*(?=(?:(?:even )?though|although|while|whereas|since|because|as|without|unlike)\b)"
+            rf"(?:[^,]|(?<=\b{capital}),)*?\b{_DENIAL}\b[^,]*,"
+        ),
+        declared=re.compile(
+            r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|(?<!second[ -])(?<!next )\b(?:correct|right|best"
+            r"|appropriate|likely)\s+(?:option|choice|response|one|letter|fit|match)\b"
+            r"|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
+            rf"|\b(?:correct|right)(?=\s*:\s*\W?{capital}\b))(?:\s+[a-z]{{2,}}){{0,4}}?[\"']?\s*"
+            r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)"
+            r"(?P<not>\s+not\b|n['’]t\b)?"
+            rf"|:|=|→|[-–—](?=\s*\W?{capital}\b))\s*:?"
+        ),
+        called_right=re.compile(
+            rf"(?im)(?:(?:^|[.,;!?\n]\s*|\b(?:so|thus|therefore|hence|that|but|only)\s+)[(\"']?((?-i:{capital}))"
+            rf"|\b{_NOUN}\s*:?\s*[(\[\"']?({capital}))(?!\w)[)\].\"':]*(?:{_IS_RIGHT}|\s+best\s+\w{{3,}}s\b)"
+        ),
+        # "B is correct, and so is option C": of an answer beside the first.
+        so_is=re.compile(
+            rf"\b(?:correct|right|best|answer|is \W?{capital})(?:\s{_NOUN})?\b\W{{1,4}}(?:and |but )?"
+            rf"(?:[Ss]o|as) (?:is|would be)\s+(?:{_NOUN}\s)?\(?({capital})(?![\w'’-])"
+        ),
+        option=re.compile(rf"\b{_NOUN}\s+(?=[(\[]?(?:{capital}|{small})\b)", re.IGNORECASE),
+    )
 
 
 def _plain(text: str) -> str:
@@ -118,10 +159,10 @@ def _plain(text: str) -> str:
     return f" {' '.join(token.replace(' ', '') for token in _TOKENS.findall(text.casefold()))} "
 
 
-def _before(text: str, place: int) -> str:
+def _before(text: str, place: int, choices: Sequence[str]) -> str:
     """What stands before a place in its main clause, at most 150 characters."""
     before = _CERTAIN.sub("", re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1])
-    return _SUBORDINATE.sub("", _MAIN_CLAUSE.split(before)[-1])
+    return _patterns(len(choices)).subordinate.sub("", _MAIN_CLAUSE.split(before)[-1])
 
 
 def _at(letter: str, choices: Sequence[str]) -> set[int]:
@@ -133,7 +174,7 @@ def _same_text(text: str, choices: Sequence[str]) -> set[int]:
     """Options that `text` is, word for word; of options that are letters, also the one at that letter."""
     bare, *bare_choices = [value.strip().strip("()[]").rstrip(".").casefold() for value in (text, *choices)]
     options = {index for index, choice in enumerate(bare_choices) if choice == bare}
-    return options | _at(bare, choices) if options and bare in [*"abcd"] else options
+    return options | _at(bare, choices) if options and bare in [*LETTERS.lower()] else options
 
 
 def _options_begun(text: str, choices: Sequence[str]) -> set[int]:
@@ -170,7 +211,8 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
 
     Where another option is named beside the letter, in letter or text, both are: the answer contradicts itself.
     """
-    letter = _LETTER.match(text)
+    of = _patterns(len(choices))
+    letter = of.letter.match(text)
     if not letter:
         return set()
     rest, name = text[letter.end() : 400], (letter.group(1) or letter.group(2)).upper()
@@ -179,7 +221,7 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     of_words = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
     if of_words and not named:
         return of_words
-    if not options or not (letter["mark"].strip("\"'“‘") or named or _FOLLOWS.match(rest)):
+    if not options or not (letter["mark"].strip("\"'“‘") or named or of.follows.match(rest)):
         return set()
     for choice in (choices[i] for i in named):
         spelled = r"\W*".join(map(re.escape, _plain(choice).split()))
@@ -189,7 +231,7 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     # Without a text, an option may be a letter itself: "A" could mean it.
     options |= named or {i for i, choice in enumerate(choices) if _plain(choice).strip() == name.lower()}
     clause = _CLAUSE_END.split(rest, maxsplit=1)[0]
-    for further in _FURTHER.finditer(clause):
+    for further in of.further.finditer(clause):
         before = clause[: further.start()]
         if "wait" in before or not _DENIED_BEFORE.search(before):
             options |= _at(further[1] or further[2] or further[3], choices)
@@ -206,11 +248,11 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
     if clause.rstrip().endswith("?"):
         return set()
     options = _options_named(clause, choices)
-    for match in _OPTION.finditer(clause):
+    for match in _patterns(len(choices)).option.finditer(clause):
         if not _DENIED_BEFORE.search(clause[max(0, match.start() - FAR) : match.start()]):
             options |= _letters(clause[match.end() :], choices)
     if options:  # a text with another option's letter contradicts itself
-        options.update(*(_at(letter, choices) for letter in re.findall(r"[(\[]([A-D])[)\]]", clause)))
+        options.update(*(_at(letter, choices) for letter in _patterns(len(choices)).bracketed.findall(clause)))
     return options
 
 
@@ -229,19 +271,20 @@ def _statement(text: str, choices: Sequence[str]) -> set[int]:
 def _called_right(text: str, choices: Sequence[str]) -> set[int]:
     """Options that are called right, as in "Option B is correct" or "Prussian blue would be the best answer"."""
     options: set[int] = set()
-    for match in _CALLED_RIGHT.finditer(text):
-        before = _before(text, match.start(match.lastindex))
+    for match in _patterns(len(choices)).called_right.finditer(text):
+        before = _before(text, match.start(match.lastindex), choices)
         if not _DENIED_BEFORE.search(before) and not re.search(rf"(?i)\b(?:and|or)\s+(?:{_NOUN}\s+)?\W*$", before):
             options |= _at(match[match.lastindex], choices)
     for match in _TEXT_CALLED_RIGHT.finditer(text):
-        options |= _mentioned(_before(text, match.start()), choices)
+        options |= _mentioned(_before(text, match.start(), choices), choices)
     return options
 
 
 def _declared(answer: str, choices: Sequence[str]) -> set[int]:
     """Options of "the answer is ..." and "B is correct"; of final answers alone where there are some."""
     # "The wrong answer is", "I doubt that the answer is": nothing is stated.
-    every = [m for m in _DECLARED.finditer(answer) if not _DENIED_BEFORE.search(_before(answer, m.start()))]
+    found = _patterns(len(choices)).declared.finditer(answer)
+    every = [match for match in found if not _DENIED_BEFORE.search(_before(answer, match.start(), choices))]
     starts = [match.start() for match in every[1:]] + [len(answer)]
     final = any(match["final"] for match in every)
     options: set[int] = set()
@@ -252,7 +295,7 @@ def _declared(answer: str, choices: Sequence[str]) -> set[int]:
     if not final:
         options |= _called_right(answer, choices)
     if options:
-        options.update(*(_at(letter, choices) for letter in _SO_IS.findall(answer)))
+        options.update(*(_at(letter, choices) for letter in _patterns(len(choices)).so_is.findall(answer)))
     return options
 
 
@@ -262,7 +305,7 @@ def _marked(answer: str, choices: Sequence[str]) -> set[int]:
     if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
         del lines[0]
     options = _leading(lines[0], choices) if lines else set()
-    if options and len(lines) > 1 and (letter := _LETTER.match(lines[1])) and letter["mark"]:
+    if options and len(lines) > 1 and (letter := _patterns(len(choices)).letter.match(lines[1])) and letter["mark"]:
         options |= _letters(lines[1], choices)
     return options
 

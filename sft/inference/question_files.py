@@ -163,9 +163,10 @@ def as_json_lines(answers: Sequence[Answer]) -> str:
 
 
 def as_csv(answers: Sequence[Answer]) -> str:
-    """Answers as a CSV table: columns A to D are the options, p_A to p_D their probabilities."""
-    chances = [f"p_{letter}" for letter in LETTERS]
-    columns = ["question", *LETTERS, "answer", "answer_text", "outcome", "text", "reasoning", *chances]
+    """Answers as a CSV table: columns A to D, or more, are the options, p_A and so on their probabilities."""
+    letters = LETTERS[: max([4, *(len(answer.choices) for answer in answers)])]
+    chances = [f"p_{letter}" for letter in letters]
+    columns = ["question", *letters, "answer", "answer_text", "outcome", "text", "reasoning", *chances]
     table = io.StringIO()
     writer = csv.DictWriter(table, [*columns, "temperature", "tokens", "seconds"], extrasaction="ignore")
     writer.writeheader()

@@ -11,6 +11,7 @@ HEAD = """\
 # Ask the model
 **Not medical advice.** A language model answers from text alone; it sees no figure, and it can be wrong with great
 confidence. For research and teaching."""
+SHOWN = 4  # boxes for options at first; a button adds the others
 NOTES = {"unparsed": "\n\n*(no single option is stated)*", "truncated": "\n\n*(token limit reached)*"}
 
 
@@ -36,12 +37,24 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
             f"{answer.tokens} tokens in {answer.seconds:.1f} s{sampled(answer.temperature)}",
         )
 
+    def add(number: int) -> dict:
+        return {
+            shown: number + 1,
+            options[number]: gradio.update(visible=True),
+            more: gradio.update(visible=number + 1 < len(LETTERS)),
+        }
+
     with gradio.Blocks(title="PMC-VQA: ask the model", analytics_enabled=False) as blocks:
         gradio.Markdown(HEAD)
         with gradio.Row():
             with gradio.Column():
                 question = gradio.Textbox(label="Question", lines=3, elem_id="question")
-                options = [gradio.Textbox(label=f"Option {x}", elem_id=f"option-{x}", max_lines=1) for x in LETTERS]
+                options = [
+                    gradio.Textbox(label=f"Option {x}", elem_id=f"option-{x}", max_lines=1, visible=number < SHOWN)
+                    for number, x in enumerate(LETTERS)
+                ]
+                shown = gradio.State(SHOWN)
+                more = gradio.Button("Add an option", size="sm", elem_id="more")
                 button = gradio.Button("Ask", variant="primary", elem_id="ask")
             with gradio.Column():
                 gradio.Markdown("### Answer")
@@ -50,7 +63,16 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
                 with gradio.Accordion("Reasoning", open=False, visible=False) as fold:
                     reasoning = gradio.Markdown(elem_id="reasoning")
                 cost = gradio.Markdown(elem_id="cost")
-        gradio.Examples([[text, *choices] for text, choices in examples], [question, *options], label="Examples")
+        # An example has four options, and empties the boxes behind them.
+        gradio.Examples(
+            [[text, *choices] for text, choices in examples],
+            [question, *options[:SHOWN]],
+            options[SHOWN:],
+            fn=lambda *_: [""] * (len(LETTERS) - SHOWN),
+            run_on_click=True,
+            label="Examples",
+        )
+        more.click(add, shown, [shown, more, *options], api_name=False)
         outputs = [text, bars, fold, reasoning, cost]
         for event in (button.click, question.submit):
             event(ask, [question, *options], outputs, api_name=False, concurrency_limit=1)

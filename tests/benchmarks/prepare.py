@@ -99,9 +99,9 @@ def write_synthetic(folder: Path, rows: dict[str, int], seed: int = 0) -> None:
                 gold = rng.randrange(4)
                 # Something to learn: the right option ends as the question does. And no two are the same.
                 drawn[gold] = last_word
-                lengths = [max(0, round(length - 1 + rng.uniform(-1, 1))) for _ in LETTERS]
+                lengths = [max(0, round(length - 1 + rng.uniform(-1, 1))) for _ in drawn]
                 options = [" ".join([*rng.sample(words, n), last]) for n, last in zip(lengths, drawn, strict=True)]
-                cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=True)]
+                cells = [written_choice(letter, text, rng) for letter, text in zip(LETTERS, options, strict=False)]
                 writer.writerow([figure, question, options[gold], *cells, LETTERS[gold]])
 
 

@@ -443,7 +443,7 @@ BAD_OPTIONS = {
     ),
     "two models": (["--tokenizer", "a", "--pretokenize", "b"], "name different models"),
     "a letter of no options": (["--no_choices", "--answer_format", "letter"], "--no_choices shows no options"),
-    "orders beyond 24": (["--shuffle_choices", "25"], "four options have 24 orders"),
+    "orders beyond 120": (["--shuffle_choices", "121"], "--shuffle_choices 121: give 0 to 120"),
     "no rows": (["--max_samples", "0"], "give a positive number"),
     "another format": (["--format", "medqa"], "holds no MedQA-USMLE, but test.csv (PMC-VQA version 1)"),
     "an empty variable": (["--pretokenize", ""], "--pretokenize is empty"),

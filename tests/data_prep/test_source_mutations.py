@@ -16,8 +16,9 @@ from data_prep.questions import Question, comparable
 from data_prep.reading import chunks, read_chunk
 from data_prep.sources import find_sources
 from sft.common.command import UserError
-from sft.common.prompts import LETTERS, clean_choice, clean_text
+from sft.common.prompts import clean_choice, clean_text
 
+LETTERS = "ABCD"  # of every format
 ROWS = 12
 MUTATIONS = 260  # of each format
 NAMES = {"pmc_vqa_v1": "train.csv", "pmc_vqa_v2": "train_2.csv", "medmcqa": "train.jsonl", "medqa": "train.jsonl"}

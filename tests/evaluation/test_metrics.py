@@ -42,7 +42,11 @@ def test_floors_need_no_model():
         {"choices": ["aaa", "bb", "c"], "gold": 2},
         {"choices": ["a", "bb", "ccc"], "gold": 0},
     ]
-    assert floors(questions) == {"majority_letter": 0.5, "longest_option": 0.5}
+    assert floors(questions) == {"majority_letter": 0.5, "longest_option": 0.5, "chance": pytest.approx(1 / 3)}
+    # Of four options everybody knows chance; of different numbers it is the mean over the questions.
+    assert "chance" not in floors([{"choices": ["a", "b", "c", "d"], "gold": 3}])
+    two, ten = {"choices": ["a", "b"], "gold": 0}, {"choices": list("abcdefghij"), "gold": 9}
+    assert floors([two, two, two, ten])["chance"] == pytest.approx((3 / 2 + 1 / 10) / 4)
 
 
 def test_the_clustered_error_is_that_of_the_articles_sums():
@@ -54,12 +58,32 @@ def test_the_clustered_error_is_that_of_the_articles_sums():
 
 
 def test_letter_bias_shows_in_recalls_rstd_and_balanced_accuracy():
-    questions = [{"question": "?", "gold": gold} for gold in (0, 0, 0, 1)]
+    questions = [{"question": "?", "gold": gold, "choices": ["a", "b"]} for gold in (0, 0, 0, 1)]
     always_a = metrics.score_metrics(questions, [1.0, 1.0, 1.0, 0.0])
     assert always_a["accuracy"] == 0.75
     assert always_a["recall_by_letter"] == {"A": 1.0, "B": 0.0}
     assert always_a["balanced_accuracy"] == 0.5
     assert always_a["rstd"] == 0.5
+
+
+def test_different_numbers_of_options_are_no_letter_bias():
+    """Every question of two options right and every one of ten wrong, whatever the letter: no letter is preferred."""
+    two = [{"gold": gold, "choices": ["a", "b"]} for gold in (0, 1)] * 30
+    ten = [{"gold": gold, "choices": list("abcdefghij")} for gold in range(10)]
+    numbers = metrics.score_metrics(two + ten, [1.0] * 60 + [0.0] * 10)
+    assert numbers["rstd"] == 0
+    assert numbers["balanced_accuracy"] == pytest.approx(60 / 70)
+    assert numbers["recall_by_letter"] == {"A": 30 / 31, "B": 30 / 31} | dict.fromkeys("CDEFGHIJ", 0)
+    assert {options: (group["n"], group["accuracy"]) for options, group in numbers["by_options"].items()} == {
+        "2": (60, 1),
+        "10": (10, 0),
+    }
+    # Always A: among two options as much bias as among ten.
+    always_a = metrics.score_metrics(two, [1.0, 0.0] * 30)
+    assert metrics.score_metrics(two + ten, [1.0, 0.0] * 30 + [1.0] + [0.0] * 9)["rstd"] == pytest.approx(
+        (always_a["rstd"] * 60 + 0.3 * 10) / 70
+    )
+    assert "by_options" not in always_a
 
 
 def test_calibration_error_is_the_mean_gap_of_the_bins():

@@ -37,6 +37,7 @@ def test_scores_permutations_and_floors_are_rows(evaluated):
         ("average of 2 permutations", "0.500"),
         ("floor: majority letter", "1.000"),
         ("floor: longest option", "0.000"),
+        ("floor: chance", "0.500"),
         ("floor: choices only", "0.500"),
     ]
 

@@ -277,7 +277,7 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.csv", "", "found nothing"),
         ("q.csv", "question,A,B\nWhy, oh why?,x,y\n", "row 1: more cells than columns"),
         ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not valid CSV"),
-        ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to four options"),
+        ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to ten options"),
         ("q.csv", "question,A,B\nWhy?,x,y\n,x,y\n", "row 2: the question is empty"),
         ("q.csv", "A,B,question\nx,y\n", "row 1: 2 cells under 3 columns"),
         ("q.csv", "question,A,B\n", "holds no question"),
@@ -294,7 +294,11 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.jsonl", '{"question": 3}\n', "question has to be a text"),
         ("q.jsonl", '{"question": "Q?", "choices": "ab"}\n', "choices a list of texts"),
         ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, D, in this order"),
-        ("q.jsonl", '{"question": "Q?", "choices": ["a", "b", "c", "d", "e"]}\n', "line 1: give two to four"),
+        (
+            "q.jsonl",
+            '{"question": "Q?", "choices": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"]}\n',
+            "line 1: give two to ten",
+        ),
         ("q.txt", "Why?", "give a .csv or a .jsonl file"),
     ],
 )
@@ -335,7 +339,7 @@ def test_an_interactive_session_goes_on_after_bad_input_and_leaves_at_end_of_fil
     output = talk(infer, monkeypatch, lines)
     assert "/thinking MODE" in output
     assert "/nonsense is no command" in output
-    assert "give two to four options, or none; found 1" in output
+    assert "give two to ten options, or none; found 1" in output
     assert len(re.findall(r"%", output)) == 2
     assert output.count(" tokens, ") == 2  # the question, and one more about it
     assert "sampled" not in output
@@ -398,8 +402,8 @@ def test_ctrl_c_at_the_prompt_leaves_cleanly(infer, monkeypatch):
     ("words", "reason"),
     [
         (["--question", " "], "the question is empty"),
-        (["--question", "Q?", "--choices", "a"], "two to four"),
-        (["--question", "Q?", "--choices", *"abcde"], "two to four"),
+        (["--question", "Q?", "--choices", "a"], "two to ten"),
+        (["--question", "Q?", "--choices", *"abcdefghijk"], "two to ten"),
         (["--question", "Q?", "--choices", "a", ""], "empty"),
         (["--question", "Q?", "--choices", "a", "a"], "twice"),
         (["--question", "Q?", "--choices", "A. x", "B. x"], "stands twice"),

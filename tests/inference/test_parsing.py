@@ -14,6 +14,9 @@ VITAMINS = ["Vitamin A", "Vitamin D", "Vitamin C", "None of the above"]
 CELLS = ["B cell lymphoma", "A blood clot", "T cell lymphoma", "C-reactive protein"]
 COUNTS = ["2", "4", "12", "24"]
 THREE = ["Cornea", "Retina", "Lens"]
+TWO = ["Yes, there is", "There is none"]
+FIVE = [*STAINS, "Masson trichrome"]
+TEN = [*FIVE, "Alcian blue", "Sudan black", "Von Kossa", "Gram", "Ziehl-Neelsen"]
 
 NOTHING, CUT = "unparsed", "truncated"
 
@@ -192,6 +195,46 @@ TABLE = [
         1, "$\\boxed{A}$ is wrong; the answer is B", "\\boxed{B}\n\nIncorrect options: A, C", "\\boxed{B}. Wrong: A"
     ),
     *states(1, "The answer is Prussian blue, which is not used for amyloid.", "The answer is B, which is not red."),
+    # The letters are those of the question.
+    *states(
+        1, "B", "B. There is none", "The answer is (b).", "Option B is correct.", "A is wrong. B is right.", of=TWO
+    ),
+    *states(NOTHING, "C", "The answer is D.", "A or B", "\\boxed{E}", of=TWO),
+    *states(
+        4,
+        "E",
+        "e)",
+        "**E.** Masson trichrome",
+        "The answer is E.",
+        "Option E is correct.",
+        "The answer is not D but E.",
+        of=FIVE,
+    ),
+    *states(4, "\\boxed{E}", "A, B, C and D are wrong. E is correct.", "Correct: E", "It must be E.", of=FIVE),
+    *states(NOTHING, "F", "The answer is F.", "D or E", "The answer is E or A.", "E is wrong.", "E. Giemsa", of=FIVE),
+    *states(3, "I'd say D", "D, and I am sure", "I, as a student, choose option D.", of=FIVE),
+    *states(9, "J", "(j)", "J. Ziehl-Neelsen", "The answer is J.", "Final answer: J", "J is the best answer.", of=TEN),
+    *states(7, "Option H is correct.", "It is H.", "I think it is H.", "I am certain that the answer is H.", of=TEN),
+    *states(NOTHING, "H or J", "Options G and J are correct.", "K", "The answer is not J.", "E and I", of=TEN),
+    # The letter I, and the pronoun.
+    *states(8, "I", "I.", "(I)", "i)", "I. Gram", "I: Gram", "I Gram", "**I**", "\\boxed{I}", "Option I.", of=TEN),
+    *states(8, "The answer is I.", "I is correct.", "So I is the best answer.", "Answer: I", "I, since it is", of=TEN),
+    *states(
+        8, "I, not J", "I because of the wall", "I think that I is correct.", "I think it is I.", "So, I.", of=TEN
+    ),
+    *states(1, "I think B", "I believe the answer is B.", "I'd go with B.", "I am sure: the answer is B.", of=TEN),
+    *states(
+        1, "I, as a student, choose option B.", "I also think that B is correct.", "B, and I am sure of it.", of=TEN
+    ),
+    *states(
+        1, "B. I chose it because iron is blue.", "The answer is B, I think.", "I... think that B is correct.", of=TEN
+    ),
+    *states(1, "I for one say the answer is B.", "I and my colleagues say: the answer is B.", of=TEN),
+    *states(NOTHING, "I don't know.", "I cannot say.", "I see.", "I, as a student, don't know.", "I think so", of=TEN),
+    *states(
+        NOTHING, "I or J", "I and J", "B or I", "B/I", "The answer is B and I.", "A is best, and so is I.", of=TEN
+    ),
+    *states(NOTHING, "I'm not sure", "As far as I know", "Type I collagen", "I was right", "So do I.", of=TEN),
 ]
 
 
@@ -217,7 +260,7 @@ def test_at_the_token_limit_no_answer_counts():
 
 def test_every_answer_of_training_is_read_back():
     greek, letters = ["α", "β", "γ", "δ"], ["D", "E", "F", "G"]
-    for choices in (STAINS, IRON, VITAMINS, CELLS, COUNTS, greek):
+    for choices in (STAINS, IRON, VITAMINS, CELLS, COUNTS, greek, TWO, THREE, FIVE, TEN):
         for answer_format in ANSWER_FORMATS:
             for index in range(len(choices)):
                 assert parse_answer(answer_text(choices, index, answer_format), choices).index == index

@@ -53,7 +53,12 @@ def page(address):
 
 def fill(page, question, *options):
     page.fill("#question textarea", question)
-    for letter, option in zip("ABCD", (*options, "", "", "", "")[:4], strict=True):
+    while page.locator("[id^=option-]").count() < len(options):
+        boxes = page.locator("[id^=option-]").count()
+        page.click("#more")
+        page.wait_for_function(f"document.querySelectorAll('[id^=option-]').length > {boxes}")
+    shown = page.locator("[id^=option-]").count()
+    for letter, option in zip("ABCDEFGHIJ"[:shown], (*options, *[""] * 10)[:shown], strict=True):
         page.fill(f"#option-{letter} :is(input, textarea)", option)
     page.click("#ask")
 
@@ -72,9 +77,20 @@ def test_a_question_is_asked_and_the_answer_appears(page, address, tmp_path):
     assert all(url.startswith((address, "data:", "blob:")) for url in page.urls)
 
 
+def test_boxes_are_added_for_up_to_ten_options_and_an_example_empties_them(page, tmp_path):
+    fill(page, "Which is the last?", *(f"Number {i}" for i in range(1, 11)))
+    page.wait_for_function("document.querySelector('#bars')?.innerText.includes('J. Number 10')")
+    assert page.inner_text("#bars").count("%") == 10
+    assert not page.is_visible("#more")
+    page.screenshot(path=tmp_path / "ten.png", full_page=True)
+    page.click("text=Which stain is used to show iron in tissue?")
+    page.wait_for_function("!document.querySelector('#option-J :is(input, textarea)').value")
+    assert page.input_value("#option-D :is(input, textarea)") == "Von Kossa"
+
+
 def test_bad_input_is_reported_and_the_session_goes_on(page):
     fill(page, "Which technique uses sound waves?", "Ultrasound")
-    page.wait_for_function("document.querySelector('#answer').innerText.includes('two to four options')")
+    page.wait_for_function("document.querySelector('#answer').innerText.includes('two to ten options')")
     fill(page, "What is an X-ray?")
     page.wait_for_function("document.querySelector('#cost').innerText.includes('tokens in')")
-    assert "two to four" not in page.inner_text("#answer")
+    assert "two to ten" not in page.inner_text("#answer")
