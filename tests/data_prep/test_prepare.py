@@ -360,7 +360,7 @@ def test_a_faulty_file_is_refused_in_one_line_and_leaves_nothing(refused, tmp_pa
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([[*row[:-1], ""] for row in questions(2)], "label is not one of A, B, C, D (2)"),
+        ([[*row[:-1], "?"] for row in questions(2)], "label is not one of A, B, C, D (2)"),
         ([], "it has a header alone"),
     ],
 )
