@@ -27,12 +27,13 @@ def mapping_of(known: Format, answers: str) -> str:
 
 
 def lines_of(question: Question) -> list[str]:
-    """A row in two lines: the question, and its options with a star at the right one."""
-    stars = ["*" if index == question.gold else "" for index in range(len(question.choices))]
-    options = (f"{star}{letter} {text}" for star, letter, text in zip(stars, LETTERS, question.choices, strict=False))
-    lines = (f"row {question.row}: {question.question}", " | ".join(options))
-    asked, listed = (textwrap.shorten(line, WIDTH, placeholder=" ...") for line in lines)
-    return [asked, f"    {listed}"]
+    """A row in two lines: the question, and all of its options, cut short, with a star at the right one."""
+    share = max(10, WIDTH // len(question.choices) - 5)
+    texts = [text if len(text) <= share else f"{text[: share - 2]}.." for text in question.choices]
+    stars = ["*" if index == question.gold else "" for index in range(len(texts))]
+    options = [f"{star}{letter} {text}" for star, letter, text in zip(stars, LETTERS, texts, strict=False)]
+    asked = textwrap.shorten(f"row {question.row}: {question.question}", WIDTH, placeholder=" ...")
+    return [asked, f"    {' | '.join(options)}"]
 
 
 def print_understood(sources: Iterable[Source]) -> None:

@@ -63,6 +63,7 @@ class Format:
         return tuple(name for name in self.named if name not in self.columns)
 
 
+UNNAMED = Format("columns", "own questions")  # what --columns begins with
 # Keys that name one column, several, or hold words.
 SINGLE = ("answer", "answer_text", "id", "group", "split", "rationale", "caption", "figure")
 SEVERAL = ("columns", "hub_files", "configs", "question", "options", "fixed_options")
@@ -135,7 +136,7 @@ def parse_columns(text: str, base: Format | None = None) -> Format:
         if key in keys:
             raise UserError(f"--columns: {key} is given twice")
         keys[key] = items if len(items) > 1 else items[0]
-    return made(base.name if base else "columns", keys, "--columns", base)
+    return made(base.name if base else "columns", keys, "--columns", base or UNNAMED)
 
 
 def read_format(file: Path, name: str | None = None) -> Format:

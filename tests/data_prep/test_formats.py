@@ -51,7 +51,7 @@ def test_columns_on_the_command_line_and_in_a_file_are_the_same(tmp_path, column
     )
     stated, kept = parse_columns(columns), read_format(tmp_path / "mine.yaml")
     assert without_name(stated) == dataclasses.replace(without_name(kept), licence="")
-    assert (stated.title, kept.title, kept.licence) == ("columns", "My questions", "CC0")
+    assert (stated.title, kept.title, kept.licence) == ("own questions", "My questions", "CC0")
     assert stated.columns == ("stem", "A", "B", "C", "D", "E", "label", "number", "paper", "why")
     assert stated.group == "paper"
 

@@ -57,7 +57,7 @@ def test_columns_of_ones_own_are_mapped_and_shown_before_anything_is_written(suc
     columns = f"{COLUMNS}, id=number, article=paper, rationale=why"
     printed = succeeds(*words, "--columns", columns, "--dev_size", 6).stdout
     understood = printed[: printed.index("Read 60 rows")].splitlines()
-    assert understood[0] == "mine.csv: columns, CSV, split by row"
+    assert understood[0] == "mine.csv: own questions, CSV, split by row"
     assert "question = Stem" in understood[1] or "question = stem" in understood[1]
     assert "answer = label (letter)" in understood[1]
     assert understood[2:4] == [
