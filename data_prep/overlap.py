@@ -41,18 +41,19 @@ def main() -> None:
     if args.output and not args.output.parent.is_dir():
         raise UserError(f"--output: there is no folder {args.output.parent}")
     split_files([*args.folders, *args.against])  # refuses two of one name
-    files = split_files(args.folders)
+    files = split_files(args.folders) | benchmark_files(args.against)
     training = {f"{Path(folder).resolve().name}/train": folder for folder in args.folders}
     if missing := training.keys() - files.keys():
         raise UserError(f"{training[min(missing)]} has no train split: name it behind --against")
-    files |= benchmark_files(args.against)
-    if len(files) == 1:
+    # The only train split is compared with others, and no other with it.
+    compared = {name: file for name, file in files.items() if [*training] != [name]}
+    if not compared:
         raise UserError(f"{args.folders[0]} has no split but train: name other folders, or --against a benchmark")
 
-    sets = known_sets(files, args.similarity)
-    width = max(map(len, training)) + max(map(len, files)) + 4
-    found = []
-    print(f"{'training rows that stand in':<{width}}", *(f"{kind:>20}" for kind in KINDS))
+    sets, found = known_sets(compared, args.similarity), []
+    head = "training rows that stand in"
+    width = max(len(head), *(len(f"{name} in {other}") for name in training for other in compared))
+    print(f"{head:<{width}}", *(f"{kind:>20}" for kind in KINDS))
     for name in training:
         others = [other for other in sets if other.name != name]
         new = [*overlaps(partial(prepared_rows, files[name]), others)]
