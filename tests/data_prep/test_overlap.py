@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.matching import GENERIC, SIMILARITY, Known, overlaps
+from data_prep.matching import BATCH, GENERIC, SIMILARITY, Known, overlaps
 from sft.common.command import read_json
 
 NERVE = "Which nerve supplies the muscles of facial expression on the left side?"
@@ -213,6 +213,12 @@ def folders(tmp_path_factory, prepare_from) -> Path:
 def read_list(file: Path) -> list[dict[str, str]]:
     with open(file, encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def test_a_row_is_known_by_its_place_beyond_a_batch():
+    train = rows(*filler(BATCH + 5, seed=0), (NERVE, NERVES))
+    (overlap,) = overlaps(lambda: train, [Known("benchmark/test", lambda: rows((NERVE, NERVES)))])
+    assert (overlap.row, overlap.id) == (BATCH + 5, f"train-{BATCH + 5}")
 
 
 def ids(folder: Path) -> set[str]:
