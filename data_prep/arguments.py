@@ -26,7 +26,8 @@ def parse_arguments(description: str) -> argparse.Namespace:
     source.add_argument("--max_rejected", type=float, default=0.01, help="largest share of rows that may be rejected")
     splits = parser.add_argument_group("splits")
     splits.add_argument("--dev_size", type=int, default=2000, help="questions held out from train (at most 10 %%)")
-    splits.add_argument("--drop_overlap", action="store_true", help="drop training questions that other splits share")
+    splits.add_argument("--check_against", nargs="+", metavar="FOLDER", help="prepared benchmarks to compare with")
+    splits.add_argument("--drop_overlap", action="store_true", help="drop training questions that these or tests have")
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument("--answer_format", choices=ANSWER_FORMATS, help=f"default: {DEFAULT_ANSWER_FORMAT}")
     prompts.add_argument("--no_choices", action="store_true", help="ask the bare question; the answer is the text")
@@ -85,4 +86,6 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     for key in options.keys() & paths:
         if Path(options[key]).exists():
             options[key] = Path(options[key]).name
+    if args.check_against:
+        options["check_against"] = " ".join(Path(folder).resolve().name for folder in args.check_against)
     return options

@@ -5,7 +5,8 @@ In:  questions with two to ten options: a folder with tables (CSV, JSON, Parquet
      holds what.
 Out: OUTPUT_DIR with one Parquet file a split (train, dev, test, test_clean), which `datasets.load_dataset` opens, and
      beside them README.md (data set card), report.json and report.html (counts, floors, overlaps, lengths),
-     rejected.csv (each rejected row with its reason) and examples.json (three rows of each split, to look at).
+     rejected.csv (each rejected row with its reason) and examples.json (three rows of each split, to look at); with
+     --check_against, overlaps.csv (training questions that stand in a benchmark, exactly or nearly).
 
 Two passes over chunks of rows, so that memory holds a few numbers a row and only the rejected rows themselves: the
 first reads, cleans and reconciles; then every question gets its split; the second writes messages and, with
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from data_prep.answers import LETTER, NONE, judge
 from data_prep.arguments import options_of, parse_arguments
 from data_prep.first_rows import mapping_of, print_understood
 from data_prep.formats import FORMATS
-from data_prep.reading import Reading, check_reading, read_sources
+from data_prep.matching import Overlap, benchmark_files, count_by_kind, known_sets, overlaps, write_overlaps
+from data_prep.reading import Reading, check_reading, read_questions, read_sources
 from data_prep.reasoning import load_rationales
 from data_prep.report import SAMPLED, TEMPLATES, Measures, examples, sampled_lengths, write_report
 from data_prep.sample_rows import write_sample
@@ -50,11 +53,16 @@ from sft.common.prompts import PROMPT_VERSION
 CHECK_ROWS = 10  # of each source, with --check
 
 
-def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any, dict[str, int]]:
-    """(index into SPLITS of each question, or LEFT_OUT, before and after --drop_overlap; left out by reason)."""
+def assign_splits(
+    reading: Reading, file: Path, args: argparse.Namespace
+) -> tuple[Any, Any, dict[str, int], list[Overlap]]:
+    """(split of each question, by index or LEFT_OUT, before and after --drop_overlap; left out by reason; overlaps).
+
+    The overlaps are those of training questions, before dev is held out, with the folders of --check_against.
+    """
     import numpy as np
 
-    split_of, hashes, left_out = reading.split_of.copy(), reading.hashes, {}
+    split_of, hashes, left_out, shared = reading.split_of.copy(), reading.hashes, {}, []
 
     def leave_out(reason: str, those: Any) -> None:
         left_out[reason] = int(those.sum())
@@ -66,6 +74,13 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
     has_own_dev = (split_of == dev).any()
     if args.require_reasoning:
         leave_out("no reasoning", np.isin(split_of, (train, dev)) & ~reading.has_reasoning)
+    if args.check_against:
+        training = split_of == train
+        found = overlaps(partial(read_questions, file, training), known_sets(benchmark_files(args.check_against)))
+        rows = np.flatnonzero(training)
+        shared = [overlap._replace(row=rows[overlap.row]) for overlap in found]
+        if args.drop_overlap:
+            leave_out("shared with --check_against", np.isin(np.arange(len(split_of)), [row for row, *_ in shared]))
     if not has_own_dev:
         training = np.flatnonzero(split_of == train)
         split_of[training[held_out(hashes["group_hash"][training], args.dev_size)]] = dev
@@ -76,7 +91,7 @@ def assign_splits(reading: Reading, args: argparse.Namespace) -> tuple[Any, Any,
         if (reading.split_of == code).any() and not (split_of == code).any():
             why = ", ".join(f"{count} {why}" for why, count in left_out.items())
             raise UserError(f"no question of {split} is left, of {int((reading.split_of == code).sum())}: {why}")
-    return assigned, split_of, left_out
+    return assigned, split_of, left_out, shared
 
 
 def check_lengths(measures: dict[str, Measures], too_long: dict[str, int], args: argparse.Namespace) -> None:
@@ -130,7 +145,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         reading = read_sources(sources, file, apply, CHECK_ROWS if args.check else None)
         # Where no row of a check has a rationale, a later one may.
         check_reading(reading, sources, args.max_rejected, None if args.check else worker.rationales)
-        assigned, split_of, left_out = assign_splits(reading, args)
+        assigned, split_of, left_out, shared = assign_splits(reading, file, args)
         files, measures, counts = write_splits(file, reading.chunk_lengths, split_of, folder, apply)
     file.unlink()
     written = int((split_of != LEFT_OUT).sum())
@@ -163,6 +178,10 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
     }
     if args.drop_overlap:
         report["overlap_before"] = overlap_table(assigned, reading.hashes)
+    if args.check_against:
+        report["overlap_with"] = count_by_kind(shared, benchmark_files(args.check_against))
+        names = [*SPLITS, "left out"]  # the last for LEFT_OUT, -1
+        write_overlaps(folder / "overlaps.csv", ((names[split_of[overlap.row]], overlap) for overlap in shared))
     if args.shuffle_choices:
         report["not_shuffled"] = counts["not shuffled"]
     if args.max_length:
@@ -223,6 +242,7 @@ def main() -> None:
         repo = ("--push_to_hub", args.push_to_hub, "dataset")
         if args.push_to_hub and check_push(*repo, args.public) is not None and not args.overwrite:
             raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
+        benchmark_files(args.check_against or [])
         sources = with_answers(find_sources(args.dataset_path, args.wanted, args.revision))
         print_understood(sources)
         # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
@@ -241,8 +261,9 @@ def main() -> None:
             return
         print(f"Wrote {args.output_dir} in {seconds:.1f} s ({report['read'] / seconds:,.0f} rows/s)")
     if args.push_to_hub:
-        files = [*FILES, "*/*.parquet"]
-        commit = push(*repo, args.output_dir, "Prepared questions", files, replaced=["*.parquet"])
+        # overlaps.csv stays here: it holds questions of benchmarks, which must not spread.
+        files = [*(name for name in FILES if name != "overlaps.csv"), "*/*.parquet"]
+        commit = push(*repo, args.output_dir, "Prepared questions", files, replaced=["*.parquet", "overlaps.csv"])
         if args.public:
             make_public(*repo)
         print(f"Pushed to {commit}")

@@ -163,6 +163,18 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
     )
 
 
+def read_questions(file: Path, wanted: Any) -> Iterator[dict[str, Any]]:
+    """Yield id, question and choices of the sound rows in `file` for which the boolean array `wanted` is true."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as content:
+        reader, start = pa.ipc.open_file(content), 0
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number).select(["id", "question", "choices"])
+            yield from batch.filter(pa.array(wanted[start : start + len(batch)])).to_pylist()
+            start += len(batch)
+
+
 def check_every_source(reading: Reading, sources: Iterable[Source]) -> None:
     """Raise `UserError` if a source has no sound row: it would be missing from the data, unnoticed."""
     for source in sources:

@@ -15,7 +15,7 @@ from sft.common.command import sha256
 
 ROW_GROUP = 10_000  # rows
 # What a prepared folder holds beside a folder for each split.
-FILES = ("README.md", "report.json", "report.html", "rejected.csv", "examples.json")
+FILES = ("README.md", "report.json", "report.html", "rejected.csv", "examples.json", "overlaps.csv")
 
 
 def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Measures]], Counter]:

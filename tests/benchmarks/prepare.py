@@ -1,6 +1,7 @@
 """Time and memory of preparation on a full-size synthetic PMC-VQA, against a plain row-by-row script, in one run.
 
-    python tests/benchmarks/prepare.py --tokenizer MODEL [--chat_template FILE] [--start] [--times 10 --skip_plain]
+    python tests/benchmarks/prepare.py --tokenizer MODEL [--chat_template FILE] [--start] [--overlap]
+        [--times 10 --skip_plain]
 
 In:  nothing but a seed: 176,948 training and 50,000 test rows (PMC-VQA version 1), or `--times` as many.
 Out: a table on the terminal. Memory is the peak of the proportional set size, summed over all processes of a run.
@@ -162,6 +163,17 @@ def start_of_training(work: Path, tokenizer: str, folder: str) -> float:
     return seconds
 
 
+def time_overlap(work: Path, rows: int) -> None:
+    """Time data_prep/overlap.py: so many other training rows against the dev and test rows of the folder `text`."""
+    (work / "other").mkdir()
+    write_synthetic(work / "other", {"train": rows}, seed=1)
+    words = ["--dataset_path", str(work / "other"), "--output_dir", str(work / "train"), "--dev_size", "0"]
+    peak_and_seconds([sys.executable, "data_prep/prepare.py", *words])
+    words = [str(work / "train"), "--against", str(work / "text")]
+    memory, seconds = peak_and_seconds([sys.executable, "data_prep/overlap.py", *words])
+    print(f"{'overlap':<10}{seconds:>10.1f} s {memory:>7.2f} GiB", flush=True)
+
+
 def tokenizer_alone(tokenizer: str, files: str) -> float:
     """Seconds of the tokenizer on every text of these Parquet files, on all cores."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
@@ -177,6 +189,7 @@ def main() -> None:
     parser.add_argument("--chat_template", default="")
     parser.add_argument("--times", type=int, default=1, help="multiple of PMC-VQA's size")
     parser.add_argument("--start", action="store_true", help="also time sft/run.py up to its first step")
+    parser.add_argument("--overlap", action="store_true", help="also time data_prep/overlap.py against as many rows")
     parser.add_argument("--skip_plain", action="store_true", help="leave the plain script out")
     args = parser.parse_args()
     if args.times < 1:
@@ -208,6 +221,8 @@ def main() -> None:
                 plain_memory, plain_seconds = peak_and_seconds([*plain, str(work / f"plain-{what}"), what])
                 line += f"{plain_seconds:>12.1f} s {plain_memory:>7.2f} GiB{plain_seconds / seconds:>8.1f}"
             print(line, flush=True)
+        if args.overlap:
+            time_overlap(work, sum(sizes.values()))
         if args.start:
             peak_and_seconds([*ours, str(work / "few"), "--max_samples", "500"])
             start_up, first, again, _ = (
