@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-# A question has as many options as two to all of these letters.
-LETTERS = "ABCDEFGHIJ"
+LETTERS = "ABCDEFGHIJ"  # of the options of a question, which may have fewer
 MIN_OPTIONS = 2
 
 # What the model has to answer with, and therefore what it is trained to write.

@@ -89,10 +89,10 @@ def notes_of(results: dict[str, Any]) -> list[str]:
         notes.append(f"{title}: recall by letter {recalls}.")
         if groups := numbers.get("by_options"):
             parts = ", ".join(
-                f"{options}: {group['accuracy']:.3f} of {group['n']:,}" for options, group in groups.items()
+                f"{count}: {group['accuracy']:.3f} (n = {group['n']:,})" for count, group in groups.items()
             )
             notes.append(
-                f"{title}: accuracy by number of options {parts}; balanced and RStd are means over these groups."
+                f"{title}: accuracy by number of options {parts}; balanced and RStd are means of these groups."
             )
         permutations = numbers.get("permutations", {})
         if permuted := permutations.get("questions_in_several_orders"):

@@ -15,7 +15,7 @@ RIGHT = {"tuned_1": [1, 1, 1, 1, 0, 1], "other|2": [0, 1, 0, 0, 0, 1], "base": [
 
 
 def evaluation(name, right, **scores):
-    questions = [{"question": "?", "gold": gold, "article": f"PMC{i // 2}"} for i, gold in enumerate(GOLDS)]
+    questions = [{"choices": [*"abcd"], "gold": gold, "article": f"PMC{i // 2}"} for i, gold in enumerate(GOLDS)]
     scores = {"option_likelihood": right, **scores}
     columns = {"id": [*"abcdef"], "article": [q["article"] for q in questions]}
     columns |= {f"{score}_right": [float(value) for value in values] for score, values in scores.items()}

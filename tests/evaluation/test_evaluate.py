@@ -418,7 +418,7 @@ def test_a_model_is_asked_as_it_was_trained(evaluation_refused, adapter, prepare
         ("--generation_seeds -1", "give a number from 0"),
         ("--request_timeout nan", "give a positive number"),
         (f"--name {'x' * 300}", "give a plain, short name"),
-        ("--permutations 5", "give 1 (as the questions stand) to 4"),
+        ("--permutations 11", "give 1 (as the questions stand) to 10"),
         ("--method generation --max_new_tokens 2048", "and the model reads 2048: lower --max_new_tokens to"),
         ("--temperature -1", "give 0 (greedy)"),
         ("--temperature 0 --generation_seeds 1 2", "every seed the same text"),

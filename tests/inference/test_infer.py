@@ -19,6 +19,7 @@ from sft.inference.web import page
 
 SHORT = ("--max_new_tokens", "8", "--thinking", "off")
 CHOICES = ("Congo red", "Prussian blue", "Giemsa")
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 ASKED = ("--question", "Which stain shows iron?", "--choices", *CHOICES)
 
 
@@ -249,6 +250,26 @@ def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
     words = ("--input", tmp_path / "a.csv", "--output", tmp_path / "again.csv", *SHORT)
     infer(*words)
     assert {file.name for file in tmp_path.iterdir()} == {"q.csv", "a.csv", "a.jsonl", "again.csv"}
+
+
+def test_questions_of_two_and_ten_options_are_answered_in_one_table(infer, tmp_path):
+    questions = [{"question": "Which stain?", "choices": CHOICES[:2]}, {"question": "How many?", "choices": NUMBERS}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    infer("--input", tmp_path / "q.jsonl", "--output", tmp_path / "a.csv", *SHORT)
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        two, ten = csv.DictReader(file)
+    assert [ten[letter] for letter in "ABCDEFGHIJ"] == NUMBERS
+    assert two["C"] == two["p_C"] == two["J"] == ""
+    for row in (two, ten):
+        assert sum(float(row[f"p_{letter}"] or 0) for letter in "ABCDEFGHIJ") == pytest.approx(1, abs=1e-5)
+        assert row["answer"] in ("", *"ABCDEFGHIJ")
+
+
+def test_letters_typed_before_ten_options_are_taken_away(infer):
+    typed = [f"({letter}) {text}" for letter, text in zip("abcdefghij", NUMBERS, strict=True)]
+    answer = json.loads(infer("--question", "How many?", "--choices", *typed, "--json", *SHORT).stdout)
+    assert answer["choices"] == dict(zip("ABCDEFGHIJ", NUMBERS, strict=True))
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
