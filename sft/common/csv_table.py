@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sft.common.command import UserError
@@ -52,9 +53,7 @@ def csv_table(table: CsvTable, fits: Callable[[tuple[str, ...]], bool]) -> CsvTa
     """The table with delimiter, quoting and header. Raises `UserError` if two of them fit, and give other rows."""
     with table.text() as lines:
         stated = re.fullmatch(r'"?sep=(.)"?\s*', lines.readline())
-    with table.text() as lines:
-        # With a backslash before anything but a quotation mark or a backslash, it is no sign of quoting.
-        escapes = any('\\"' in line for line in lines) and _only_escapes(table)
+    escapes = _escapes(table)
     possible = []
     for escaped in (False, True)[: 1 + escapes]:
         for delimiter in stated[1] if stated else DELIMITERS:
@@ -74,9 +73,14 @@ def csv_table(table: CsvTable, fits: Callable[[tuple[str, ...]], bool]) -> CsvTa
     return best[0]
 
 
-def _only_escapes(table: CsvTable) -> bool:
+def _escapes(table: CsvTable) -> bool:
+    """May \\" be a quotation mark? Not where a backslash stands before anything but such a mark or a backslash."""
+    with table.text() as content:
+        if not any("\\" in block for block in iter(partial(content.read, 1 << 20), "")):  # nearly always
+            return False
     with table.text() as lines:
-        return not any("\\" in re.sub(r'\\[\\"]', "", line) for line in lines if "\\" in line)
+        rest = [re.sub(r"\\\\", "", line) for line in lines if "\\" in line]
+    return any('\\"' in line for line in rest) and not any(re.search(r'\\(?!")', line) for line in rest)
 
 
 def _faults(table: CsvTable) -> float:
@@ -95,11 +99,11 @@ def _equal(one: CsvTable, other: CsvTable) -> bool:
 
 def _rows(table: CsvTable) -> Iterator[list[str]]:
     path, columns, offset = table.path, table.columns, table.first_line - 1
-    cells = columns
+    cells, line = columns, 0
     with _reader(table) as rows:
-        next(rows, None)
-        line = rows.line_num
         try:
+            next(rows, None)
+            line = rows.line_num
             for cells in rows:
                 if rows.line_num > line + 1 and _holds_rows(cells, table.delimiter):
                     raise UserError(

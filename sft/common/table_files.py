@@ -4,14 +4,15 @@ What can be read in two ways is refused.
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sft.common.arrow_table import parquet_table
 from sft.common.command import UserError
 from sft.common.csv_table import CsvTable, csv_table
 from sft.common.json_table import JsonTable, json_table
-from sft.common.table import Table
+from sft.common.table import RejectedRow, Table
 from sft.common.text_encoding import encoding_of
 
 KINDS = {
@@ -54,3 +55,13 @@ def open_table(file: Path, fits: Callable[[tuple[str, ...]], bool], encoding: st
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     except csv.Error as error:
         raise UserError(f"{file}: line 1 is not CSV: {error}") from error
+
+
+def rows_of(table: Table, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (``WHERE, row 1: ``, cells) of each row. Raises `UserError` for a row that cannot be read."""
+    for number, raw in enumerate(table.rows(), start=1):
+        try:
+            yield f"{where}, row {number}: ", table.cells(raw)
+        except RejectedRow as reason:
+            advice = "write it again, in UTF-8, with a cell for each column"
+            raise UserError(f"{where}, row {number}: {reason}: {advice}") from reason
