@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from data_prep.formats import INTO, Format
-from data_prep.questions import JSON, RejectedRow, as_text
 from sft.common.prompts import LETTERS, choice_cleaner, clean_choice, clean_text, typed_choice
+from sft.common.table import JSON, RejectedRow, as_text
 
 # What an object that is one option of a list calls its letter or number, its text, and that it is the right one.
 KEY_NAMES = ("key", "label", "letter", "aid", "id", "option", "index")

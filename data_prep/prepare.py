@@ -243,7 +243,8 @@ def main() -> None:
         if args.push_to_hub and check_push(*repo, args.public) is not None and not args.overwrite:
             raise UserError(f"--push_to_hub {args.push_to_hub} exists already: pass --overwrite to replace its data")
         benchmark_files(args.check_against or [])
-        sources = with_answers(find_sources(args.dataset_path, args.wanted, args.revision))
+        found = find_sources(args.dataset_path, args.wanted, args.revision, args.config, args.encoding)
+        sources = with_answers(found)
         print_understood(sources)
         # Here first: a tokenizer that cannot be had is refused before the work, and forked processes inherit it.
         worker.start(args, load_rationales(args.add_reasoning, sources) if args.add_reasoning else None)

@@ -4,54 +4,19 @@ A row names it up to three times: by position (the label counts columns), by the
 and by the answer's text. docs/data.md explains which combinations are believed.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from sft.common.prompts import LETTERS, clean_text
+from sft.common.table import RejectedRow
 
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
 _LETTER = re.compile(rf"[\W_]*(?:(?:option|choice|answer)[\W_]*)?([{LETTERS}])[\W_]*", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*(-?\d{1,9})(?:\.0+)?\s*")
 _PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # An answer that holds one would be cut: chat templates take everything up to the last closing tag as thoughts.
 THINK_TAGS = ("<think>", "</think>")
-
-
-class RejectedRow(Exception):
-    """The row cannot be believed. The message is the reason, without the row's own text, so that it can be counted."""
-
-
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object's keys and values as a dict. Raises `RejectedRow` for a key that stands twice."""
-    cells = dict(pairs)
-    if len(cells) < len(pairs):
-        raise RejectedRow("a key stands twice")
-    return cells
-
-
-# Numbers stay as they are written; NaN and Infinity, which are no JSON, stand for nothing.
-JSON = json.JSONDecoder(object_pairs_hook=each_once, parse_int=str, parse_float=str, parse_constant=lambda _: None)
-
-
-def sound(text: str) -> str:
-    """`text` itself. Raises `RejectedRow` if it holds a NUL byte or is not UTF-8."""
-    if "\0" in text:
-        raise RejectedRow("row holds a NUL byte")
-    if not text.isascii() and _SURROGATE.search(text):
-        raise RejectedRow("row is not UTF-8 text")
-    return text
-
-
-def as_text(value: Any) -> Any:
-    """Values of JSON or `datasets` as the text that they stand for, "" for null and NaN; objects keep their keys."""
-    if isinstance(value, Mapping):
-        return {sound(key): as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_text(item) for item in value]
-    return "" if value is None or value != value else sound(str(value))
 
 
 class Question(NamedTuple):

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.questions import THINK_TAGS, Question, RejectedRow, fingerprint, sound
+from data_prep.questions import THINK_TAGS, Question, RejectedRow, fingerprint
 from data_prep.rows import read_row
 from data_prep.sources import Source, cells_of
 from data_prep.splits import LEFT_OUT, OVERLAPS, SPLITS, first_occurrences, hash64
 from sft.common.command import UserError
+from sft.common.table import sound
 
 CHUNK = 2_000  # rows a piece of work: more would take memory and save no time
 HASHES = ("content_hash", "prompt_hash", "group_hash", *OVERLAPS.values())
@@ -27,7 +28,7 @@ _hash_again = lru_cache(maxsize=64)(hash64)  # of articles and figures, which se
 
 # What to do where a reason that begins so is the most common one: a complete file is then likely to have the fault.
 REMEDIES = {
-    "row is not UTF-8 text": "save the file as UTF-8 (in a spreadsheet, CSV UTF-8)",
+    "row is not UTF-8 text": "save the file as UTF-8, or name its encoding, as in --encoding cp1252",
     "label is not one of A, B": "write the letter of the right option",
     "two options are the same": "correct them, or keep them in dev and test with --keep_for_evaluation",
     "the file's name and the split column": "rename the file, so that its name has no split",

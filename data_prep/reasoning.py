@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 
-from data_prep.questions import RejectedRow, each_once
 from data_prep.sources import Source
 from sft.common.command import UserError
+from sft.common.table import RejectedRow, each_once
 
 
 def load_rationales(value: str, sources: Iterable[Source]) -> dict[str, str] | str:

@@ -8,9 +8,9 @@
     python sft/infer.py --model_path ... --evaluate --num_samples 50                   # calls sft/evaluate.py
 
 The question is put in the form that the model was trained with. With options, the probability of each is printed too.
-The answer is the likeliest text, the same every time, unless --temperature samples. --input is a CSV file with the
-columns question, A, B and so on (or PMC-VQA's own), or JSON lines with question and choices; --output takes the form
-that its ending names. Not medical advice.
+The answer is the likeliest text, the same every time, unless --temperature samples. --input is a table (CSV,
+JSON, Parquet) with the columns question, A, B and so on (or PMC-VQA's own), or question and a list choices; --output
+takes the form that its ending names. Not medical advice.
 """
 
 import argparse
@@ -40,10 +40,11 @@ def arguments() -> argparse.Namespace:
     modes.add_argument("--question", help="one question")
     modes.add_argument("--interactive", action="store_true", help="questions in the terminal; /help tells more")
     modes.add_argument("--web", action="store_true", help="a page in the browser")
-    modes.add_argument("--input", type=Path, help="questions in a .csv or .jsonl file")
+    modes.add_argument("--input", type=Path, help="questions in a table: .csv, .tsv, .json, .jsonl, .parquet")
     modes.add_argument("--evaluate", action="store_true", help="measure the accuracy on a prepared data set")
     parser.add_argument("--choices", nargs="+", default=[], help="with --question: two to ten options, A to J")
     parser.add_argument("--json", action="store_true", help="with --question: the answer as JSON")
+    parser.add_argument("--encoding", help="with --input: of text that does not show it, such as cp1252")
     parser.add_argument("--output", type=Path, help="with --input: the .csv or .jsonl file to write")
     parser.add_argument("--overwrite", action="store_true", help="with --input and --evaluate: replace what is there")
     parser.add_argument("--dataset_path", default="PMC-VQA-Processed", help="with --evaluate (default: %(default)s)")
@@ -60,7 +61,7 @@ def arguments() -> argparse.Namespace:
     text = add_shared_options(parser, None, temperature_help)
     text.add_argument("--seed", type=int, default=Sampling.seed, help="of what is sampled (default: %(default)s)")
     args = parser.parse_args()
-    for option, mode in (("choices", "question"), ("json", "question"), ("output", "input")):
+    for option, mode in (("choices", "question"), ("json", "question"), ("output", "input"), ("encoding", "input")):
         if getattr(args, option) and getattr(args, mode) is None:
             raise UserError(f"--{option} goes with --{mode}")
     if args.input and not args.output:
@@ -87,7 +88,7 @@ def main() -> None:
         return evaluate(args)
     thinking = args.thinking != "off"
     sampling = Sampling(args.max_new_tokens, args.temperature or 0, args.top_p, args.seed, thinking)
-    questions = read_questions(args.input) if args.input else DEMO
+    questions = read_questions(args.input, args.encoding) if args.input else DEMO
     if args.question is not None:
         questions = [clean_question(args.question, args.choices)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.common.command import UserError, atomic_write, write_json
+from sft.common.table_files import open_table, rows_of
 from sft.evaluation.metrics import accuracy, paired_difference
-from sft.inference.question_files import csv_cells, utf8_text
 
 # Raised with every change to results.json or predictions.parquet that a reader has to know of.
 SCHEMA_VERSION = 1
@@ -89,13 +89,13 @@ def read_outcomes(file: Path) -> Evaluation:
 
     Raises `UserError` for a row without an id or with a second one, or where correct is not 1 or 0.
     """
-    rows = csv_cells(str(file), utf8_text(str(file), file))
-    header = [name.strip().lower() for name in next(rows)[1]]
+    table = open_table(file, lambda names: {"id", "correct"} <= {name.lower() for name in names})
+    header = [name.lower() for name in table.columns]
     if any(header.count(name) != 1 for name in ("id", "correct")) or header.count("article") > 1:
         raise UserError(f"{file} needs the columns id and correct, each once; found {', '.join(header) or 'nothing'}")
     by_id: dict[str, tuple[str, float]] = {}
-    for where, cells in rows:
-        row = dict(zip(header, map(str.strip, cells), strict=True))
+    for where, cells in rows_of(table.called(header), str(file)):
+        row = {name: cell.strip() for name, cell in cells.items()}
         right = OUTCOMES.get(row["correct"].lower())
         if not row["id"] or row["id"] in by_id or right is None:
             raise UserError(

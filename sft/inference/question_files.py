@@ -1,30 +1,31 @@
-"""Files of `sft/infer.py --input` and `--output`: questions to ask and their answers, as CSV or JSON lines."""
+"""Files of `sft/infer.py --input` and `--output`: questions to ask, in a table, and answers, CSV or JSON lines."""
 
 import csv
 import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, atomic_write, first_line
-from sft.common.prompts import LETTERS
+from sft.common.command import UserError, atomic_write
+from sft.common.table_files import KINDS, open_table, rows_of
 from sft.inference.assistant import Answer, Question, clean_question
 
+LETTERS_READ = "ABCDEFGHIJ"
 # Columns that hold an option: "A", "Choice A" (PMC-VQA), "option_a", "Options A", "opa" (MedMCQA). Others that look
-# like one ("E", "option 1", "choices") are refused, because the question would be asked without it.
-_OPTION = re.compile(r"(?:(?:option|choice|answer|alternative)s?[\s_.:-]*|op)?[(\[]?([a-d])[)\].]?")
+# like one ("option 1", "options") are refused, because the question would be asked without it.
+_OPTION = re.compile(r"(?:(?:option|choice|answer|alternative)s?[\s_.:-]*|op)?[(\[]?([a-j])[)\].]?")
 _LIKE_AN_OPTION = re.compile(
-    r"(?:(?:option|choice|answer|alternative|distractor|response)s?[\s_.:-]*|opt?)?[(\[]?(?:[a-h]|\d)[)\].]?"
+    r"(?:(?:option|choice|answer|alternative|distractor|response)s?[\s_.:-]*|opt?)?[(\[]?(?:[a-j]|\d)[)\].]?"
     r"|options?|choices?|alternatives?|distractors?"
 )
 
 
 def option_columns(names: Sequence[str], where: str) -> list[str]:
-    """What the columns of a table, or the keys of an object, hold: "question", the letter of an option, or "".
+    """What the columns of a table hold: "question", the letter of an option, "choices" (all options), or "".
 
     Raises `UserError`, which begins with `where`, if there is no question, one of them stands twice, or one looks
     like an option and is none that is read.
@@ -32,7 +33,7 @@ def option_columns(names: Sequence[str], where: str) -> list[str]:
     kinds = []
     for name in (name.strip().lower() for name in names):
         letter = _OPTION.fullmatch(name)
-        kinds.append("question" if name == "question" else letter[1].upper() if letter else "")
+        kinds.append(name if name in ("question", "choices") else letter[1].upper() if letter else "")
         if not kinds[-1] and _LIKE_AN_OPTION.fullmatch(name):
             raise UserError(f"{where} has {name!r}, which looks like an option: name the options A, B, C, D")
     listed = ", ".join(names)
@@ -40,106 +41,50 @@ def option_columns(names: Sequence[str], where: str) -> list[str]:
         raise UserError(f"{where} has {twice[0]} more than once: name question, A, B, C, D, each once; found {listed}")
     if "question" not in kinds:
         raise UserError(f"{where} needs the columns question, A, B, C, D; found {listed[:200] or 'nothing'}")
+    if "choices" in kinds and set(kinds) & set(LETTERS_READ):
+        raise UserError(f"{where} has options in choices and in columns of their own: give them once; found {listed}")
     return kinds
 
 
-def utf8_text(where: str, file: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark; a `UserError` begins with `where`."""
-    try:
-        content = file.read_bytes()
-        if b"\0" in content:
-            raise UserError(f"{where} is UTF-16 text, or no text: save it as UTF-8 (in Excel: CSV UTF-8)")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{where}, line {line}: not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)") from error
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+def options_in(row: dict[str, Any], where: str) -> list[str]:
+    """The options of a row: the list or object in `choices`, or the columns A, B, C, ... up to the last one filled.
 
-
-def csv_cells(where: str, text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield (where, cells) of the header and of each row, all with as many cells; empty lines are left out.
-
-    Raises `UserError`, which begins with `where`, for text with other separators, or a row of another length.
+    Raises `UserError`, which begins with `where`, if they are no texts, or letters are not A, B, C, ... in this order.
     """
-    first = text.partition("\n")[0]
-    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
-        if mark in first and "," not in first:
-            raise UserError(f"{where} is separated by {name}: save it with commas (CSV, UTF-8)")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        yield where, header
-        for number, cells in enumerate((row for row in reader if row), start=1):
-            if len(cells) > len(header):
-                raise UserError(f"{where}, row {number}: more cells than columns: put texts with commas in quotes")
-            if len(cells) < len(header):
-                advice = "write a comma for each empty cell"
-                raise UserError(f"{where}, row {number}: {len(cells)} cells under {len(header)} columns: {advice}")
-            yield f"{where}, row {number}: ", cells
-    except csv.Error as error:
-        raise UserError(f"{where} is not valid CSV: {error}, at line {reader.line_num}") from error
-
-
-def csv_rows(where: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (where, question, options) of the rows of a CSV file."""
-    rows = csv_cells(where, text)
-    header = next(rows)[1]
-    kinds = option_columns(header, where)
-    if ignored := [name for name, kind in zip(header, kinds, strict=True) if not kind and name.strip()]:
-        read = [name for name, kind in zip(header, kinds, strict=True) if kind]
-        print(f"{where}: columns read: {', '.join(read)}; ignored: {', '.join(ignored)}")
-    for row_where, cells in rows:
-        row = dict(zip(kinds, cells, strict=True))
-        options = [row.get(letter, "") for letter in LETTERS]
-        while options and not options[-1].strip():
+    options = row.get("choices", {letter: row.get(letter, "") for letter in LETTERS_READ})
+    if isinstance(options, dict):
+        if list(options) != list(LETTERS_READ[: len(options)]):
+            raise UserError(f"{where}name the choices A, B, C, D, in this order")
+        options = [*options.values()]
+        while options and options[-1] in ("", None):
             options.pop()
-        yield row_where, row["question"], options
+    if not isinstance(options, list) or not all(isinstance(text, str) for text in (row["question"], *options)):
+        raise UserError(f"{where}question has to be a text, and choices a list of texts")
+    return options
 
 
-def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys all differ; of equal keys, Python would take the last."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key stands twice")
-    return value
+def read_questions(file: Path, encoding: str | None = None) -> list[Question]:
+    """The questions in a table; `encoding` is that of text that does not show it.
 
-
-def json_rows(where: str, text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (where, question, options) of the lines of a JSON lines file."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        line_where = f"{where}, line {number}: "
-        try:
-            row = json.loads(line, object_pairs_hook=object_of)
-            if not isinstance(row, dict):
-                raise ValueError("write one JSON object a line")
-            question, options = row["question"], row.get("choices", [])
-            json.dumps([question, options], ensure_ascii=False).encode("utf-8")  # half a surrogate pair is refused
-        except (ValueError, KeyError, RecursionError) as error:
-            raise UserError(f"{line_where}not JSON with question and choices: {first_line(error)}") from error
-        if named := [key for key in row if key != "choices" and _LIKE_AN_OPTION.fullmatch(key.strip().lower())]:
-            raise UserError(f"{line_where}{named[0]!r} looks like options: give them as the list choices")
-        if isinstance(options, dict):
-            if list(options) != list(LETTERS[: len(options)]):
-                raise UserError(f"{line_where}name the choices A, B, C, D, in this order")
-            options = [*options.values()]
-        if not isinstance(options, list) or not all(isinstance(text, str) for text in (question, *options)):
-            raise UserError(f"{line_where}question has to be a text, and choices a list of texts")
-        yield line_where, question, options
-
-
-def read_questions(file: Path) -> list[Question]:
-    """The questions in a CSV or JSON lines file; raises `UserError` for one that cannot be asked."""
-    rows_of = {".csv": csv_rows, ".jsonl": json_rows}.get(file.suffix.lower())
-    if not rows_of:
-        raise UserError(f"--input {file}: give a .csv or a .jsonl file")
-    where = f"--input {file}"
-    rows = rows_of(where, utf8_text(where, file))
-    questions = [clean_question(question, options, row_where) for row_where, question, options in rows]
+    Raises `UserError` for a file that is no table of questions, and for a question that cannot be asked.
+    """
+    where, questions = f"--input {file}", []
+    if file.suffix.lower() not in KINDS:
+        raise UserError(f"{where}: give a file that ends with one of {', '.join(KINDS)}")
+    table = open_table(file, lambda names: "question" in (name.strip().lower() for name in names), encoding)
+    kinds_of_first = option_columns(table.columns, where)
+    named = list(zip(table.columns, kinds_of_first, strict=True))
+    read, ignored = (
+        ", ".join(name for name, kind in named if name and bool(kind) == taken) for taken in (True, False)
+    )
+    print(f"{where}: {table.described()}; columns read: {read}" + (f"; ignored: {ignored}" if ignored else ""))
+    for row_where, cells in rows_of(table, where):
+        # Objects of JSON need not have the same keys.
+        kinds = kinds_of_first if (*cells,) == table.columns else option_columns([*cells], row_where)
+        row = dict(zip(kinds, cells.values(), strict=True))
+        questions.append(clean_question(row["question"], options_in(row, row_where), row_where))
     if not questions:
-        raise UserError(f"--input {file} holds no question")
+        raise UserError(f"{where} holds no question")
     return questions
 
 

@@ -119,9 +119,9 @@ def test_a_score_that_the_baseline_lacks_has_no_difference():
         ("id,correct\na,1\nb,yes\n", "row 2: id 'b', correct 'yes': give each id once, and 1 (right) or 0 (wrong)"),
         ("id,correct\na,1\na,1\n", "row 2: id 'a'"),
         ("id,correct\n,1\n", "row 1: id ''"),
-        ("id,correct\na\n", "row 1: 1 cells under 2 columns"),
+        ("id,correct\na\n", "row 1: row has too few cells"),
         ("id,correct,correct\na,1,1\n", "needs the columns id and correct, each once"),
-        ("id;correct\na;1\n", "is separated by semicolons"),
+        ("id;correct\na;1\n", "base has ids that theirs lacks: 'b'"),  # semicolons are read
         ("id,right\na,1\n", "found id, right"),
         ("id,correct\n", "holds no outcome"),
         ("id,correct\nz,1\n", "theirs has ids that base lacks: 'z'"),

@@ -7,6 +7,8 @@ import re
 import signal
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sft.common.chat_template import closed_think_ids, open_think_prefix, token_ids
@@ -226,6 +228,38 @@ def test_columns_that_are_not_read_are_listed(infer, tmp_path):
     assert "columns read: question, A, B; ignored: id, Antwort" in done.stdout
 
 
+ROW = {"question": "Wörter?", "A": "x", "B": "y"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.csv", "sep=;\nquestion;Choice A;Choice B\nWörter?;x;y\n".encode("cp1252")),
+        ("q.tsv", "question\tOption_A\tOption_B\nWörter?\tx\ty\n".encode("utf-16")),
+        ("q.json", json.dumps([ROW], indent=1).encode()),
+        ("q.json", json.dumps({"first": ROW, "second": ROW}).encode()),
+        ("q.jsonl", json.dumps({"question": "Wörter?", "choices": ["x", "y"]}).encode()),
+        ("q.parquet", [ROW | {"C": None}]),
+        ("q.parquet", [{"question": "Wörter?", "choices": ["x", "y"]}]),
+    ],
+)
+def test_questions_are_read_from_every_kind_of_table(tmp_path, name, content):
+    if isinstance(content, list):
+        pq.write_table(pa.Table.from_pylist(content), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    assert set(map(repr, read_questions(tmp_path / name))) == {repr(("Wörter?", ["x", "y"]))}
+
+
+def test_a_table_has_as_many_columns_of_options_as_its_answers():
+    many = {letter: letter.lower() for letter in "ABCDEF"}
+    answers = [Answer("Q?", many, "F", "f", "answered", "F. f", "", dict.fromkeys(many, 0.1), 0, 1, 0.1)]
+    (row,) = csv.DictReader(io.StringIO(as_csv(answers), newline=""))
+    assert [row[letter] for letter in "ABCDEF"] == [*"abcdef"]
+    assert list(row)[:9] == ["question", *"ABCDEF", "answer", "answer_text"]
+    assert row["p_F"] == "0.1"
+
+
 def test_answers_as_a_table_hold_what_json_lines_hold(infer, tmp_path):
     (tmp_path / "q.csv").write_text(
         'question,A,B\n"Which stain, on µm scale?",Congo red,"Prussian, or Berlin, blue"\nWhy?,,\n'
@@ -288,39 +322,35 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.csv", "question,A,option_a,B\nWhy?,x,y,z\n", "each once"),
         ("q.csv", "question,A,question\nWhy?,x,y\n", "has question more than once"),
         ("q.csv", "question,option 1,option 2\nWhy?,x,y\n", "has 'option 1', which looks like an option"),
-        ("q.csv", "question,A,B,C,D,E\nWhy?,x,y,,,\n", "has 'e', which looks like an option"),
-        ("q.csv", "question,choices\nWhy?,x|y\n", "has 'choices', which looks like an option"),
-        ("q.csv", "question;A;B\nWhy?;x;y\n", "is separated by semicolons"),
-        ("q.csv", "question\tA\tB\nWhy?\tx\ty\n", "is separated by tabs"),
-        ("q.csv", "question,A,B\nWhy?,x,y\n".encode("utf-16"), "is UTF-16 text"),
-        ("q.csv", "question,A,B\nWhy?,x,y\nCafé?,x,y\n".encode("latin-1"), "q.csv, line 3: not UTF-8"),
-        ("q.csv", "question,A,B\nWhy?,x,y\nWhy?,x\n", "row 2: 2 cells under 3 columns"),
+        ("q.csv", "question,A,B,choices\nWhy?,x,y,z\n", "has options in choices and in columns of their own"),
+        ("q.csv", "question,choices\nWhy?,x|y\n", "choices a list of texts"),
+        ("q.csv", "question,A,B\nWhy?,x,y\nŻółw?,x,y\n".encode("cp1250"), "row 2: row is not UTF-8 text"),
+        ("q.csv", "question,A,B\nWhy?,x,y\nWhy?,x\n", "row 2: row has too few cells"),
         ("q.csv", "", "found nothing"),
-        ("q.csv", "question,A,B\nWhy, oh why?,x,y\n", "row 1: more cells than columns"),
-        ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "is not valid CSV"),
+        ("q.csv", "question,A,B\nWhy, oh why?,x,y\n", "row 1: row has too many cells"),
+        ("q.csv", 'question,A,B\n"Why?,x,y\nWhat?,x,y\n', "the file ends inside a quoted cell"),
+        ("q.csv", b"PK\x03\x04", "an Excel workbook"),
+        ("q.parquet", "question", "not a complete Parquet file"),
         ("q.csv", "question,A,B\nWhy?,one,\n", "row 1: give two to ten options"),
         ("q.csv", "question,A,B\nWhy?,x,y\n,x,y\n", "row 2: the question is empty"),
-        ("q.csv", "A,B,question\nx,y\n", "row 1: 2 cells under 3 columns"),
+        ("q.csv", "A,B,question\nx,y\n", "row 1: row has too few cells"),
         ("q.csv", "question,A,B\n", "holds no question"),
-        ("q.jsonl", "{\n", "line 1: not JSON"),
-        ("q.jsonl", '{"question": "Q?"}\n{"question": "\\ud800"}\n', "line 2: not JSON with question and choices"),
-        (
-            "q.jsonl",
-            '[{"question": "Q?"}]',
-            "line 1: not JSON with question and choices: write one JSON object a line",
-        ),
-        ("q.jsonl", '{"question": "Q?", "options": ["a", "b"]}\n', "'options' looks like options"),
-        ("q.jsonl", '{"question": "Q?", "A": "a", "B": "b"}\n', "'A' looks like options"),
+        ("q.jsonl", "{\n", "is not JSON"),
+        ("q.jsonl", "7\n", "line 1 is not a JSON object"),
+        ("q.jsonl", '{"question": "Q?"}\n{"question": "\\ud800"}\n', "row 2: row is not UTF-8 text"),
+        ("q.jsonl", '{"question": "Q?"}\n{"question": \n', "row 2: line is not JSON"),
+        ("q.jsonl", '{"question": "Q?", "options": ["a", "b"]}\n', "'options', which looks like an option"),
+        ("q.jsonl", '{"question": "Q?"}\n{"query": "Q?"}\n', "row 2: needs the columns question"),
         ("q.jsonl", '{"question": "Q?", "question": "Why?"}\n', "a key stands twice"),
-        ("q.jsonl", '{"question": 3}\n', "question has to be a text"),
+        ("q.jsonl", '{"question": ["Q?"]}\n', "question has to be a text"),
         ("q.jsonl", '{"question": "Q?", "choices": "ab"}\n', "choices a list of texts"),
         ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, D, in this order"),
         (
             "q.jsonl",
             '{"question": "Q?", "choices": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"]}\n',
-            "line 1: give two to ten",
+            "row 1: give two to ten",
         ),
-        ("q.txt", "Why?", "give a .csv or a .jsonl file"),
+        ("q.txt", "Why?", "give a file that ends with one of .csv, .tsv, .json"),
     ],
 )
 def test_a_file_with_a_bad_row_is_refused_before_the_model_loads(infer_refused, tmp_path, name, text, reason):
