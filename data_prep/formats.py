@@ -174,7 +174,7 @@ def wanted_format(value: str, columns: str | None) -> Format | None:
     return parse_columns(columns, base) if columns else base
 
 
-def _spelling(name: str) -> str:
+def spelling(name: str) -> str:
     """The letters and digits of a column's name."""
     return re.sub(r"[\W_]+", "", name).casefold()
 
@@ -190,8 +190,8 @@ def match(columns: Sequence[str], formats: Iterable[Format]) -> tuple[Format, tu
         if set(columns).issuperset(known.columns):
             return known, tuple(columns)
     for known in formats:
-        own = {_spelling(name): name for name in known.columns}
-        renamed = tuple(name if name in known.columns else own.get(_spelling(name), name) for name in columns)
+        own = {spelling(name): name for name in known.columns}
+        renamed = tuple(name if name in known.columns else own.get(spelling(name), name) for name in columns)
         if set(renamed).issuperset(known.columns):
             return known, renamed
     return None

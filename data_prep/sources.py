@@ -251,10 +251,11 @@ def _source(name: str, stem: str, tables: tuple[Table, ...], where: str, wanted:
     except RejectedRow:
         advice = "save the file as UTF-8, or name its --encoding, such as cp1252"
         raise UserError(f"{where}: the header is not UTF-8 text: {advice}") from None
-    matched = match(columns, [wanted] if wanted and FORMATS.get(wanted.name) != wanted else FORMATS.values())
+    own = wanted if wanted and FORMATS.get(wanted.name) != wanted else None
+    matched = match(columns, [own] if own else FORMATS.values())
     if matched is None:
         header = ascii(",".join(columns))[1:-1][:200] or "an empty file or first line"
-        raise UserError(f"{where}: header of no known format: found {header}; {fault_of_header(columns)}")
+        raise UserError(f"{where}: header of no known format: found {header}; {fault_of_header(columns, own)}")
     known, names = matched
     if twice := [name for name in known.columns if names.count(name) > 1]:
         raise UserError(f"{where}: two columns are called {twice[0]}: rename or remove the wrong one")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sft.common.command import UserError, atomic_write
+from sft.common.prompts import LETTERS
 from sft.common.table_files import KINDS, open_table, rows_of
 from sft.inference.assistant import Answer, Question, clean_question
 
-LETTERS_READ = "ABCDEFGHIJ"
 # Columns that hold an option: "A", "Choice A" (PMC-VQA), "option_a", "Options A", "opa" (MedMCQA). Others that look
 # like one ("option 1", "options") are refused, because the question would be asked without it.
 _OPTION = re.compile(r"(?:(?:option|choice|answer|alternative)s?[\s_.:-]*|op)?[(\[]?([a-j])[)\].]?")
@@ -41,7 +41,7 @@ def option_columns(names: Sequence[str], where: str) -> list[str]:
         raise UserError(f"{where} has {twice[0]} more than once: name question, A, B, C, D, each once; found {listed}")
     if "question" not in kinds:
         raise UserError(f"{where} needs the columns question, A, B, C, D; found {listed[:200] or 'nothing'}")
-    if "choices" in kinds and set(kinds) & set(LETTERS_READ):
+    if "choices" in kinds and set(kinds) & set(LETTERS):
         raise UserError(f"{where} has options in choices and in columns of their own: give them once; found {listed}")
     return kinds
 
@@ -51,9 +51,9 @@ def options_in(row: dict[str, Any], where: str) -> list[str]:
 
     Raises `UserError`, which begins with `where`, if they are no texts, or letters are not A, B, C, ... in this order.
     """
-    options = row.get("choices", {letter: row.get(letter, "") for letter in LETTERS_READ})
+    options = row.get("choices", {letter: row.get(letter, "") for letter in LETTERS})
     if isinstance(options, dict):
-        if list(options) != list(LETTERS_READ[: len(options)]):
+        if list(options) != list(LETTERS[: len(options)]):
             raise UserError(f"{where}name the choices A, B, C, D, in this order")
         options = [*options.values()]
         while options and options[-1] in ("", None):

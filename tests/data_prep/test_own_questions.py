@@ -57,7 +57,7 @@ def test_columns_of_ones_own_are_mapped_and_shown_before_anything_is_written(suc
     columns = f"{COLUMNS}, id=number, article=paper, rationale=why"
     printed = succeeds(*words, "--columns", columns, "--dev_size", 6).stdout
     understood = printed[: printed.index("Read 60 rows")].splitlines()
-    assert understood[0] == "mine.csv: own questions, CSV, split by row"
+    assert understood[0] == "mine.csv: own questions, CSV, commas, UTF-8, split by row"
     assert "question = Stem" in understood[1] or "question = stem" in understood[1]
     assert "answer = label (letter)" in understood[1]
     assert understood[2:4] == [
@@ -125,7 +125,7 @@ def test_an_id_that_stands_twice_is_refused(refused, tmp_path):
         (["--columns", COLUMNS + ", answer_is=number from 0"], "label is not one of"),
         (["--columns", COLUMNS.replace("answer=label", "answer=paper")], "label is not one of A, B, C, D, E"),
         (["--format", "nowhere.yaml"], "--format nowhere.yaml cannot be read"),
-        ([], "it has no column of any known format"),
+        ([], "say which column holds what: --columns"),
     ],
 )
 def test_a_mapping_that_does_not_fit_is_refused(refused, tmp_path, words, reason):

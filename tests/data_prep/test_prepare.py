@@ -301,20 +301,17 @@ SWALLOWED = HEADER + LINE * 9 + 'PMC1,Why?,green,"A: red\n' + LINE * 9 + 'end",B
 # The content of a file, or of several by name, or another place; and words of the refusal.
 BAD_FILES = {
     "missing folder": ("nowhere", "nowhere does not exist"),
-    "folder without files": ({}, "holds no .csv or .jsonl file"),
-    "header of neither version": ({"train.csv": f"a,b\n{LINE}"}, "found a,b; it has no column of any known format"),
+    "folder without files": ({}, "holds no table (.csv, .tsv, .json"),
+    "header of neither version": ({"train.csv": f"a,b\n{LINE}"}, "found a,b; say which column holds what: --columns"),
     "empty file": ({"train.csv": ""}, "an empty file"),
     "no rows": ({"train.csv": HEADER}, "no rows"),
     "no row left": ({"train.csv": HEADER + NO_LABEL}, "no row is left"),
-    "binary file": ({"train.csv": b"PK\x03\x04\x00\x00\xff\xfe" * 999}, "not a text file"),
-    "UTF-16": ({"train.csv": (HEADER + LINE).encode("utf-16")}, "its text is encoded in UTF-16: save it as UTF-8"),
+    "binary file": ({"train.csv": b"PK\x03\x04\x00\x00\xff\xfe" * 999}, "a ZIP archive or an Excel workbook"),
     "cut inside a row": ({"train.csv": HEADER + LINE * 9 + LINE[:40]}, "line 11: the file ends in"),
     "cut behind a comma": ({"train.csv": HEADER + LINE * 9 + LINE[:-2]}, "line 11: the file ends inside a row"),
     "a quote that swallows rows": ({"train.csv": SWALLOWED}, "line 11 to 21 has a cell that contains further rows"),
     "a near header": ({"train.csv": HEADER.replace("_l", "k")}, "for PMC-VQA version 1 it lacks Answer_label"),
-    "semicolons": ({"train.csv": (HEADER + LINE).replace(",", ";")}, "the cells are separated by semicolons"),
-    "a header in Latin-1": ({"train.csv": b"\xe9," + HEADER.encode()}, "header is not UTF-8 text"),
-    "a JSON array": ({"dev.jsonl": f"[{MEDMCQA_LINE}]"}, "write one object a line"),
+    "a header that does not decode": ({"train.csv": b"\x81," + HEADER.encode()}, "header is not UTF-8 text"),
     "a prepared folder": ({"report.json": "{}", "rejected.csv": "file,row"}, "is prepared already"),
     "cut inside a quoted cell": ({"train.csv": HEADER + '"W'}, "ends inside a quoted cell: is the download complete?"),
     "broken quotes": ({"train.csv": HEADER + LINE + '"a"b,c\n' + LINE}, "line 3: broken CSV"),
@@ -329,8 +326,8 @@ BAD_FILES = {
         {"train.csv": HEADER + LINE + NO_LABEL},
         "D (1). The first is train.csv row 2: label is not one of A, B, C, D. To do: write the letter of the right",
     ),
-    "cp1252": (
-        {"train.csv": (HEADER + LINE + LINE.replace("?", "é")).encode("cp1252")},
+    "Windows-1250": (
+        {"train.csv": (HEADER + LINE + LINE.replace("?", "Ż")).encode("cp1250")},
         "row is not UTF-8 text. To do: save the file as UTF-8",
     ),
     "eleven options": (
@@ -341,7 +338,7 @@ BAD_FILES = {
         },
         "all 1 were rejected: the row has 11 options, not 2 to 10",
     ),
-    "a Hub id without version": ("nobody/PMC-VQA", "needs its version, --format pmc_vqa_v1 or pmc_vqa_v2"),
+    "a Hub id without version": ("nobody/PMC-VQA", "it needs --revision with the 40 digits of a commit"),
 }
 
 
@@ -401,7 +398,8 @@ def test_a_faulty_row_is_rejected_and_the_others_are_kept(report_of, tmp_path, c
     ("line", "reason"),
     [
         ("{", "line is not JSON"),
-        *((line, "line lacks a column of its format") for line in ("[1]", '{"question": "Which?"}')),
+        ("[1]", "row is not a JSON object"),
+        ('{"question": "Which?"}', "line lacks a column of its format"),
         (MEDMCQA_LINE.replace("Which", "Wh\\u0000ich"), "row holds a NUL byte"),
         (MEDMCQA_LINE.replace("Which", "Wh\\ud800ich"), "row is not UTF-8 text"),
         (MEDMCQA_LINE.replace("Which", "Wh\udcffich"), "row is not UTF-8 text"),

@@ -7,8 +7,9 @@ import pytest
 
 from data_prep.answers import judge
 from data_prep.formats import FORMATS
-from data_prep.questions import RejectedRow, as_text
+from data_prep.questions import RejectedRow
 from data_prep.rows import read_row
+from sft.common.table import as_text
 
 V1 = {
     **{"Figure_path": "PMC123_F1.jpg", "Question": "Which colour?", "Answer": "green"},
