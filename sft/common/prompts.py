@@ -125,9 +125,10 @@ def choice_cleaner(cells: Sequence[str]) -> Callable[[str], tuple[str | None, st
 
     "A. fumigatus" so stays among options without letters.
     """
-    clean, typed = (partial(function, count=len(cells)) for function in (clean_choice, typed_choice))
+    clean = partial(clean_choice, count=len(cells))
     if all(clean(cell)[0] for cell in cells):
         return clean
+    typed = partial(typed_choice, count=len(cells))
     letters, texts = zip(*map(typed, cells), strict=True)
     own = sorted(letter or "" for letter in letters) == list(LETTERS[: len(cells)])
     return typed if own and all(texts) else clean
