@@ -6,8 +6,6 @@ from math import factorial
 
 import pytest
 
-from data_prep.formats import FORMATS, Format
-from data_prep.questions import Question
 from sft.common.data import load_split
 from sft.common.prompts import LETTERS
 
@@ -17,12 +15,7 @@ WORDS = ["lung", "heart", "liver", "spleen", "kidney", "brain", "colon", "femur"
 
 @pytest.fixture(scope="module")
 def mixed(succeeds, tmp_path_factory):
-    """Such a data set in at most four orders a training row. Its format is added as the docs tell."""
-
-    def read(cells, place, split):
-        return Question(*place, split, "", "", cells["stem"], tuple(cells["options"]), int(cells["right"]))
-
-    FORMATS["lists"] = Format("lists of options", ("stem", "options", "right"), read, "MIT")
+    """Such a data set in at most four orders a training row."""
     folder = tmp_path_factory.mktemp("lists")
     for split, size in (("train", 80), ("test", 24)):
         counts = [COUNTS[i % 4] for i in range(size)]
@@ -33,10 +26,9 @@ def mixed(succeeds, tmp_path_factory):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     succeeds(
         *("data_prep/prepare.py", "--dataset_path", folder, "--output_dir", folder / "prepared", "--num_proc", 1),
-        *("--shuffle_choices", 4, "--dev_size", 8),
+        *("--shuffle_choices", 4, "--dev_size", 8, "--columns", "question=stem, options=options, answer=right"),
     )
-    yield folder / "prepared"
-    del FORMATS["lists"]
+    return folder / "prepared"
 
 
 def test_rows_have_their_own_letters_and_orders_and_the_report_has_all(mixed):

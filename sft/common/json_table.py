@@ -42,7 +42,7 @@ class JsonTable(TextTable):
 
 def json_table(table: JsonTable) -> JsonTable:
     """The table with its kind of JSON, and the keys of its first row. Raises `UserError` for any other JSON."""
-    with table.text() as lines:
+    with table.text("\n") as lines:
         first = next((line for line in lines if not line.isspace()), "{}")
     row: Any = None
     with contextlib.suppress(ValueError, RecursionError):
@@ -50,12 +50,12 @@ def json_table(table: JsonTable) -> JsonTable:
     classes, at_a_time = (), isinstance(row, dict) and not isinstance(row.get("rows"), list)
     if first.lstrip().startswith("["):
         kind = ARRAY
-    elif at_a_time and not (row and all(isinstance(cell, dict) for cell in row.values())):
+    elif at_a_time and not (row and all(isinstance(cell, dict | list) for cell in row.values())):
         kind = LINES
     elif not first.lstrip().startswith("{"):
         raise UserError(f"{table.path}: line 1 is not a JSON object: write one question a line")
     else:
-        with _broken(table), table.text() as content:
+        with _broken(table), table.text("\n") as content:
             parts = {json.loads(key): value for key, value in _elements(content.read())}
         if parts.get("rows", "").startswith("["):
             kind = PAGE
@@ -92,7 +92,8 @@ def _broken(table: JsonTable) -> Iterator[None]:
     try:
         yield
     except json.JSONDecodeError as error:
-        end = ": is the download complete?" if error.pos >= len(error.doc.rstrip()) else ""
+        at_end = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+        end = ": is the download complete?" if at_end else ""
         raise UserError(f"{table.path}: line {error.lineno} is not JSON: {error.msg}{end}") from error
     except RecursionError as error:
         raise UserError(f"{table.path}: its JSON is nested too deeply to be a table") from error
@@ -132,13 +133,13 @@ def _elements(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _rows(table: JsonTable) -> Iterator[str]:
-    with table.text() as content:
+    with table.text("\n") as content:
         if table.kind == LINES:
             number, line = 0, "\n"
             for number, line in enumerate(content, start=1):  # noqa: B007
                 if not line.isspace():
                     yield line
-            if not line.endswith(("\n", "\r")) and not line.rstrip().endswith("}"):
+            if not line.endswith("\n") and not line.rstrip().endswith("}"):
                 raise UserError(f"{table.path}: line {number}: the file ends inside a row: is the download complete?")
             return
         text = content.read()

@@ -106,13 +106,13 @@ class TextTable(Table):
         return titled(self.encoding)
 
     @contextlib.contextmanager
-    def text(self) -> Iterator[Any]:
+    def text(self, newline: str = "") -> Iterator[Any]:
         """The file, opened. What does not decode becomes surrogates, which `sound` refuses, in rows and headers.
 
         Raises `UserError` where even that is impossible.
         """
         try:
-            with open(self.path, encoding=self.encoding, errors="surrogateescape", newline="") as lines:
+            with open(self.path, encoding=self.encoding, errors="surrogateescape", newline=newline) as lines:
                 yield lines
         except UnicodeError as error:
             raise UserError(f"{self.path}: its text is not {titled(self.encoding)}: {error}") from error

@@ -1,7 +1,10 @@
 """Reading from and publishing to the Hub, against a small server that answers as the Hub does."""
 
+import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.hub import KNOWN, Repo
@@ -50,6 +53,42 @@ def test_a_file_that_is_not_on_the_hub_is_named(run, repo):
     repo.commit({"train.csv": b"of another version"}, COMMIT)
     words = ("--format", "pmc_vqa_v2", "--revision", COMMIT)
     run(*words, source=REPO, refusal=f"train_2.csv of {REPO} cannot be had from the Hub")
+
+
+def parquet_of(rows: int) -> bytes:
+    """MedMCQA's columns; the right options are a, b, c, d in turn."""
+    keys = dict.fromkeys(("opa", "opb", "opc", "opd"), "")
+    content = io.BytesIO()
+    options = [{key: f"{key} {i}" for key in keys} for i in range(rows)]
+    rows = [{"question": f"Which is {i}?", **cells, "cop": i % 4} for i, cells in enumerate(options)]
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    return content.getvalue()
+
+
+def test_any_data_set_is_read_from_the_hub_as_it_lies_there(run, repo, tmp_path):
+    files = {f"data/train-0000{i}-of-00002.parquet": parquet_of(40) for i in (0, 1)}
+    repo.commit(files | {"data/test-00000-of-00001.parquet": parquet_of(8), "README.md": b"---\n---\n"}, COMMIT)
+    done = run("--revision", COMMIT, source=REPO)
+    assert "train.parquet: MedMCQA, Parquet, 2 parts, train" in done.stdout
+    report = json.loads((tmp_path / "P/report.json").read_text())
+    assert report["read"] == 88
+    assert set(report["sources"]) == {"test.parquet", "train.parquet"}
+
+
+def test_of_several_parts_on_the_hub_one_is_chosen(run, repo, tmp_path):
+    repo.commit({f"{part}/train-00000-of-00001.parquet": parquet_of(40) for part in ("en", "es")}, COMMIT)
+    words = ("--revision", COMMIT)
+    run(*words, source=REPO, refusal=f"{REPO} has several parts: choose one with --config: en, es")
+    run(*words, "--config", "fr", source=REPO, refusal=f"--config fr: {REPO} has no such part, but en, es")
+    run(*words, "--config", "es", source=REPO)
+    assert json.loads((tmp_path / "P/report.json").read_text())["read"] == 40
+
+
+def test_both_versions_in_one_repository_are_not_mixed(run, repo, sample):
+    names = ("train.csv", "test.csv", "test_clean.csv", "train_2.csv", "test_2.csv")
+    repo.commit(dict.fromkeys(names, (sample / "train.csv").read_bytes()), COMMIT)
+    refusal = "choose one with --format: pmc_vqa_v1, pmc_vqa_v2"
+    run("--revision", COMMIT, source=REPO, refusal=refusal)
 
 
 def test_a_branch_is_not_a_commit(run):
