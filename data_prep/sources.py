@@ -135,8 +135,9 @@ def _readable(folder: Path, files: Sequence[PurePath], folders: Sequence[PurePat
         )
     if described := [str(file) for file in files if file.name in DESCRIPTIONS]:
         print(f"Passed over: {', '.join(described)}, which describes a data set")
-    if unread := [*map(str, others), *(f"{name}/" for name in folders)]:
-        print(f"Not read: {', '.join(sorted(unread))}. A table: {HOW_TO_READ}; a folder: name it by itself")
+    for unread, advice in ((others, HOW_TO_READ), (folders, "name a folder by itself")):
+        if unread:
+            print(f"Not read: {', '.join(map(str, unread))} ({advice})")
     return tables
 
 

@@ -40,8 +40,8 @@ CLASSIC = {
     *("train_sft_example.py", "inference_example.py"),
 }
 CLASSIC_OPTIONS = {"--sample_size", "--num_epochs", "--batch_size", "--grad_accum", "--no_lora", "--full_precision"}
-# Files that commands write, under names of their own.
-PRODUCTS = {"recipe.yaml", "chat_template.jinja"}
+# Files that commands write under names of their own, and an example of one that a user writes.
+PRODUCTS = {"recipe.yaml", "chat_template.jinja", "clinic.yaml"}
 FOLDERS = r"(?:sft|data_prep|recipes|accelerate_configs|tests|docs|\.ci|\.github)/"
 ELLIPSES = ("…", "...")
 
@@ -331,7 +331,8 @@ def known_options(here) -> set[str]:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", collect)
         for file in (*MODULES, *sorted(BENCHMARKS.glob("*.py"))):
             patch.syspath_prepend(file.parent)  # as Python does for a script; one of them takes it away again
-            if re.search(r"\.parse_(known_)?args\(", file.read_text(encoding="utf-8")) and file.name != "config.py":
+            text = file.read_text(encoding="utf-8")
+            if re.search(r"parse_(known_args|args|arguments)\(", text) and "__main__" in text:
                 with pytest.raises(Parsed):
                     here(str(file.relative_to(ROOT)))
     return known
