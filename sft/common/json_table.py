@@ -52,7 +52,7 @@ def json_table(table: JsonTable) -> JsonTable:
         kind = ARRAY
     elif at_a_time and not (row and all(isinstance(cell, dict | list) for cell in row.values())):
         kind = LINES
-    elif row is not None and not isinstance(row, dict):
+    elif not first.lstrip().startswith("{"):
         raise UserError(f"{table.path}: line 1 is not a JSON object: write one question a line")
     else:
         with _broken(table), table.text("\n") as content:
