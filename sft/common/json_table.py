@@ -114,8 +114,9 @@ def _elements(text: str) -> Iterator[tuple[str, str]]:
 
     at = after(0, "")
     opening, closing = ("{", "}") if text.startswith("{", at) else ("[", "]")
-    at, sign = after(at, opening), ""
-    while not text.startswith(closing, at) or sign:
+    at = after(at, opening)
+    more = not text.startswith(closing, at)
+    while more:
         start, key = at, ""
         if opening == "{":
             after(start, '"')
@@ -124,10 +125,8 @@ def _elements(text: str) -> Iterator[tuple[str, str]]:
         _, at = value(text, start)
         yield key, text[start:at]
         at = after(at, "")
-        sign = "," if text.startswith(",", at) else ""
-        at = after(at, sign or closing) if sign else at
-        if not sign and not text.startswith(closing, at):
-            raise json.JSONDecodeError(f", or {closing} expected", text, at)
+        if more := text.startswith(",", at):
+            at = after(at, ",")
     if (end := after(at, closing)) < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
 

@@ -176,7 +176,7 @@ def test_an_encoding_that_the_file_contradicts_is_refused(tmp_path):
 
 REFUSED = {
     "cut in an array": (".json", '[{"question": "x"}, {"question', "is the download complete"),
-    "comma missing": (".json", '[\n{"question": "x"}\n{"question": "y"}]', "line 3 is not JSON: , or ] expected"),
+    "comma missing": (".json", '[\n{"question": "x"}\n{"question": "y"}]', "line 3 is not JSON: ] expected"),
     "text behind an array": (".json", '[{"question": "x"}] x', "is not JSON"),
     "objects with commas": (".json", '{"question": "x"},\n{"question": "y"}\n', "is not JSON"),
     "other object": (".json", '{\n"version": "1",\n"data": [{"question": "x"}]}', "one JSON object that is no table"),

@@ -1,6 +1,7 @@
 """A thousand files with one fault each: what is accepted is what its cells say, the rest is refused in one line."""
 
 import argparse
+import ast
 import csv
 import io
 import json
@@ -273,7 +274,7 @@ def says(name: str, cells: dict, question: Question, first: int) -> bool:
     """Do the cells of a row say this question, these options and this answer? Numbers count from `first`."""
     known = FORMATS[name]
     if name == "medqa":
-        options = cells["options"]
+        options = cells["options"] if not isinstance(cells["options"], str) else ast.literal_eval(cells["options"])
         texts = [*options.values()] if isinstance(options, dict) else options
     else:
         texts = [cells[column] for column in known.options]
@@ -287,7 +288,8 @@ def says(name: str, cells: dict, question: Question, first: int) -> bool:
     marked |= comparable(label) == comparable(right) or label in map(
         str, (question.gold + first, question.gold + first + 0.0)
     )
-    if known.answer_text and known.answer_text in cells:
+    # A column of answers that are texts says all.
+    if known.answer_text and known.answer_text in cells and comparable(label) != comparable(right):
         same &= comparable(clean_choice(text_of(cells[known.answer_text]))[1]) == comparable(right)
     return same and marked
 

@@ -342,7 +342,7 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.jsonl", '{"question": "Q?", "options": ["a", "b"]}\n', "'options', which looks like an option"),
         ("q.jsonl", '{"question": "Q?"}\n{"query": "Q?"}\n', "row 2: needs the columns question"),
         ("q.jsonl", '{"question": "Q?", "question": "Why?"}\n', "a key stands twice"),
-        ("q.jsonl", '{"question": ["Q?"]}\n', "question has to be a text"),
+        ("q.jsonl", '{"question": ["Q?"], "id": 1}\n', "question has to be a text"),
         ("q.jsonl", '{"question": "Q?", "choices": "ab"}\n', "choices a list of texts"),
         ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, D, in this order"),
         (
