@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import BaseConstructor
 
 from sft.common.command import UserError
 from sft.common.prompts import LETTERS
@@ -83,11 +84,11 @@ def made(name: str, keys: Mapping[str, Any], where: str, base: Format | None = N
             raise UserError(f"{where}: {key} is given twice")
         items = value if isinstance(value, list) else [value]
         if key == "option_count":
-            if not (isinstance(value, int | str) and re.fullmatch(r"\d+", str(value))):
+            if not (isinstance(value, str) and value.isdecimal()):
                 raise UserError(f"{where}: option_count {value}: give a number from 2 to {len(LETTERS)}")
             values[key] = int(value)
         elif not items or not all(isinstance(item, str) and item.strip() for item in items):
-            raise UserError(f"{where}: {key} {value}: give names in quotes: YAML reads yes, no and numbers otherwise")
+            raise UserError(f"{where}: {key} {value}: give the names of columns")
         elif key in SEVERAL:
             values[key] = tuple(item.strip() for item in items)
         elif len(items) > 1:
@@ -143,7 +144,8 @@ def read_format(file: Path, name: str | None = None) -> Format:
     """The format of a YAML file, called as the file. Raises `UserError` if it cannot be read, or has a wrong key."""
     where = f"--format {file}"
     try:
-        keys = UniqueKeys(file.read_text(encoding="utf-8-sig")).get_single_data()
+        node = UniqueKeys(file.read_text(encoding="utf-8-sig")).get_single_node()
+        keys = BaseConstructor().construct_document(node) if node else None  # all as it is written: no, 1, -1
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -152,7 +154,7 @@ def read_format(file: Path, name: str | None = None) -> Format:
         raise UserError(f"{where}: {error}") from error
     if not isinstance(keys, dict):
         raise UserError(f"{where} has no keys: write question: stem, and options and answer in further lines")
-    return made(name or file.stem, {str(key): value for key, value in keys.items()}, where)
+    return made(name or file.stem, keys, where)
 
 
 FORMATS = {

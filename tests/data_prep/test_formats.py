@@ -101,10 +101,10 @@ REFUSED_FILES = {
     "\x00": "is not a YAML file",
     "- question": "has no keys",
     "": "has no keys",
-    "question: q\nfixed_options: [yes, no]\nanswer: a": "give names in quotes: YAML reads yes, no and numbers",
-    "question: q\noptions: [1, 2]\nanswer: a": "give names in quotes",
-    "question: !!python/object/apply:os.system ['true']": "is not a YAML file",
-    "question: {a: b}": "give names in quotes",
+    "question: {a: b}": "give the names of columns",
+    "question: q\noptions: [[a], b]": "give the names of columns",
+    "question: q\nid:": "id : give the names of columns",
+    "[q]: q": "is not a YAML file",
     "1: q": "1 is not a key of a format",
 }
 
@@ -117,6 +117,14 @@ def test_a_file_that_is_no_format_is_refused_by_name(tmp_path, text):
         read_format(file)
     assert str(refusal.value).startswith(f"--format {file}")
     assert REFUSED_FILES[text] in str(refusal.value)
+
+
+def test_a_file_holds_names_as_they_are_written(tmp_path):
+    """YAML would read false, 1, 1.50 and a date."""
+    (tmp_path / "mine.yaml").write_text("id: No\nquestion: 2026-11-30\nfixed_options: [yes, no, 1.50]\nanswer: 1\n")
+    known = read_format(tmp_path / "mine.yaml")
+    assert (known.id, known.question, known.answer) == ("No", ("2026-11-30",), "1")
+    assert known.fixed_options == ("yes", "no", "1.50")
 
 
 def test_a_format_that_is_neither_known_nor_a_file_is_refused(tmp_path):
