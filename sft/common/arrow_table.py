@@ -15,6 +15,8 @@ BATCH = 1_000  # rows in memory
 
 @dataclass(frozen=True)
 class ArrowTable(Table):
+    """Rows are objects, without the columns that hold images."""
+
     split: str = ""  # of a saved data set; "" for Parquet
 
     def described(self) -> str:
@@ -25,6 +27,7 @@ class ArrowTable(Table):
 
 
 def parquet_table(file: Path) -> ArrowTable:
+    """The table in a Parquet file, with the class names that `datasets` writes into it. Raises `UserError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

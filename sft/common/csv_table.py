@@ -19,8 +19,10 @@ csv.field_size_limit(1 << 24)  # characters of one cell: beyond any caption
 
 @dataclass(frozen=True)
 class CsvTable(TextTable):
+    """Rows are lists of cells."""
+
     delimiter: str = ","
-    escaped: bool = False  # a quotation mark in a quoted cell is written \\" and not ""
+    escaped: bool = False  # a quotation mark in a quoted cell is written \" and not ""
     first_line: int = 1  # of the header
 
     def described(self) -> str:

@@ -15,12 +15,13 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 TITLES = {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}
-# Bytes that mean the same in Windows-1252 and -1250 (Central Europe), without those that DOS and the Macintosh use for
-# accented letters; and two that -1250 has for accents that never stand alone. An accented letter stands beside no
-# other one: in text of several bytes a letter (UTF-8, Shift-JIS, GBK) it does.
-_MARKS_OF_TEXT, _LETTERS = "€…‘’“”•–—™\xa0", "§©«®°±²´µ·»½ÁÂÄÇÉËÍÎÓÔÖ×ÚÜßáâäçéëíîóôö÷úüý"
+# Signs and letters that are the same bytes in Windows-1252 and -1250 (Central Europe), and two for which -1250 has
+# accents that never stand alone. In text of several bytes a letter (UTF-8, Shift-JIS, GBK), such bytes stand side by
+# side. Between two letters, quotation marks and the like are letters of another code page: DOS has ö at ”.
+_MARKS, _LETTERS = "€…‘’“”•–—™\xa0", "§©«®°±²´µ·»½ÁÂÄÇÉËÍÎÓÔÖ×ÚÜßáâäçéëíîóôö÷úüý"
 _NOT_CP1252 = re.compile(
-    b"[^\\0-\x7f%b%b]|[%b]{2}" % tuple(text.encode("cp1252") for text in (_MARKS_OF_TEXT, _LETTERS, _LETTERS))
+    b"[^\\0-\x7f%b%b]|[%b]{2}|(?<=[A-Za-z])[%b](?=[A-Za-z])"
+    % tuple(text.encode("cp1252") for text in (_MARKS, _LETTERS, _LETTERS, "€…‘“”•™"))
 )
 
 
@@ -32,8 +33,8 @@ def titled(encoding: str) -> str:
 def encoding_of(file: Path, named: str | None = None) -> str:
     """The name of the codec that decodes a text file; `named` is what the user says of files that do not show theirs.
 
-    Without a mark, a file is UTF-8 if all of it decodes; Windows-1252 if each of its other bytes is a sign or letter
-    that no usual code page has otherwise; else UTF-8 with faults, which the reader of its rows refuses. Raises
+    Without a mark, a file is UTF-8 if all of it decodes; Windows-1252 if its other bytes are signs and letters that
+    no usual code page has otherwise; else UTF-8 with faults, which the reader of its rows refuses. Raises
     `UserError` if `named` is no encoding, or the file is UTF-8 beyond ASCII and `named` differs.
     """
     try:

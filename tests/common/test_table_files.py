@@ -150,6 +150,7 @@ def test_quotation_marks_with_backslashes_are_read_where_every_backslash_is_one(
         ("日本語の文", "shift_jis"),
         ("中文", "gbk"),
         ("é", "cp437"),
+        ("Sjögren", "cp437"),
         ("ö", "mac_roman"),
     ],
 )
