@@ -146,6 +146,10 @@ def test_quotation_marks_with_backslashes_are_read_where_every_backslash_is_one(
     [
         ("Łódź i żółw", "cp1250"),
         ("Žluťoučký kůň", "iso8859-2"),
+        ("Pacient s bolestí břicha a zvýšenou teplotou, který v minulosti prodělal operaci žlučníku", "cp1250"),
+        ("Pacjentka z bólem brzucha, która w przeszłości przebyła operację żołądka", "cp1250"),
+        ("A beteg lázas, hasi fájdalma erősödik, és főleg éjszaka jelentkezik", "cp1250"),
+        ("Karın ağrısı ile başvuran hastanın ateşi yükselmiştir", "cp1254"),
         ("Привет", "cp1251"),
         ("日本語の文", "shift_jis"),
         ("中文", "gbk"),
@@ -159,6 +163,14 @@ def test_another_code_page_is_never_taken_for_windows_1252(tmp_path, text, encod
     file.write_bytes((",".join(NAMES) + f"\n{text},x,y,z\nplain,x,y,z\n").encode(encoding))
     assert read(file)[1] == ["rejected: row is not UTF-8 text", ["plain", "x", "y", "z"]]
     assert read(file, encoding)[1] == [[text, "x", "y", "z"], ["plain", "x", "y", "z"]]
+
+
+def test_english_text_in_windows_1252_is_read_with_its_names_and_signs(tmp_path):
+    row = ["Ménière’s, Sjögren’s, Guillain–Barré", "naïve Jørgensen “test”", "5 µm ± 1 °C", "Ångström, Behçet, señal"]
+    (tmp_path / "t.csv").write_bytes(in_csv([row]).encode("cp1252"))
+    table, found = read(tmp_path / "t.csv")
+    assert found == [row]
+    assert "Windows-1252" in table.described()
 
 
 def test_lines_of_two_encodings_are_rejected_where_they_are_not_utf8(tmp_path):
