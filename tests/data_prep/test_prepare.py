@@ -328,7 +328,7 @@ BAD_FILES = {
     ),
     "Windows-1250": (
         {"train.csv": (HEADER + LINE + LINE.replace("?", "Ż")).encode("cp1250")},
-        "row is not UTF-8 text. To do: name its --encoding, such as cp1252",
+        "To do: save the file as UTF-8, or name its encoding, as in --encoding cp1252",
     ),
     "eleven options": (
         {
