@@ -15,11 +15,11 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 TITLES = {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}
-# Signs and letters that are the same bytes in Windows-1252 and -1250 (Central Europe), two for which -1250 has accents
-# that never stand alone, and letters of loanwords and names (Ménière, Jørgensen). Text in a language of -1250 has others
-# too: it does without neither š, ž and ů, nor ł and ż, nor ő, nor ş. In text of several bytes a letter (UTF-8,
-# Shift-JIS, GBK), such bytes stand side by side. Between two letters, quotation marks and the like are letters of
-# another code page: DOS has ö at ”.
+# Signs and letters that are the same bytes in Windows-1252 and -1250 (Central Europe), two for which -1250 has
+# accents that never stand alone, and letters of loanwords and names (Ménière, Jørgensen). Text in a language of
+# -1250 has others too: it does without neither š, ž and ů, nor ł and ż, nor ő, nor ş. In text of several bytes a
+# letter (UTF-8, Shift-JIS, GBK), such bytes stand side by side. Between two letters, quotation marks and the like
+# are letters of another code page: DOS has ö at ”.
 _MARKS, _LETTERS = "€…‘’“”•–—™\xa0", "§©«®°±²´µ·»½ÁÂÄÇÉËÍÎÓÔÖ×ÚÜßáâäçéëíîóôö÷úüýàèêïñøåæÀÈÊÑØÅÆ"
 _NOT_CP1252 = re.compile(
     b"[^\\0-\x7f%b%b]|[%b]{2}|(?<=[A-Za-z])[%b](?=[A-Za-z])"
