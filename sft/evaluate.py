@@ -23,8 +23,16 @@ from typing import Any
 
 from sft.common.command import UserError, run, shipped, strip_local_paths
 from sft.common.data import draw, load_split
-from sft.common.models import check_model_folder, context_length, dtype_on, prompt_format, quantization_of
+from sft.common.models import (
+    check_model_folder,
+    context_length,
+    dtype_on,
+    load_tokenizer,
+    prompt_format,
+    quantization_of,
+)
 from sft.common.prompts import LETTERS, OPEN
+from sft.common.template_choice import OWN
 from sft.evaluation import comparison
 from sft.evaluation.answer_cache import Answers, base_model_of, check_kept, fingerprint_of, model_at, models_of
 from sft.evaluation.comparison import PREDICTIONS, RESULTS, Evaluation
@@ -97,6 +105,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     server.add_argument("--retries", type=int, default=5, help="of a failed request, with growing pauses")
     server.add_argument("--request_timeout", type=float, default=600.0, help="seconds that a request may take")
     args = parser.parse_args(argv)
+    args.template_source = OWN  # on a server; of a model here, `check_model` looks it up
     args.method = args.method or [GENERATION if args.backend == "openai" else LIKELIHOOD]
     check_arguments(args)
     return args
@@ -114,6 +123,8 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
     if args.chat_template and not Path(args.chat_template).is_file():
         raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
     context_length(args.model_path)  # reads the configuration of an adapter's base
+    tokenizer = load_tokenizer(args.model_path, args.chat_template)
+    args.template_source, args.template = tokenizer.template_source, tokenizer.chat_template
 
 
 def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Answers, state: Any) -> None:
@@ -170,8 +181,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.output_dir / (args.name or Path(args.model_path).resolve().name)
     models = models_of(args.model_path) if args.backend == "local" else model_at(args.base_url, args.model_path)
     fingerprint = fingerprint_of(args, questions, state.device.type, models)
-    template = strip_local_paths(args.chat_template) if args.chat_template else "the model's own"
+    if state.is_main_process and args.backend == "local":
+        print(f"Chat template: {args.template_source}", flush=True)
     dataset = strip_local_paths(args.dataset_path)
+    template = strip_local_paths(args.template_source)
     owners = {"model": models, "questions": f"split {args.split} of {dataset}", "chat_template": template}
     if baseline:
         comparison.common_scores(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)

@@ -100,6 +100,7 @@ def main() -> None:
     dtype = dtype_on("cuda" if torch.cuda.is_available() else "cpu", args.dtype)
     model, tokenizer = load_model(args.model_path, dtype, args.chat_template, args.quantization)
     assistant = Assistant(model, tokenizer, answer_format, context)
+    print(f"Chat template: {tokenizer.template_source}", file=sys.stderr)
     if args.interactive:
         from sft.inference.terminal import converse
 

@@ -1,88 +1,28 @@
-"""Chat templates: read one, and prove on every row that training and inference see the same tokens.
+"""The tokens that a chat template makes, and the proof on every row that training and inference see the same ones.
 
 Architecture rule: the tokens before the first trained token are exactly the tokens before the first generated one.
 A template that breaks it trains a model on prompts other than those that it will get.
 """
 
+import contextlib
 import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from datetime import date
 from itertools import count, takewhile
-from pathlib import Path
 from typing import Any
 
-from sft.common.command import UserError, first_line, shipped, shipped_folder
+from sft.common.command import UserError, first_line, shipped_folder
 
 # What a template may look for in a text, so that it does not just copy it.
 _MARKUP = re.compile(r"[<>{}\[\]|\ue000]")
 # Stands around the number of a text that is to be filled in: a character that no text of ours holds.
-_SLOT = "\ue000"
-# Markers of turns, as families write them: <|user|>, <｜User｜>, <start_of_turn>, <extra_id_0>, <s>, <<SYS>>, [INST].
-_MARKER = re.compile(r"<[^\s<>]*[|｜_▁\d][^\s<>]*>|</?(?:s|bos|eos|pad)>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
-# The date of a template that would write today's: that which Llama's templates fall back to.
-_FIXED_DATE = date(2024, 7, 26)
-_TODAY = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
+SLOT = "\ue000"
+# A conversation of which every family writes the same parts: what is found out about a template is found out with it.
+SAMPLE_PROMPT = [{"role": "user", "content": "Which?"}]
+SAMPLE_ANSWERS = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
 # The loss of PyTorch and transformers leaves this label out.
 IGNORED = -100
-
-
-def set_chat_template(tokenizer: Any, template: str | Path | None) -> None:
-    """Give `tokenizer` the Jinja template in the file `template`; without one, it keeps its own, and must have one.
-
-    A template that writes today's date gets a fixed one instead, so that its tokens are the same tomorrow.
-
-    Raises `UserError` if there is no template, if the date that it writes cannot be fixed, or if a marker that the
-    file writes between turns is not a token of the vocabulary: the model would read it as words.
-    """
-    own = tokenizer.chat_template
-    if template:
-        file = shipped(Path(template))
-        if file.is_dir():
-            raise UserError(f"chat template {file} is a folder: name a file, or leave it empty for the model's own")
-        if not file.is_file():
-            raise UserError(
-                f"chat template {file} does not exist: choose one of recipes/templates/*.jinja, or leave it empty for "
-                "the model's own"
-            )
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"chat template {file} is not UTF-8 text") from error
-    elif own is None:
-        raise UserError("the tokenizer has no chat template: name one of recipes/templates/*.jinja")
-    if isinstance(tokenizer.chat_template, dict):  # several by name, of which "default" is used
-        named = tokenizer.chat_template
-        tokenizer.chat_template = {name: _with_fixed_date(text) for name, text in named.items()}
-    else:
-        tokenizer.chat_template = _with_fixed_date(tokenizer.chat_template)
-    if template and tokenizer.chat_template != own:
-        try:
-            _check_markers(tokenizer)
-        except UserError as error:
-            advice = "leave chat_template_path empty for the model's own" if own else "name that of the model's family"
-            raise UserError(f"{error} ({template}): {advice}") from error
-
-
-def _with_fixed_date(template: str) -> str:
-    """`template` with a fixed date in place of today's, which some families (Llama 3.2, gpt-oss) write by default."""
-    fixed = _TODAY.sub(lambda call: repr(_FIXED_DATE.strftime(call["format"])), template)
-    if "strftime_now" in re.sub(r"strftime_now is (not )?defined", "", fixed):
-        raise UserError(
-            "chat template writes today's date, so its tokens differ every day: write a fixed date into it"
-        )
-    return fixed
-
-
-def _check_markers(tokenizer: Any) -> None:
-    """Raise `UserError` if a marker between the turns of a conversation is not one token."""
-    turns = [{"role": role, "content": _SLOT} for role in ("user", "assistant")]
-    written = "".join(render(tokenizer, [turns]) + render(tokenizer, [turns[:1]], add_generation_prompt=True))
-    for marker in dict.fromkeys(_MARKER.findall(written)):
-        pieces = len(encode(tokenizer, [marker])[0])
-        if pieces > 1:
-            raise UserError(f"chat template writes {marker}, which the model would read as {pieces} pieces of words")
 
 
 @functools.cache
@@ -121,10 +61,10 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
             continue
         shape = tuple((key, text if key == "role" else bool(text)) for turn in turns for key, text in turn.items())
         if shape not in patterns:
-            slots = (f"{_SLOT}{number}{_SLOT}" for number in count())
+            slots = (f"{SLOT}{number}{SLOT}" for number in count())
             marked = [{k: next(slots) if k != "role" and text else text for k, text in turn.items()} for turn in turns]
             pattern = by_template([marked])[0].replace("{", "{{").replace("}", "}}")
-            patterns[shape] = re.sub(f"{_SLOT}(\\d+){_SLOT}", r"{\1}", pattern)
+            patterns[shape] = re.sub(f"{SLOT}(\\d+){SLOT}", r"{\1}", pattern)
         filled[index] = patterns[shape].format(*values)
     rest = [i for i in range(len(conversations)) if i not in filled]
     filled.update(zip(rest, by_template([conversations[i] for i in rest]), strict=True))
@@ -162,7 +102,7 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
     """``{"prompt_ids", "completion_ids"}`` of each row, cut where generation would start.
 
     Raises `UserError` if in some row the prompt's tokens are not a prefix of the row's tokens, a text is left out, the
-    begin-of-text token stands twice, the completion is empty, or the row does not end with the end-of-text token.
+    begin-of-text token stands twice, the completion is empty, or the row does not end where generation stops.
     """
     prompt_texts = render(tokenizer, prompts, add_generation_prompt=True)
     full_texts = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
@@ -183,14 +123,14 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             raise UserError(
                 f"chat template breaks parity in {row}: inference ends its prompt with "
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "
-                f"{tokenizer.decode(full_ids[same : same + 8])!r}. Name a template "
-                + ("that keeps the think block, " if "<think>" in prompt_text + full_text else "")
-                + "(recipes/templates/deepseek_r1.jinja for R1 distills): chat_template_path in a "
-                "recipe, --chat_template elsewhere"
+                f"{tokenizer.decode(full_ids[same : same + 8])!r}. {_advice(tokenizer, prompt_text, completion)}"
             )
         for text in (prompt[-1]["content"], completion[-1]["content"], completion[-1].get("reasoning_content") or ""):
             if text.strip() not in full_text:
-                raise UserError(f"chat template leaves out {text.strip()[:60]!r} of {row}: use another template")
+                advice = "use another template"
+                if text == completion[-1].get("reasoning_content"):
+                    advice = "train this model without rationales, or another one, which thinks"
+                raise UserError(f"chat template leaves out {text.strip()[:60]!r} of {row}: {advice}")
         prompt_ids, completion_ids = head + end, rest[len(end) :]
         if prompt_ids[:2] == [tokenizer.bos_token_id] * 2:
             raise UserError(f"chat template writes the begin-of-text token twice in {row}")
@@ -209,26 +149,55 @@ def tokenize(tokenizer: Any, prompts: list[list[dict]], completions: list[list[d
     }
 
 
-def _up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
-    """The ids up to the end-of-text token, without the white space that many templates write behind it.
+def _advice(tokenizer: Any, prompt: str, completion: list[dict]) -> str:
+    """What to do about a row whose tokens part from those of the rendered `prompt`."""
+    _, opened, rest = prompt.rpartition("<think>")
+    reasoned = bool(completion[-1].get("reasoning_content"))
+    remedy = "train it without rationales" if reasoned else "train it with rationales"
+    if "enable_thinking" in str(tokenizer.chat_template):
+        value = str(reasoned).lower()
+        remedy += f", or set chat_template_kwargs: {{enable_thinking: {value}}} in the recipe"
+        remedy += " (elsewhere --chat_template RUN/final_model/chat_template.jinja)"
+    if opened and reasoned and "</think>" in rest:
+        return f"The prompt closes the think block before the row's rationale: {remedy}"
+    if opened and not reasoned and "<｜Assistant｜>" not in prompt:
+        return f"The prompt opens a think block, and the row has no rationale: {remedy}"
+    family = "recipes/templates/deepseek_r1.jinja" if "<｜Assistant｜>" in prompt else "one that writes both alike"
+    return f"Name another template, {family}: chat_template_path in a recipe, --chat_template elsewhere"
 
-    Raises `UserError` if they do not end so: the model would not learn to stop where generation stops.
+
+def stop_tokens(tokenizer: Any) -> set[int]:
+    """Tokens at which generation stops: the tokenizer's, and the model's, which `load_tokenizer` keeps on it."""
+    return {tokenizer.eos_token_id, *getattr(tokenizer, "generation_stops", ())} - {None}
+
+
+def _up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
+    """The ids up to the first token at which generation stops and behind which nothing else matters.
+
+    Many templates write white space behind the end of a turn, some (Phi-3) the end of the text as well. Raises
+    `UserError` if the ids do not end so: the model would not learn to stop where generation stops.
     """
-    after = ids[::-1].index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
-    if after is None or (after and tokenizer.decode(ids[-after:]).strip()):
-        raise UserError(
-            f"chat template ends {row} with {tokenizer.decode(ids[-8:])!r}, and generation stops at "
-            f"{tokenizer.eos_token!r}: the model would not learn to stop. Set eos_token in the recipe to the token "
-            "that ends a turn in this template, or use the template of the model's family"
-        )
-    return ids[: len(ids) - after]
+    stops = stop_tokens(tokenizer)
+    for place, token in enumerate(ids):
+        if token in stops:
+            behind = [other for other in ids[place + 1 :] if other not in stops]
+            if not behind or not tokenizer.decode(behind).strip():
+                return ids[: place + 1]
+    names = " and ".join(repr(tokenizer.decode([stop])) for stop in sorted(stops)) or "no token"
+    last = next((token for token in ids[::-1] if tokenizer.decode([token]).strip()), None)
+    ends_turn = last in tokenizer.added_tokens_decoder
+    raise UserError(
+        f"chat template ends {row} with {tokenizer.decode(ids[-8:])!r}, and generation stops at {names}: the model "
+        "would not learn to stop. "
+        + (f"Set eos_token: {tokenizer.decode([last])!r} in the recipe, or use" if ends_turn else "Use")
+        + " the template of the model's family (chat_template_path in a recipe, --chat_template elsewhere)"
+    )
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:
     """Token ids between a prompt and an answer without thinking: a closed think block; none for other families."""
-    prompt = [{"role": "user", "content": "Which?"}]
-    answers = [[{"role": "assistant", "content": letter, "reasoning_content": ""}] for letter in "AB"]
-    return common_prefix([row["completion_ids"] for row in split_completions(tokenizer, [prompt, prompt], answers)])
+    rows = split_completions(tokenizer, [SAMPLE_PROMPT, SAMPLE_PROMPT], SAMPLE_ANSWERS)
+    return common_prefix([row["completion_ids"] for row in rows])
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
@@ -238,20 +207,24 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
 
 def open_think_prefix(tokenizer: Any) -> str:
     """The part of a think block that the prompt opens already: ``<think>`` and a newline, or nothing."""
-    (prompt,) = render(tokenizer, [[{"role": "user", "content": "Which?"}]], add_generation_prompt=True)
+    (prompt,) = render(tokenizer, [SAMPLE_PROMPT], add_generation_prompt=True)
     _, tag, rest = prompt.rpartition("<think>")
     return tag + rest if tag and "</think>" not in rest else ""
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Fingerprint of everything that decides a row's tokens: the vocabulary, its rules and the chat template."""
+    """Fingerprint of all that decides a row's tokens: vocabulary, its rules, chat template, and a turn's own end."""
     if tokenizer.is_fast:  # without its truncation and padding, which depend on the last call
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         backend = tokenizer.backend_tokenizer.to_str()
     else:
         backend = str(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{backend}\n{tokenizer.chat_template}".encode()).hexdigest()[:16]
+    end = ""
+    with contextlib.suppress(UserError):  # a template that is refused makes no tokens
+        (row,) = split_completions(tokenizer, [SAMPLE_PROMPT], SAMPLE_ANSWERS[:1])
+        end = "" if row["completion_ids"][-1] == tokenizer.eos_token_id else f"\n{row['completion_ids'][-1]}"
+    return hashlib.sha256(f"{backend}\n{tokenizer.chat_template}{end}".encode()).hexdigest()[:16]
 
 
 def explain(tokenizer: Any, prompt: list[dict], completion: list[dict]) -> dict[str, Any]:

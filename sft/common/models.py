@@ -6,14 +6,14 @@ Code from a model's repository is never run, and weights are read from safetenso
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.common.chat_template import set_chat_template
 from sft.common.command import UserError, read_json, write_json
 from sft.common.hub import loading_errors, pinned, repo_file, unreached
 from sft.common.prompts import PROMPT_VERSION
+from sft.common.template_choice import set_chat_template
 
 # Describes a run in its output folder; in a checkpoint it is written last, and marks it as complete.
 MANIFEST = "run_manifest.json"
@@ -56,8 +56,8 @@ def prompt_format(model_path: str) -> str | None:
 def object_in(file: Path, *keys: str) -> dict[str, Any]:
     """The object in a model's JSON file; raises `UserError` if it lacks one of these keys."""
     value = read_json(file)
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
+    for key in keys if isinstance(value, dict) else ("object",):
+        if key not in value:
             raise UserError(f"{file} has no {key}: is the folder a model's?")
     return value
 
@@ -104,8 +104,16 @@ def dtype_on(device: str, dtype: str) -> str:
     return "float32" if (device, dtype) == ("cpu", "auto") and not cpu_has_bf16() else dtype
 
 
-def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
-    """The tokenizer of a folder or Hub id, given a template by `set_chat_template`. Raises `UserError` if absent."""
+def load_tokenizer(
+    model_path: str,
+    chat_template: str | None = None,
+    template_values: Mapping[str, Any] | None = None,
+    base: str | None = None,
+) -> Any:
+    """The tokenizer of a folder or Hub id, given a template by `set_chat_template`. Raises `UserError` if absent.
+
+    It keeps the tokens at which the model stops, or `base`, by default the model that an adapter names.
+    """
     from transformers import AutoTokenizer
 
     name, revision = pinned(model_path)
@@ -124,8 +132,19 @@ def load_tokenizer(model_path: str, chat_template: str | None = None) -> Any:
                 "model with tokenizer.json"
             ) from error
         raise
-    set_chat_template(tokenizer, chat_template)
+    tokenizer.generation_stops = generation_stops(base or base_of(model_path))
+    set_chat_template(tokenizer, chat_template, template_values)
     return tokenizer
+
+
+def generation_stops(model_path: str) -> list[int]:
+    """Ids of the tokens at which a model's generation settings end a turn, or without such its configuration."""
+    if not Path(model_path).exists():
+        unreached()
+    file = repo_file(model_path, "generation_config.json") or repo_file(model_path, "config.json")
+    settings = object_in(file) if file else {}
+    ends = settings.get("eos_token_id", (settings.get("text_config") or {}).get("eos_token_id"))
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def base_of(model_path: str) -> str:
@@ -231,7 +250,7 @@ def load_model(
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig
 
-    tokenizer = load_tokenizer(model_path, chat_template)
+    tokenizer = load_tokenizer(model_path, chat_template, base=base)
     if repo_file(model_path, ADAPTER_CONFIG) and not repo_file(model_path, ADAPTER_WEIGHTS):
         raise UserError(f"{model_path} holds no {ADAPTER_WEIGHTS}: other files of weights are not read (SECURITY.md)")
     in_4bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}

@@ -20,6 +20,7 @@ from sft.common.data import data_fingerprint
 from sft.common.hub import pinned, repo_file
 from sft.common.models import MANIFEST, base_of, commit_of
 from sft.common.prompts import PROMPT_VERSION
+from sft.common.template_choice import OWN
 from sft.evaluation.comparison import RESULTS
 from sft.evaluation.tasks import Task
 
@@ -137,11 +138,14 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str,
 
     columns = ["id", "question", "choices", "gold", "answer_format"]
     options = ("backend", "dtype", "quantization", "batch_size") if args.backend == "local" else ("backend",)
+    template = sha256(Path(args.chat_template)) if args.chat_template else None
+    if not template and args.template_source != OWN:  # one that stands in for the model's own
+        template = hashlib.sha256(args.template.encode()).hexdigest()
     return {
         "model": [part for model in models for part in model["fingerprint"]],
         "questions": data_fingerprint(Dataset.from_list(questions), columns),
         "prompt_version": PROMPT_VERSION,
-        "chat_template": sha256(Path(args.chat_template)) if args.chat_template else None,
+        "chat_template": template,
         "options": {key: getattr(args, key) for key in options},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "device": device,

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sft.common.chat_template import closed_think_ids, open_think_prefix
+from sft.common.chat_template import closed_think_ids, open_think_prefix, stop_tokens
 from sft.common.command import UserError
 from sft.inference.likelihood import pad
 
@@ -48,19 +48,13 @@ def check_context(context: int | None, prompt: int, new: int, where: str) -> Non
         raise UserError(f"{where} has {prompt} tokens, {new} more may follow, and the model reads {context}: {advice}")
 
 
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end a turn: the tokenizer's, and those of the model's own generation settings."""
-    own = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id} | (set(own if isinstance(own, list) else [own]) - {None})
-
-
 def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> Ids:
     """The tokens that a model writes behind each prompt, to the limit or the end of its turn, as the seed decides."""
     import torch
     from transformers import set_seed
 
     ids, mask = pad(model, tokenizer, prompts, "left")
-    ends = end_tokens(model, tokenizer)
+    ends = stop_tokens(tokenizer)
     # Padding stands behind the end of a turn, where rows are cut, so any token will do.
     options = {"max_new_tokens": sampling.max_new_tokens, "eos_token_id": sorted(ends), "pad_token_id": min(ends)}
     # top_k is 50 by default in transformers, which DeepSeek's advice does not know.
@@ -75,11 +69,12 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, s
 
 def generate(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> list[Generated]:
     """Continue a batch of prompts as `generate_ids` does. `streamer` is one of transformers, for a batch of one."""
-    opening, closed = open_think_prefix(tokenizer), closed_think_ids(tokenizer)
+    opening = open_think_prefix(tokenizer)
     if not sampling.thinking:
+        closed = closed_think_ids(tokenizer)
         prompts = [[*prompt, *closed] for prompt in prompts]
         opening += tokenizer.decode(closed)
-    ends, turns = end_tokens(model, tokenizer), []
+    ends, turns = stop_tokens(tokenizer), []
     for row in generate_ids(model, tokenizer, prompts, sampling, streamer):
         hit_limit = row[-1] not in ends
         text = tokenizer.decode(row if hit_limit else row[:-1])

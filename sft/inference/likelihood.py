@@ -2,7 +2,7 @@
 
 In the letter formats ("letter", "letter_text") the options differ in their first token, the letter, and only it is
 scored, not the option's text behind it. In the others every token from where the options differ is scored, the
-end-of-text token included, without length normalisation.
+end of the turn included, without length normalisation.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from sft.common.chat_template import common_prefix, split_completions
+from sft.common.chat_template import common_prefix, split_completions, stop_tokens
 from sft.common.prompts import answer_text, completion_messages, prompt_messages
 
 
@@ -42,7 +42,7 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
     from torch.nn.utils.rnn import pad_sequence
 
     rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
-    token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    token = min(stop_tokens(tokenizer)) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = pad_sequence(rows, batch_first=True, padding_value=token, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return ids.to(model.device), mask.to(model.device)

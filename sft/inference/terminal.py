@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from sft.common.chat_template import open_think_prefix
+from sft.common.chat_template import open_think_prefix, stop_tokens
 from sft.common.command import UserError
 from sft.common.display import shows_colour
 from sft.common.prompts import LETTERS, prompt_messages
@@ -34,7 +34,9 @@ class AnswerStreamer(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print a piece; a think tag stands in one piece, since pieces end at white space."""
-        text, self.opening = self.opening + text.replace(self.tokenizer.eos_token, ""), ""
+        for stop in stop_tokens(self.tokenizer):
+            text = text.replace(self.tokenizer.decode([stop]), "")
+        text, self.opening = self.opening + text, ""
         if "<think>" in text and not self.inside:
             self.inside = True
             before, text = text.split("<think>", 1)

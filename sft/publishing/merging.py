@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.common import models
+from sft.common.chat_template import stop_tokens
 from sft.common.command import GIB, UserError, check_disk, check_holds_only, read_json, strip_local_paths, write_json
 from sft.common.hub import pinned, repo_file
 from sft.common.transformers4 import write_for_transformers_4
@@ -100,7 +101,6 @@ def merge(model_path: str, base: str, folder: Path) -> None:
     import torch
 
     from sft.inference.assistant import demo_prompts
-    from sft.inference.generation import end_tokens
 
     print(f"Loading {model_path} onto {base}", flush=True)
     model, tokenizer = models.load_model(model_path, torch.bfloat16, device="cpu", base=base)
@@ -122,11 +122,11 @@ def merge(model_path: str, base: str, folder: Path) -> None:
         flush=True,
     )
     # A recipe's eos_token is in the tokenizer alone; servers stop where these two say.
-    ends = sorted(end_tokens(model, tokenizer))
+    ends = stop_tokens(tokenizer)
     for config in (model.generation_config, model.config.get_text_config()):
         own = config.eos_token_id
-        if tokenizer.eos_token_id not in (own if isinstance(own, list) else [own]):
-            config.eos_token_id = ends
+        if ends - set(own if isinstance(own, list) else [own]):
+            config.eos_token_id = sorted(ends)
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
     write_for_transformers_4(folder)

@@ -23,7 +23,7 @@ MAY_CHANGE_ON_RESUME = {
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "disable_tqdm", "mcq_eval_samples"),
     *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
     *("attn_implementation", "global_batch_size", "per_device_eval_batch_size", "dataset_num_proc"),
-    *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps", "push_to_hub"),
+    *("ddp_timeout", "ddp_backend", "torch_empty_cache_steps", "push_to_hub", "chat_template_kwargs"),
 }
 MAY_CHANGE_PREFIXES = ("eval_", "save_", "log_", "logging_", "dataloader_", "hub_", "trackio_")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")

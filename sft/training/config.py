@@ -59,6 +59,8 @@ class RunArguments:
 
     # {A: 1, B: 0.5} trains on every row of A and a random half of B; dev questions always come from dataset_name.
     dataset_mixture: str | None = None
+    # Values of the chat template's variables, such as {enable_thinking: false}; they are written into the template.
+    chat_template_kwargs: str | None = None
     # Sequences (packs, with packing) that all GPUs together take in one optimizer step; it decides
     # gradient_accumulation_steps, so that the step stays the same on any number of GPUs.
     global_batch_size: int | None = None

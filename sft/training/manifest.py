@@ -54,6 +54,7 @@ def describe_run(settings: Settings, launch: Launch, hardware: Hardware, rows: A
         "hardware": hardware.name if hardware.count else f"CPU, {cpu_name()}",
         "data": data_fingerprint(rows, columns),
         "tokens": tokenizer_fingerprint(tokenizer),
+        "chat_template": tokenizer.template_source,
         "launch": launch.name,
         "launcher": launch.kind,
         "zero_stage": launch.zero_stage,

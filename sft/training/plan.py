@@ -1,5 +1,6 @@
 """What a run will take: its rows, its steps, its disk space, its peak memory."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,10 +44,12 @@ class Data(NamedTuple):
 
 
 def load_and_check_data(settings: Settings) -> Data:
-    """Open the data, and check and tokenize every row.
+    """Open the data, print which chat template is used, and check and tokenize every row.
 
     Raises `UserError` for a data set, tokenizer or template that is missing, or a row that would be trained wrongly.
     """
+    from accelerate import PartialState
+
     seed = settings.seed if settings.data_seed is None else settings.data_seed
     train, dev = load_mixture(settings.dataset_weights(), settings.dataset_train_split, seed), None
     if settings.eval_strategy != "no":
@@ -57,12 +60,15 @@ def load_and_check_data(settings: Settings) -> Data:
                 f"{settings.dataset_test_split} of {settings.dataset_name} has answers in the format {of_dev}, the "
                 f"training rows have {of_train}: prepare them with the same --answer_format"
             )
-    tokenizer = load_tokenizer(settings.model, settings.chat_template_path)
+    values = json.loads(settings.chat_template_kwargs or "{}")
+    tokenizer = load_tokenizer(settings.model, settings.chat_template_path, values)
     for key in ("eos_token", "pad_token"):
         if token := settings.values[key]:
             if token not in tokenizer.get_vocab():
                 raise UserError(f"{key} {token} is not a token of {settings.model}: name one of its vocabulary")
             setattr(tokenizer, key, token)
+    if PartialState().is_main_process:
+        print(f"Chat template: {tokenizer.template_source}", flush=True)
     options = {"max_length": settings.max_length, "num_proc": settings.dataset_num_proc}
     train_tokens = tokenized(train, tokenizer, name="train", **options)
     dev_tokens = None if dev is None else tokenized(dev, tokenizer, name="dev", **options)

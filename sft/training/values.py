@@ -25,7 +25,10 @@ LIMITS = {
     "num_train_epochs": (1e-9, 1e6),
 }
 # Keys whose value is a mapping; in the dataclasses' own types transformers' parser writes str.
-MAPPINGS = ("activation_checkpointing_kwargs", "lr_scheduler_kwargs", "model_init_kwargs", "accelerator_config")
+MAPPINGS = (
+    *("activation_checkpointing_kwargs", "lr_scheduler_kwargs", "model_init_kwargs", "accelerator_config"),
+    "chat_template_kwargs",
+)
 # Keys of TRL that do nothing here, and what does it instead.
 NO_EFFECT = {
     "assistant_only_loss": "completion_only_loss trains the answer alone",

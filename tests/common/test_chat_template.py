@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import trl
 
-from sft.common.chat_template import common_prefix, render, set_chat_template, split_completions, token_ids
+from sft.common.chat_template import common_prefix, render, split_completions, token_ids
 from sft.common.command import UserError
 from sft.common.prompts import completion_messages, prompt_messages
+from sft.common.template_choice import set_chat_template
 
 PROMPT = prompt_messages("Which stain shows iron?", ["Congo red", "Prussian blue"], "letter_text")
 ANSWER = completion_messages("B. Prussian blue")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sft.common.chat_template import IGNORED, set_chat_template, tokenize
+from sft.common.chat_template import IGNORED, tokenize
 from sft.common.command import UserError
+from sft.common.template_choice import set_chat_template
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = [

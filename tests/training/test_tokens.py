@@ -5,8 +5,8 @@ import copy
 import pytest
 from datasets import load_dataset
 
-from sft.common.chat_template import set_chat_template
 from sft.common.command import UserError
+from sft.common.template_choice import set_chat_template
 from sft.training import tokens
 from sft.training.tokens import lengths_of, tokenized
 
