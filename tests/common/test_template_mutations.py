@@ -56,9 +56,10 @@ def as_inference_reads(tokenizer, row) -> tuple[list[int], list[int]]:
     options = {"return_dict": True}
     before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"]
     every = tokenizer.apply_chat_template(prompt + completion, **options)["input_ids"]
-    end = len(every) - every[::-1].index(tokenizer.eos_token_id)
-    assert not tokenizer.decode(every[end:]).strip()
-    return before, every[:end]
+    # Generation stops at the first of several, and behind it stands white space.
+    ends = [place for place, token in enumerate(every) if token == tokenizer.eos_token_id and place >= len(before)]
+    behind = (tokenizer.decode(every[end:]).replace(tokenizer.eos_token, "").strip() for end in ends)
+    return before, every[: next(end for end, text in zip(ends, behind, strict=True) if not text) + 1]
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1", "smollm2"])

@@ -1,0 +1,152 @@
+"""Every family whose template TRL ships: what is trained is what inference will see, or one line says why not."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sft.common.chat_template import closed_think_ids, split_completions, stop_tokens, tokenizer_fingerprint
+from sft.common.command import UserError
+from sft.common.template_choice import set_chat_template
+from sft.inference.likelihood import option_tokens
+from tests.families import FAMILIES, OF_PARTS, TEMPLATES, table, text_of, with_family
+
+QUESTION = {"question": "Which colour?", "choices": ["red", "green"], "answer_format": "letter_text"}
+PROMPT = [{"role": "user", "content": "Which colour?\nA. red"}]
+SWITCHED = [name for name in FAMILIES if "enable_thinking" in text_of(name)]
+
+
+def answer(rationale: str = "") -> list[dict]:
+    return [{"role": "assistant", "content": "B. green", "reasoning_content": rationale}]
+
+
+@pytest.fixture
+def tokenizer_of(short_tokenizer):
+    """A family's tokenizer, as `load_tokenizer` leaves it, with the first tokens of DeepSeek's vocabulary."""
+
+    def make(name: str, **values):
+        stops = FAMILIES[name].stops if name in FAMILIES else ("<end_of_utterance>",)
+        tokenizer = with_family(short_tokenizer, text_of(name), stops)
+        tokenizer.generation_stops = tokenizer.convert_tokens_to_ids(list(stops))
+        set_chat_template(tokenizer, None, values)
+        return tokenizer
+
+    return make
+
+
+def check_row(tokenizer, rationale: str, trained: str) -> None:
+    """The row is what transformers alone makes of it, and its last token is the first that would stop generation."""
+    (row,) = split_completions(tokenizer, [PROMPT], [answer(rationale)])
+    prompt, completion = row["prompt_ids"], row["completion_ids"]
+    assert tokenizer.decode(completion) == trained
+    options = {"return_dict": True}
+    asked = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, **options)["input_ids"]
+    every = tokenizer.apply_chat_template(PROMPT + answer(rationale), **options)["input_ids"]
+    assert prompt == asked
+    assert every[: len(prompt + completion)] == prompt + completion
+    stops = stop_tokens(tokenizer)
+    assert [token in stops for token in completion] == [False] * (len(completion) - 1) + [True]
+    behind = [token for token in every[len(prompt + completion) :] if token not in stops]
+    assert not tokenizer.decode(behind).strip()
+
+
+def test_every_template_of_trl_has_a_row_in_the_table():
+    stock = {file.stem for file in TEMPLATES.glob("*.jinja")}
+    assert {name for name in stock if not name.endswith("_training")} == FAMILIES.keys() | OF_PARTS.keys()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_trained_with_a_familys_template(tokenizer_of, name):
+    family, tokenizer = FAMILIES[name], tokenizer_of(name)
+    assert tokenizer.template_source.startswith(family.template)
+    for rationale, trained in (("", family.direct), ("Because.", family.reasoned)):
+        if trained:
+            check_row(tokenizer, rationale, trained)
+            continue
+        with pytest.raises(UserError, match="think block|leaves out 'Because.'.* without rationales"):
+            split_completions(tokenizer, [PROMPT], [answer(rationale)])
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_with_thinking_switched_off_the_bare_answer_is_trained(tokenizer_of, name):
+    tokenizer, family = tokenizer_of(name, enable_thinking=False), FAMILIES[name]
+    before = "\n" if name == "glm4moe" else ""  # which GLM writes between the closed think block and the answer
+    check_row(tokenizer, "", before + "B. green" + re.search(r"(<[^>]*>)$", family.direct or family.reasoned)[1])
+    assert tokenizer.template_source.endswith("with enable_thinking false") or family.template != "the model's own"
+    # It stands in the template, which travels with the model: no option at inference changes it.
+    options = {"add_generation_prompt": True, "tokenize": False}
+    asked = {tokenizer.apply_chat_template(PROMPT, **options, **o) for o in ({}, {"enable_thinking": True})}
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("values", [{}, {"enable_thinking": False}])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_options_are_scored_by_the_tokens_that_are_trained(tokenizer_of, name, values):
+    if (values and name not in SWITCHED) or not (values or FAMILIES[name].direct):
+        return
+    tokenizer = tokenizer_of(name, **values)
+    text = {**QUESTION, "answer_format": "text"}  # every token of an answer is scored, the end of the turn too
+    (tokens,) = option_tokens(tokenizer, [text])
+    prompt = [
+        {"role": "user", "content": "Which colour?\nA. red\nB. green\nAnswer with the text of the correct option."}
+    ]
+    green = [{"role": "assistant", "content": "green", "reasoning_content": ""}]
+    (row,) = split_completions(tokenizer, [prompt], [green])
+    assert tokens["shared"] + tokens["options"][1] == row["prompt_ids"] + row["completion_ids"]
+    # Generation without thinking begins behind the closed think block, as training wrote it.
+    closed = closed_think_ids(tokenizer)
+    assert row["completion_ids"][: len(closed)] == closed
+    assert "green" in tokenizer.decode(row["completion_ids"][len(closed) :][:3])
+
+
+@pytest.mark.parametrize("name", OF_PARTS)
+def test_a_template_that_takes_parts_alone_is_refused(tokenizer_of, name):
+    tokenizer = tokenizer_of(name)
+    with pytest.raises(UserError, match=re.escape(OF_PARTS[name])):
+        split_completions(tokenizer, [PROMPT], [answer()])
+
+
+def test_the_table_in_the_documentation_is_this_one():
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    start = text.index("|---|", text.index("## Chat templates"))
+    assert text[start:].split("\n\n")[0].splitlines()[1:] == table()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"enable_thinkin": False}, "the chat template has no variable enable_thinkin"),
+        ({"enable_thinking": None}, "enable_thinking is null: give true, false"),
+        ({"enable_thinking": [1]}, "enable_thinking is .1.: give true, false"),
+        ({"for": "x"}, "the chat template has no variable for"),
+    ],
+)
+def test_a_value_that_the_template_does_not_take_is_refused(tokenizer_of, values, reason):
+    with pytest.raises(UserError, match=reason):
+        tokenizer_of("qwen3", **values)
+
+
+def test_a_text_is_written_into_a_template_as_it_stands(tokenizer_of):
+    text = 'a "quoted" \\ text\nof {{ two }} lines, µ'
+    tokenizer = tokenizer_of("llama3_2", date_string=text)
+    (row,) = split_completions(tokenizer, [PROMPT], [answer()])
+    assert text in tokenizer.decode(row["prompt_ids"])
+
+
+def test_a_turn_that_ends_with_another_token_than_the_text_has_a_fingerprint_of_its_own(tokenizer_of):
+    """Tokens that were prepared before the model's own stops were known are prepared again, and no others."""
+    for name, other in (("gemma3", True), ("llama3_1", False), ("qwen3", False)):
+        tokenizer = tokenizer_of(name)
+        known = tokenizer_fingerprint(tokenizer)
+        tokenizer.generation_stops = []
+        assert (tokenizer_fingerprint(tokenizer) != known) == other
+
+
+def test_a_row_that_does_not_end_where_generation_stops_says_what_to_do(tokenizer_of):
+    """As Qwen's base models, whose text ends with <|endoftext|>."""
+    tokenizer = tokenizer_of("qwen2_5")
+    tokenizer.eos_token, tokenizer.generation_stops = "<|endoftext|>", []
+    with pytest.raises(UserError, match=r"stops at '<\|endoftext\|>': .* Set eos_token: '<\|im_end\|>' in the recipe"):
+        split_completions(tokenizer, [PROMPT], [answer()])
+    tokenizer.eos_token = "<|im_end|>"
+    check_row(tokenizer, "", "B. green<|im_end|>")

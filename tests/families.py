@@ -1,0 +1,122 @@
+"""The chat templates of families, as TRL ships them, and what is trained with each: the table of docs/models.md.
+
+A family is added by a row. The texts are those behind the prompt, checked by eye against the family's template.
+"""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trl
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+# Special tokens, as families write them.
+MARKER = re.compile(r"<[|｜][^|｜<>\s]*[|｜]>|<\|?[a-zA-Z_▁]+\|?>|\[/?[A-Z_]+\]")
+OWN, TRLS, OURS = "the model's own", "TRL's training template", "recipes/templates/deepseek_r1.jinja"
+
+
+class Family(NamedTuple):
+    """What is trained for "B. green", without a rationale and with "Because."; None where that is refused."""
+
+    models: str
+    stops: tuple[str, ...]  # the tokenizer's end of text, then the others of the model's generation settings
+    direct: str | None
+    reasoned: str | None = None
+    template: str = OWN
+
+
+QWEN, GEMMA, GEMMA4 = ("<|im_end|>", "<|endoftext|>"), ("<eos>", "<end_of_turn>"), ("<eos>", "<turn|>")
+LLAMA3 = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
+PHI3 = ("<|endoftext|>", "<|assistant|>", "<|end|>")
+DEEPSEEK, COHERE, IM_END = ("<｜end▁of▁sentence｜>",), ("<|END_OF_TURN_TOKEN|>",), ("<|im_end|>",)
+PLAIN, LLAMA = "B. green<|im_end|>", "B. green<|eot_id|>"
+R1 = ("</think>\n\nB. green<｜end▁of▁sentence｜>", "Because.\n</think>\n\nB. green<｜end▁of▁sentence｜>", OURS)
+QWEN3 = ("<think>\n\n</think>\n\nB. green<|im_end|>", "<think>\nBecause.\n</think>\n\nB. green<|im_end|>")
+OPENS = (None, "Because.\n</think>\n\nB. green<|im_end|>")
+NEMOTRON = (None, "Because.\n</think>\nB. green<|im_end|>")
+THOUGHT = "<|channel>thought\nBecause.\n<channel|>B. green<turn|>"
+FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>B. green<|return|>"
+
+FAMILIES = {
+    "cohere": Family("Command R", COHERE, "B. green<|END_OF_TURN_TOKEN|>"),
+    "cohere2": Family("Command R7B, Command A", COHERE, "B. green<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "deepseek_r1_distill": Family("DeepSeek-R1 distills of Llama and Qwen", DEEPSEEK, *R1),
+    "deepseekv3": Family("DeepSeek-V3, DeepSeek-R1", DEEPSEEK, *R1),
+    "diffusion_gemma": Family("DiffusionGemma", GEMMA4, "B. green<turn|>", THOUGHT),
+    "gemma": Family("Gemma, Gemma 2", GEMMA, "B. green<end_of_turn>"),
+    "gemma3": Family("Gemma 3, MedGemma", GEMMA, "B. green<end_of_turn>"),
+    **{f"gemma4{v}": Family("Gemma 4", GEMMA4, "B. green<turn|>") for v in ("", "_v2", "_v3", "_v4")},
+    "gemma4_v5": Family("Gemma 4", GEMMA4, "B. green<turn|>", THOUGHT),
+    "glm4moe": Family(
+        *("GLM-4.5", ("<|endoftext|>", "<|user|>", "<|observation|>")),
+        *("\n<think></think>\nB. green<|user|>", "\n<think>Because.</think>\nB. green<|user|>", TRLS),
+    ),
+    "gptoss": Family(
+        *("gpt-oss", ("<|return|>", "<|endoftext|>", "<|call|>")),
+        *("<|channel|>analysis<|message|>" + FINAL, "<|channel|>analysis<|message|>Because." + FINAL),
+    ),
+    "lfm2": Family("LFM2", IM_END, PLAIN),
+    "lfm2_v2": Family("LFM2", IM_END, PLAIN),
+    "lfm2_2_5": Family(
+        "LFM2.5", IM_END, "<think></think>B. green<|im_end|>", "<think>Because.</think>B. green<|im_end|>"
+    ),
+    "lfm2_2_5_v2": Family("LFM2.5", IM_END, PLAIN, "<think>Because.</think>B. green<|im_end|>"),
+    "lfm2_2_5_vl": Family("LFM2.5-VL", IM_END, PLAIN, "<think>Because.</think>B. green<|im_end|>"),
+    "llama3": Family("Llama 3", LLAMA3, LLAMA),
+    "llama3_1": Family("Llama 3.1, Llama 3.3", LLAMA3, LLAMA),
+    "llama3_2": Family("Llama 3.2", LLAMA3, LLAMA),
+    "muse_glimmer": Family(
+        *("Muse Glimmer", ("<|eot|>",), " to=user<|message|>B. green<|eot|>"),
+        " to=self<|message|>Because.<|eom|><|start|>assistant to=user<|message|>B. green<|eot|>",
+    ),
+    "nemotron_3_5_lightning": Family("Nemotron 3.5 Lightning", IM_END, None, "Because.</think>B. green<|im_end|>"),
+    "nemotron_3_nano": Family("Nemotron 3 Nano", IM_END, *NEMOTRON),
+    "nemotron_3_super": Family("Nemotron 3 Super", IM_END, *NEMOTRON),
+    "nemotron_3_ultra": Family("Nemotron 3 Ultra", IM_END, None, "Because.</think>B. green<|im_end|>"),
+    "phi3": Family("Phi-3", PHI3, "B. green<|end|>"),
+    "phi3_5": Family("Phi-3.5", PHI3, "B. green<|end|>"),
+    "qwen2_5": Family("Qwen2.5", QWEN, PLAIN),
+    "qwen2_5_vl": Family("Qwen2.5-VL", QWEN, PLAIN),
+    "qwen3": Family("Qwen3", QWEN, *QWEN3),
+    "qwen3_5_nothink": Family("Qwen3.5, the small ones", QWEN, PLAIN),
+    "qwen3_5_think": Family("Qwen3.5", QWEN, *OPENS),
+    "qwen3_6": Family("Qwen3.6", QWEN, *OPENS),
+    "qwen3_8": Family("Qwen3.8", QWEN, *OPENS),
+    "qwen3_instruct_2507": Family("Qwen3-…-Instruct-2507", QWEN, PLAIN),
+    "qwen3_vl": Family("Qwen3-VL", QWEN, PLAIN),
+}
+# Of models of text and images that take a message as a list of parts, and no plain text; and how they are refused.
+OF_PARTS = {
+    "idefics3": "leaves out 'Which colour",
+    "smolvlm": "leaves out 'Which colour",
+    "llava_next": "chat template: 'str object' has no attribute 'text'",
+}
+
+
+def text_of(name: str) -> str:
+    """The stock template of a family."""
+    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def with_family(tokenizer: Any, template: str, stops: tuple[str, ...]) -> Any:
+    """A copy of `tokenizer` with a family's template, the special tokens that it writes, and its ends of a turn."""
+    tokenizer = copy.deepcopy(tokenizer)
+    own = tokenizer.bos_token if "DeepSeek" in template or "｜" in template else "<bos>"
+    markers = sorted({*MARKER.findall(template), *stops, own})
+    tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = own, stops[0], template
+    return tokenizer
+
+
+def table() -> list[str]:
+    """The rows of the table in docs/models.md."""
+    rows = {}
+    for name, family in FAMILIES.items():
+        switch = "enable_thinking" in text_of(name)
+        direct = "yes" if family.direct else "with `enable_thinking: false`"
+        reasoned = "yes" if family.reasoned else "with `enable_thinking: true`" if name == "qwen3_5_nothink" else "no"
+        source = family.template.replace(OURS, f"`{OURS}`")
+        cells = (family.models, source, direct, reasoned, "yes" if switch else "no")
+        rows.setdefault(cells, []).append(f"`{name}`")
+    return [f"| {cells[0]} | {', '.join(names)} | {' | '.join(cells[1:])} |" for cells, names in rows.items()]
