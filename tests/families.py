@@ -39,17 +39,17 @@ THOUGHT = "<|channel>thought\nBecause.\n<channel|>B. green<turn|>"
 FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>B. green<|return|>"
 
 FAMILIES = {
-    "cohere": Family("Command R", COHERE, "B. green<|END_OF_TURN_TOKEN|>"),
-    "cohere2": Family("Command R7B, Command A", COHERE, "B. green<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "cohere": Family("Aya Expanse", COHERE, "B. green<|END_OF_TURN_TOKEN|>"),
+    "cohere2": Family("Tiny Aya", COHERE, "B. green<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
     "deepseek_r1_distill": Family("DeepSeek-R1 distills of Llama and Qwen", DEEPSEEK, *R1),
-    "deepseekv3": Family("DeepSeek-V3, DeepSeek-R1", DEEPSEEK, *R1),
+    "deepseekv3": Family("DeepSeek-V3", DEEPSEEK, *R1),
     "diffusion_gemma": Family("DiffusionGemma", GEMMA4, "B. green<turn|>", THOUGHT),
     "gemma": Family("Gemma, Gemma 2", GEMMA, "B. green<end_of_turn>"),
-    "gemma3": Family("Gemma 3, MedGemma", GEMMA, "B. green<end_of_turn>"),
+    "gemma3": Family("Gemma 3", GEMMA, "B. green<end_of_turn>"),
     **{f"gemma4{v}": Family("Gemma 4", GEMMA4, "B. green<turn|>") for v in ("", "_v2", "_v3", "_v4")},
     "gemma4_v5": Family("Gemma 4", GEMMA4, "B. green<turn|>", THOUGHT),
     "glm4moe": Family(
-        *("GLM-4.5", ("<|endoftext|>", "<|user|>", "<|observation|>")),
+        *("GLM-4-MoE", ("<|endoftext|>", "<|user|>", "<|observation|>")),
         *("\n<think></think>\nB. green<|user|>", "\n<think>Because.</think>\nB. green<|user|>", TRLS),
     ),
     "gptoss": Family(
@@ -64,7 +64,7 @@ FAMILIES = {
     "lfm2_2_5_v2": Family("LFM2.5", IM_END, PLAIN, "<think>Because.</think>B. green<|im_end|>"),
     "lfm2_2_5_vl": Family("LFM2.5-VL", IM_END, PLAIN, "<think>Because.</think>B. green<|im_end|>"),
     "llama3": Family("Llama 3", LLAMA3, LLAMA),
-    "llama3_1": Family("Llama 3.1, Llama 3.3", LLAMA3, LLAMA),
+    "llama3_1": Family("Llama 3.1", LLAMA3, LLAMA),
     "llama3_2": Family("Llama 3.2", LLAMA3, LLAMA),
     "muse_glimmer": Family(
         *("Muse Glimmer", ("<|eot|>",), " to=user<|message|>B. green<|eot|>"),
@@ -77,13 +77,13 @@ FAMILIES = {
     "phi3": Family("Phi-3", PHI3, "B. green<|end|>"),
     "phi3_5": Family("Phi-3.5", PHI3, "B. green<|end|>"),
     "qwen2_5": Family("Qwen2.5", QWEN, PLAIN),
-    "qwen2_5_vl": Family("Qwen2.5-VL", QWEN, PLAIN),
+    "qwen2_5_vl": Family("Qwen2-VL, Qwen2.5-VL", QWEN, PLAIN),
     "qwen3": Family("Qwen3", QWEN, *QWEN3),
-    "qwen3_5_nothink": Family("Qwen3.5, the small ones", QWEN, PLAIN),
-    "qwen3_5_think": Family("Qwen3.5", QWEN, *OPENS),
+    "qwen3_5_nothink": Family("Qwen3.5, 2B and smaller", QWEN, PLAIN),
+    "qwen3_5_think": Family("Qwen3.5, 4B and larger", QWEN, *OPENS),
     "qwen3_6": Family("Qwen3.6", QWEN, *OPENS),
     "qwen3_8": Family("Qwen3.8", QWEN, *OPENS),
-    "qwen3_instruct_2507": Family("Qwen3-…-Instruct-2507", QWEN, PLAIN),
+    "qwen3_instruct_2507": Family("Qwen3-Instruct-2507", QWEN, PLAIN),
     "qwen3_vl": Family("Qwen3-VL", QWEN, PLAIN),
 }
 # Of models of text and images that take a message as a list of parts, and no plain text; and how they are refused.

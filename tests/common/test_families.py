@@ -1,23 +1,25 @@
 """Every family whose template TRL ships: what is trained is what inference will see, or one line says why not."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sft.common.chat_template import closed_think_ids, split_completions, stop_tokens, tokenizer_fingerprint
 from sft.common.command import UserError
+from sft.common.prompts import completion_messages, prompt_messages
 from sft.common.template_choice import set_chat_template
 from sft.inference.likelihood import option_tokens
 from tests.families import FAMILIES, OF_PARTS, TEMPLATES, table, text_of, with_family
 
-QUESTION = {"question": "Which colour?", "choices": ["red", "green"], "answer_format": "letter_text"}
+# In this format every token of an answer is scored, the end of the turn too.
+QUESTION = {"question": "Which colour?", "choices": ["red", "green"], "answer_format": "text"}
 PROMPT = [{"role": "user", "content": "Which colour?\nA. red"}]
 SWITCHED = [name for name in FAMILIES if "enable_thinking" in text_of(name)]
 
 
-def answer(rationale: str = "") -> list[dict]:
-    return [{"role": "assistant", "content": "B. green", "reasoning_content": rationale}]
+answer = partial(completion_messages, "B. green")
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_what_is_trained_with_a_familys_template(tokenizer_of, name):
         if trained:
             check_row(tokenizer, rationale, trained)
             continue
-        with pytest.raises(UserError, match="think block|leaves out 'Because.'.* without rationales"):
+        with pytest.raises(UserError, match=r"think block|leaves out 'Because\.'.* without rationales"):
             split_completions(tokenizer, [PROMPT], [answer(rationale)])
 
 
@@ -85,13 +87,9 @@ def test_options_are_scored_by_the_tokens_that_are_trained(tokenizer_of, name, v
     if (values and name not in SWITCHED) or not (values or FAMILIES[name].direct):
         return
     tokenizer = tokenizer_of(name, **values)
-    text = {**QUESTION, "answer_format": "text"}  # every token of an answer is scored, the end of the turn too
-    (tokens,) = option_tokens(tokenizer, [text])
-    prompt = [
-        {"role": "user", "content": "Which colour?\nA. red\nB. green\nAnswer with the text of the correct option."}
-    ]
-    green = [{"role": "assistant", "content": "green", "reasoning_content": ""}]
-    (row,) = split_completions(tokenizer, [prompt], [green])
+    (tokens,) = option_tokens(tokenizer, [QUESTION])
+    prompt = prompt_messages(*QUESTION.values())
+    (row,) = split_completions(tokenizer, [prompt], [completion_messages("green")])
     assert tokens["shared"] + tokens["options"][1] == row["prompt_ids"] + row["completion_ids"]
     # Generation without thinking begins behind the closed think block, as training wrote it.
     closed = closed_think_ids(tokenizer)
@@ -116,9 +114,8 @@ def test_the_table_in_the_documentation_is_this_one():
     ("values", "reason"),
     [
         ({"enable_thinkin": False}, "the chat template has no variable enable_thinkin"),
-        ({"enable_thinking": None}, "enable_thinking is null: give true, false"),
-        ({"enable_thinking": [1]}, "enable_thinking is .1.: give true, false"),
-        ({"for": "x"}, "the chat template has no variable for"),
+        ({"enable_thinking": None}, "enable_thinking is null: write true, false"),
+        ({"enable_thinking": [1]}, "enable_thinking is .1.: write true, false"),
     ],
 )
 def test_a_value_that_the_template_does_not_take_is_refused(tokenizer_of, values, reason):
@@ -145,8 +142,9 @@ def test_a_turn_that_ends_with_another_token_than_the_text_has_a_fingerprint_of_
 def test_a_row_that_does_not_end_where_generation_stops_says_what_to_do(tokenizer_of):
     """As Qwen's base models, whose text ends with <|endoftext|>."""
     tokenizer = tokenizer_of("qwen2_5")
-    tokenizer.eos_token, tokenizer.generation_stops = "<|endoftext|>", []
+    end, tokenizer.eos_token = FAMILIES["qwen2_5"].stops
+    tokenizer.generation_stops = []
     with pytest.raises(UserError, match=r"stops at '<\|endoftext\|>': .* Set eos_token: '<\|im_end\|>' in the recipe"):
         split_completions(tokenizer, [PROMPT], [answer()])
-    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.eos_token = end
     check_row(tokenizer, "", "B. green<|im_end|>")

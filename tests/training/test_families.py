@@ -1,0 +1,128 @@
+"""One tiny random model of each architecture, with the template of its family: trained, scored, stopped, loaded again."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sft.common.chat_template import stop_tokens, token_ids
+from sft.common.models import load_model, load_tokenizer
+from sft.common.prompts import prompt_messages
+from sft.inference.generation import Sampling, generate_ids
+from tests.families import FAMILIES, text_of, with_family
+
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 1024}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# As Mistral's instruction-tuned models write it, without tools.
+MISTRAL = (
+    "{{- bos_token }}{%- for m in messages %}{%- if m.role == 'user' %}{{- '[INST] ' + m.content + '[/INST]' }}"
+    "{%- else %}{{- ' ' + m.content + eos_token }}{%- endif %}{%- endfor %}"
+)
+
+
+class Case(NamedTuple):
+    """An architecture, what its configuration needs beside the sizes, and a family of the table."""
+
+    architecture: str
+    family: str
+    sizes: dict = {}
+    values: dict = {}
+
+
+CASES = [
+    Case("Llama", "llama3_1"),
+    Case("Mistral", "mistral"),
+    Case("Qwen2", "qwen2_5", {"tie_word_embeddings": True}),
+    Case("Qwen3", "qwen3", {"tie_word_embeddings": True}),
+    Case("Qwen3", "qwen3_5_think", {}, {"enable_thinking": False}),
+    Case("Qwen3Moe", "qwen3", {**EXPERTS, "num_experts": 4}),
+    Case("Gemma2", "gemma"),
+    Case("Gemma3Text", "gemma3"),
+    Case("Phi3", "phi3"),
+    Case("GptOss", "gptoss", {**EXPERTS, "num_local_experts": 4, "num_experts_per_tok": 2}),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.architecture}-{case.family}")
+def trained_case(request, tmp_path_factory, succeeds, few_dev, short_tokenizer):
+    """(case, folder of the base model, folder of the run, what it printed)."""
+    case, folder = request.param, tmp_path_factory.mktemp("family")
+    stops = FAMILIES[case.family].stops if case.family in FAMILIES else ("</s>",)
+    template = text_of(case.family) if case.family in FAMILIES else MISTRAL
+    tokenizer = with_family(short_tokenizer, template, stops)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    pad = tokenizer.pad_token_id
+    make = getattr(transformers, f"{case.architecture}Config")
+    # The vocabulary is padded beyond the tokenizer's, as that of many models is.
+    config = make(vocab_size=len(tokenizer) + 64, **SIZE, **HEADS, **ends, pad_token_id=pad, **case.sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(stops))
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    done = succeeds(
+        *("sft/run.py", "recipes/quickstart.yaml", "--model_name_or_path", folder / "base", "--chat_template_path="),
+        *("--dataset_name", few_dev, "--output_dir", folder / "run", "--lora_target_modules", "all-linear"),
+        *("--max_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "steps"),
+        *("--save_steps", "3", "--mcq_eval_samples", "8", "--max_length", "512", "--bf16", "no", "--dtype", "float32"),
+        *(("--chat_template_kwargs", json.dumps(case.values)) if case.values else ()),
+    )
+    return case, folder / "base", folder / "run", done.stdout
+
+
+def always(model, token: int) -> None:
+    """Let the model write `token` at every step."""
+    logits = torch.full((model.get_output_embeddings().weight.shape[0],), -10.0)
+    logits[token] = 10
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: logits.expand_as(output))
+
+
+def test_it_trains_and_its_answers_are_scored(trained_case):
+    case, _, run, printed = trained_case
+    written = ", with enable_thinking false" if case.values else ""
+    assert f"Chat template: the model's own{written}\n" in printed
+    assert (
+        json.loads((run / "final_model/run_manifest.json").read_text())["chat_template"] == f"the model's own{written}"
+    )
+    losses = [row["loss"] for row in json.loads((run / "history.json").read_text()) if "loss" in row]
+    assert all(0 < loss < 20 for loss in losses)
+    assert 0 <= json.loads((run / "eval_results.json").read_text())["best"]["eval_mcq_accuracy"] <= 1
+
+
+def test_the_final_model_loads_with_transformers_and_peft_alone_and_stops_where_it_learnt_to(trained_case):
+    _, base, run, _ = trained_case
+    final = str(run / "final_model")
+    model, tokenizer = load_model(final, torch.float32, device="cpu")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), final).eval()
+    messages = prompt_messages("Which stain shows iron?", ["Congo red", "Prussian blue"])
+    (prompt,) = token_ids(tokenizer, [messages], add_generation_prompt=True)
+    # The plain tokenizer asks as ours does, without any option.
+    options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+    asked = AutoTokenizer.from_pretrained(final).apply_chat_template(messages, **options)
+    assert asked["input_ids"][0].tolist() == prompt
+    with torch.inference_mode():
+        assert torch.equal(plain(**asked).logits, model(**asked).logits)
+    # What it stops at is what the tokenizer and the base model's generation settings say.
+    stops = stop_tokens(tokenizer)
+    assert stops == stop_tokens(load_tokenizer(str(base)))
+    for stop in stops:
+        always(plain, stop)
+        assert plain.generate(**asked, max_new_tokens=4)[0, len(prompt) :].tolist() == [stop]
+        always(model, stop)
+        assert generate_ids(model, tokenizer, [prompt], Sampling(max_new_tokens=4, temperature=0)) == [[stop]]
+
+
+def test_a_merged_model_stops_at_the_same_tokens(trained_case, succeeds, tmp_path):
+    _, _, run, _ = trained_case
+    merged: Path = tmp_path / "merged"
+    succeeds("sft/merge.py", "--model_path", run / "final_model", "--output_dir", merged)
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    ends = model.generation_config.eos_token_id
+    assert set(ends if isinstance(ends, list) else [ends]) == stop_tokens(load_tokenizer(str(merged)))
+    assert stop_tokens(load_tokenizer(str(merged))) == stop_tokens(load_tokenizer(str(run / "final_model")))
