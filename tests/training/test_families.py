@@ -1,4 +1,4 @@
-"""One tiny random model of each architecture, with the template of its family: trained, scored, stopped, loaded again."""
+"""Tiny random models of real architectures, with their families' templates: trained, scored, stopped, loaded again."""
 
 import json
 from pathlib import Path
@@ -31,8 +31,8 @@ class Case(NamedTuple):
 
     architecture: str
     family: str
-    sizes: dict = {}
-    values: dict = {}
+    sizes: dict | None = None
+    values: dict | None = None
 
 
 CASES = [
@@ -40,7 +40,7 @@ CASES = [
     Case("Mistral", "mistral"),
     Case("Qwen2", "qwen2_5", {"tie_word_embeddings": True}),
     Case("Qwen3", "qwen3", {"tie_word_embeddings": True}),
-    Case("Qwen3", "qwen3_5_think", {}, {"enable_thinking": False}),
+    Case("Qwen3", "qwen3_5_think", None, {"enable_thinking": False}),
     Case("Qwen3Moe", "qwen3", {**EXPERTS, "num_experts": 4}),
     Case("Gemma2", "gemma"),
     Case("Gemma3Text", "gemma3"),
@@ -60,7 +60,7 @@ def trained_case(request, tmp_path_factory, succeeds, few_dev, short_tokenizer):
     pad = tokenizer.pad_token_id
     make = getattr(transformers, f"{case.architecture}Config")
     # The vocabulary is padded beyond the tokenizer's, as that of many models is.
-    config = make(vocab_size=len(tokenizer) + 64, **SIZE, **HEADS, **ends, pad_token_id=pad, **case.sizes)
+    config = make(vocab_size=len(tokenizer) + 64, **SIZE, **HEADS, **ends, pad_token_id=pad, **(case.sizes or {}))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(stops))
@@ -85,11 +85,9 @@ def always(model, token: int) -> None:
 
 def test_it_trains_and_its_answers_are_scored(trained_case):
     case, _, run, printed = trained_case
-    written = ", with enable_thinking false" if case.values else ""
-    assert f"Chat template: the model's own{written}\n" in printed
-    assert (
-        json.loads((run / "final_model/run_manifest.json").read_text())["chat_template"] == f"the model's own{written}"
-    )
+    used = "the model's own" + (", with enable_thinking false" if case.values else "")
+    assert f"Chat template: {used}\n" in printed
+    assert json.loads((run / "final_model/run_manifest.json").read_text())["chat_template"] == used
     losses = [row["loss"] for row in json.loads((run / "history.json").read_text()) if "loss" in row]
     assert all(0 < loss < 20 for loss in losses)
     assert 0 <= json.loads((run / "eval_results.json").read_text())["best"]["eval_mcq_accuracy"] <= 1
