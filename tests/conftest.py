@@ -144,17 +144,37 @@ def few_dev(prepare) -> Path:
     return prepare("--dev_size", 24)
 
 
+# Recipes of other families: the architecture and the chat template of their models (tests/families.py).
+OTHER_FAMILIES = {"qwen3_8b": ("Qwen3", "qwen3"), "llama3_8b": ("Llama", "llama3_1")}
+
+
 @pytest.fixture(scope="session")
-def toy_options(launched_as, tiny_deepseek, few_dev):
-    """The options that run a recipe on a tiny random Llama on this CPU, four steps long."""
+def tiny_base(tiny_deepseek, short_tokenizer, tmp_path_factory):
+    """A tiny random model that stands in for a recipe's, and the options that go with it."""
+    from tests.families import FAMILIES, text_of, with_family, write_tiny
+
+    def base(recipe: str) -> tuple:
+        if recipe not in OTHER_FAMILIES:
+            template = "recipes/templates/deepseek_r1.jinja"
+            return ("--model_name_or_path", tiny_deepseek, "--chat_template_path", template)
+        architecture, family = OTHER_FAMILIES[recipe]
+        folder, stops = tmp_path_factory.mktemp(recipe) / "base", FAMILIES[family].stops
+        write_tiny(folder, architecture, with_family(short_tokenizer, text_of(family), stops), stops)
+        return ("--model_name_or_path", folder)
+
+    return base
+
+
+@pytest.fixture(scope="session")
+def toy_options(launched_as, tiny_base, few_dev):
+    """The options that run a recipe on a tiny random model of its family on this CPU, four steps long."""
     from tests.benchmarks.train import ON_CPU
 
     def options(recipe: str, data: Path = few_dev) -> tuple:
         return (
             *(f"recipes/{recipe}.yaml", *TOY, *ON_CPU[launched_as(ROOT / f"recipes/{recipe}.yaml").kind]),
             *("--mcq_eval_samples", "8", "--global_batch_size", "4", "--per_device_train_batch_size", "1"),
-            *("--model_name_or_path", tiny_deepseek, "--dataset_name", data),
-            *("--chat_template_path", "recipes/templates/deepseek_r1.jinja"),
+            *(*tiny_base(recipe), "--dataset_name", data),
         )
 
     return options

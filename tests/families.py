@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import transformers
 import trl
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -107,6 +108,26 @@ def with_family(tokenizer: Any, template: str, stops: tuple[str, ...]) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": markers})
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = own, stops[0], template
     return tokenizer
+
+
+def write_tiny(folder: Path, architecture: str, tokenizer: Any, stops: tuple[str, ...], **sizes: Any) -> None:
+    """Write a random model of an architecture with the tokenizer of `with_family` into `folder`.
+
+    Its vocabulary is padded beyond the tokenizer's, as that of many models is.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, **heads, **sizes}
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    make = getattr(transformers, f"{architecture}Config")
+    config = make(vocab_size=len(tokenizer) + 64, max_position_embeddings=2048, **ids, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(stops))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def table() -> list[str]:

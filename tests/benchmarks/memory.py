@@ -10,22 +10,37 @@ import dataclasses
 import re
 from pathlib import Path
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 
 from sft.common.command import run
 from sft.training.config import resolve
 from sft.training.launch import Launch, read_launch_file
 from sft.training.memory import count_parameters, estimate
 
-# DeepSeek-R1-Distill-Llama-8B's own configuration, as far as it decides sizes.
+RECIPES = Path(__file__).parents[2] / "recipes"
+# The models' own configurations, as far as they decide sizes.
+HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8}
 LLAMA_8B = LlamaConfig(
     vocab_size=128256,
     hidden_size=4096,
     intermediate_size=14336,
     num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
+    tie_word_embeddings=False,
+    **HEADS,
 )
+QWEN3_8B = Qwen3Config(
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_hidden_layers=36,
+    tie_word_embeddings=False,
+    **HEADS,
+)
+MODELS = {
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": LLAMA_8B,
+    "meta-llama/Llama-3.1-8B-Instruct": LLAMA_8B,
+    "Qwen/Qwen3-8B": QWEN3_8B,
+}
 
 
 def named_launch(recipe: Path) -> tuple[Path, Launch]:
@@ -38,17 +53,18 @@ def named_launch(recipe: Path) -> tuple[Path, Launch]:
 
 
 def peak(recipe: Path) -> tuple[Launch, int, dict[str, float]]:
-    """(launch, trained parameters, GiB on each GPU by part) of the 8B model."""
+    """(launch, trained parameters, GiB on each GPU by part) of the recipe's model."""
     _, launch = named_launch(recipe)
     settings = resolve([str(recipe)]).for_world_size(launch.processes)
-    parameters = count_parameters(LLAMA_8B, settings)
+    config = MODELS[settings.model_name_or_path]
+    parameters = count_parameters(config, settings)
     tokens = settings.per_device_train_batch_size * settings.max_length
-    return launch, parameters.trained, estimate(LLAMA_8B, settings, launch, parameters, tokens)
+    return launch, parameters.trained, estimate(config, settings, launch, parameters, tokens)
 
 
 def main() -> None:
     print(f"{'recipe':<20} {'launch':<32} {'trained':>14}   GiB a GPU: total = parts")
-    for recipe in sorted(Path(__file__).parents[2].glob("recipes/pmcvqa*.yaml")):
+    for recipe in sorted(set(RECIPES.glob("*.yaml")) - {RECIPES / "quickstart.yaml"}):
         launch, trained, parts = peak(recipe)
         listed = " + ".join(f"{name} {size:.2f}" for name, size in parts.items())
         print(f"{recipe.stem:<20} {launch.name:<32} {trained:>14,}   {sum(parts.values()):.1f} = {listed}")

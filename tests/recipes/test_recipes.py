@@ -1,6 +1,6 @@
 """Every shipped recipe runs, launched as its first lines say, and the pmcvqa family differs only where it says so.
 
-The model is a tiny random Llama with DeepSeek's vocabulary. Quantisation, DDP and DeepSpeed are real on this CPU;
+The model is a tiny random one of the recipe's family. Quantisation, DDP and DeepSpeed are real on this CPU;
 the name of a test says what a CPU cannot show.
 """
 
@@ -137,11 +137,11 @@ def test_first_lines_name_model_hardware_memory_time_and_launch(recipe, launched
     text = says(recipe)
     for word in ("Hardware:", "Memory:", "Time:", "accelerate launch --config_file"):
         assert word in text
-    assert re.match(r"DeepSeek-R1-Distill-Llama-8B|SmolLM2-135M-Instruct", text)
+    assert re.match(r"DeepSeek-R1-Distill-Llama-8B|Qwen3-8B|Llama-3.1-8B-Instruct|SmolLM2-135M-Instruct", text)
     assert launched_as(ROOT / f"recipes/{recipe}.yaml").processes >= 1
 
 
-@pytest.mark.parametrize("recipe", FAMILY)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "quickstart"])
 def test_the_memory_in_the_first_lines_is_the_estimate(recipe):
     _, _, parts = peak(ROOT / f"recipes/{recipe}.yaml")
     assert f"Memory:   {sum(parts.values()):.0f} GiB at the peak, estimated" in says(recipe)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,10 +13,8 @@ from sft.common.chat_template import stop_tokens, token_ids
 from sft.common.models import load_model, load_tokenizer
 from sft.common.prompts import prompt_messages
 from sft.inference.generation import Sampling, generate_ids
-from tests.families import FAMILIES, text_of, with_family
+from tests.families import FAMILIES, text_of, with_family, write_tiny
 
-SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 1024}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # As Mistral's instruction-tuned models write it, without tools.
 MISTRAL = (
@@ -56,16 +53,7 @@ def trained_case(request, tmp_path_factory, succeeds, few_dev, short_tokenizer):
     stops = FAMILIES[case.family].stops if case.family in FAMILIES else ("</s>",)
     template = text_of(case.family) if case.family in FAMILIES else MISTRAL
     tokenizer = with_family(short_tokenizer, template, stops)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    pad = tokenizer.pad_token_id
-    make = getattr(transformers, f"{case.architecture}Config")
-    # The vocabulary is padded beyond the tokenizer's, as that of many models is.
-    config = make(vocab_size=len(tokenizer) + 64, **SIZE, **HEADS, **ends, pad_token_id=pad, **(case.sizes or {}))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(stops))
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    write_tiny(folder / "base", case.architecture, tokenizer, stops, **(case.sizes or {}))
     done = succeeds(
         *("sft/run.py", "recipes/quickstart.yaml", "--model_name_or_path", folder / "base", "--chat_template_path="),
         *("--dataset_name", few_dev, "--output_dir", folder / "run", "--lora_target_modules", "all-linear"),
