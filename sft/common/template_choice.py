@@ -16,6 +16,8 @@ _MARKER = re.compile(r"<[^\s<>]*[|｜_▁\d][^\s<>]*>|</?(?:s|bos|eos|pad)>|<</?
 # The date of a template that would write today's: that which Llama's templates fall back to.
 _FIXED_DATE = date(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
+# Values of variables, as they are written at the beginning of a template.
+_SETTINGS = re.compile(r'(?:\{%- set \w+ = (?:true|false|[-+.\de]+|"(?:[^"\\]|\\.)*") %\})*')
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None, values: Mapping[str, Any] | None = None) -> None:
@@ -37,8 +39,7 @@ def set_chat_template(tokenizer: Any, template: str | Path | None, values: Mappi
             "model"
         )
     tokenizer.chat_template = _made_fixed(_read(Path(template)) if template else own, values or {})
-    written = "".join(f", with {name} {json.dumps(value)}" for name, value in (values or {}).items())
-    tokenizer.template_source = f"{template or OWN}{written}"
+    tokenizer.template_source = f"{template or OWN}{_in_words(values)}"
     if not template:
         _replace_if_refused(tokenizer, own, values or {})
     elif tokenizer.chat_template != own:
@@ -75,9 +76,15 @@ def _made_fixed(template: str | dict[str, str], values: Mapping[str, Any]) -> st
             raise UserError(
                 f"chat_template_kwargs: {name} is {json.dumps(value)}: write true, false, a number or a text"
             )
-    # Written into it, and not passed to it: whoever gets the model asks it as it was trained, with no option.
+    # Written into it, and not passed to it: whoever gets the model asks it as it was trained, with no option. Behind
+    # those that an earlier run wrote, so that they hold.
+    earlier = _SETTINGS.match(template).end()
     settings = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in values.items())
-    return "".join(settings) + _with_fixed_date(template)
+    return _with_fixed_date(template[:earlier] + "".join(settings) + template[earlier:])
+
+
+def _in_words(values: Mapping[str, Any] | None) -> str:
+    return "".join(f", with {name} {json.dumps(value)}" for name, value in (values or {}).items())
 
 
 def _with_fixed_date(template: str) -> str:
@@ -118,7 +125,7 @@ def _replace_if_refused(tokenizer: Any, own: str | dict[str, str], values: Mappi
         except UserError:
             continue
         if same and _fault(tokenizer) is None:
-            tokenizer.template_source = f"{source}, because the model's own is refused ({fault})"
+            tokenizer.template_source = f"{source}{_in_words(values)}, because the model's own is refused ({fault})"
             return
     tokenizer.chat_template = kept
 

@@ -74,7 +74,7 @@ def test_with_thinking_switched_off_the_bare_answer_is_trained(tokenizer_of, nam
     tokenizer, family = tokenizer_of(name, enable_thinking=False), FAMILIES[name]
     before = "\n" if name == "glm4moe" else ""  # which GLM writes between the closed think block and the answer
     check_row(tokenizer, "", before + "B. green" + re.search(r"(<[^>]*>)$", family.direct or family.reasoned)[1])
-    assert tokenizer.template_source.endswith("with enable_thinking false") or family.template != "the model's own"
+    assert ", with enable_thinking false" in tokenizer.template_source
     # It stands in the template, which travels with the model: no option at inference changes it.
     options = {"add_generation_prompt": True, "tokenize": False}
     asked = {tokenizer.apply_chat_template(PROMPT, **options, **o) for o in ({}, {"enable_thinking": True})}
@@ -128,6 +128,12 @@ def test_a_text_is_written_into_a_template_as_it_stands(tokenizer_of):
     tokenizer = tokenizer_of("llama3_2", date_string=text)
     (row,) = split_completions(tokenizer, [PROMPT], [answer()])
     assert text in tokenizer.decode(row["prompt_ids"])
+
+
+def test_a_model_that_was_trained_with_a_value_can_be_trained_with_another(tokenizer_of):
+    tokenizer = tokenizer_of("qwen3", enable_thinking=False)
+    set_chat_template(tokenizer, None, {"enable_thinking": True})
+    check_row(tokenizer, "Because.", FAMILIES["qwen3"].reasoned)
 
 
 def test_a_turn_that_ends_with_another_token_than_the_text_has_a_fingerprint_of_its_own(tokenizer_of):
