@@ -51,8 +51,8 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
 def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> list[list[float]]:
     """Log-likelihood of each option in nats, one list a question, for a batch of `option_tokens`.
 
-    The shared part of each question is computed once; its key/value cache is then continued by each of its options.
-    Where every option is a single token, the first pass suffices.
+    The shared part of each question is computed once; its key/value cache is then continued by each of its options,
+    where the cache allows it. Where every option is a single token, the first pass suffices.
     """
     import torch
 
@@ -69,20 +69,42 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
         scores = logits.float().log_softmax(-1)[owner, first]
         if not single_tokens:
             cache = start.past_key_values
-            cache.batch_select_indices(owner)
             # The last token of an option is predicted, never read: ids[:, :-1] predicts ids[:, 1:].
             ids, option_mask = pad(model, tokenizer, options, "right")
             read = option_mask[:, :-1]
-            logits = model(
-                input_ids=ids[:, :-1],
-                attention_mask=torch.cat([mask[owner], read], dim=1),
-                position_ids=mask.sum(-1)[owner, None] + torch.arange(read.shape[1], device=model.device),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
+            places = mask.sum(-1)[owner, None] + torch.arange(read.shape[1], device=model.device)
+            if _can_be_continued(cache, shared.shape[1] + read.shape[1]):
+                cache.batch_select_indices(owner)
+                logits = model(
+                    input_ids=ids[:, :-1],
+                    attention_mask=torch.cat([mask[owner], read], dim=1),
+                    position_ids=places,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits
+            else:
+                rows = [question["shared"] + option for question in batch for option in question["options"]]
+                whole, _ = pad(model, tokenizer, rows, "right")
+                first_place = int(places.min())
+                logits = model(input_ids=whole, use_cache=False, logits_to_keep=whole.shape[1] - first_place).logits
+                index = (places - first_place).clamp(max=logits.shape[1] - 1)
+                logits = logits[torch.arange(len(rows), device=model.device)[:, None], index]
             each = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
             scores = scores + (each * option_mask[:, 1:]).sum(-1)
     return [part.tolist() for part in scores.split([len(question["options"]) for question in batch])]
+
+
+def _can_be_continued(cache: Any, length: int) -> bool:
+    """Whether a cache still holds every token of each question after a pass over questions padded on the right.
+
+    A sliding window that is shorter than `length`, in tokens, keeps padding in their place, and the state of a layer
+    of linear attention has read it.
+    """
+    layers = getattr(cache, "layers", [])
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    return all(hasattr(layer, "batch_select_indices") for layer in layers) and all(
+        window is None or window > length for window in windows
+    )
 
 
 def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

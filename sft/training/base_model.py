@@ -12,6 +12,10 @@ from sft.training.launch import Launch
 from sft.training.libraries import library_refusals
 from sft.training.model import lora_config
 
+# Layers, and a type of model, that do not tell the rows of a pack apart: states that are carried on from token to
+# token, and in gpt-oss a mask without the rows' positions (transformers 5.23; tests/training/test_families.py).
+STATEFUL = {"linear_attention", "conv", "hybrid", "gpt_oss"}
+
 
 def for_base_model(settings: Settings, launch: Launch) -> Settings:
     """These settings with the quantisation in which the base model is stored, which counts as the recipe's.
@@ -27,6 +31,13 @@ def for_base_model(settings: Settings, launch: Launch) -> Settings:
     if settings.router_aux_loss_coef and not hasattr(config.get_text_config(), "output_router_logits"):
         raise UserError(
             f"router_aux_loss_coef is for mixtures of experts, which {settings.model} is not: leave it out"
+        )
+    text = config.get_text_config()
+    stateful = STATEFUL & {*(getattr(text, "layer_types", None) or ()), text.model_type}
+    if settings.packing and stateful:
+        raise UserError(
+            f"packing: the rows of a pack would read one another in {settings.model} ({', '.join(sorted(stateful))}): "
+            "pass --packing no"
         )
     if settings.use_peft:
         check_adapter(settings, config)

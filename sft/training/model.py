@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+from sft.common.models import load_config, model_class
 from sft.training.config import Settings
 from sft.training.libraries import library_refusals
 
@@ -29,7 +30,11 @@ def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
     from sft.training.callbacks import LogLinesCallback
 
     model_args = settings.build(ModelConfig)
-    attention = model_args.attn_implementation or attention_implementation(training_args.device, settings.precision)
+    with library_refusals(f"{settings.model} cannot be trained"):
+        classes = model_class(load_config(settings.model))
+    attention = model_args.attn_implementation or attention_implementation(
+        training_args.device, settings.precision, classes
+    )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -129,17 +134,20 @@ def describe_model(model: Any) -> list[str]:
     return [f"Frozen parameters: {frozen}", f"Trained parameters: {trained} ({share:.2%} of all)"]
 
 
-def attention_implementation(device: Any, precision: str) -> str:
-    """The fastest attention that is installed and that the device can run; all of them keep packed rows apart."""
+def attention_implementation(device: Any, precision: str, model: type) -> str:
+    """The fastest attention that is installed, and that device and class of model run; all keep packed rows apart."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    if device.type != "cuda" or precision == "no":
-        return "sdpa"
+    others = "sdpa" if model._supports_sdpa else "eager"  # as Gemma 2
+    # gpt-oss runs with kernels of its own.
+    flash = model._supports_flash_attn and not getattr(model, "_compatible_flash_implementations", None)
+    if device.type != "cuda" or precision == "no" or not flash:
+        return others
     capability = torch.cuda.get_device_capability()
     if capability[0] == 9 and is_flash_attn_3_available():
         return "flash_attention_3"
-    return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else "sdpa"
+    return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else others
 
 
 def cast_trained_to_float32(model: Any) -> int:

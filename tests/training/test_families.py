@@ -10,9 +10,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.common.chat_template import stop_tokens, token_ids
+from sft.common.command import UserError
 from sft.common.models import load_model, load_tokenizer
 from sft.common.prompts import prompt_messages
 from sft.inference.generation import Sampling, generate_ids
+from sft.inference.likelihood import batch_log_likelihoods, option_tokens
+from sft.training.base_model import for_base_model
+from sft.training.config import resolve
+from sft.training.launch import Launch
 from tests.families import FAMILIES, text_of, with_family, write_tiny
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -34,13 +39,15 @@ class Case(NamedTuple):
 
 CASES = [
     Case("Llama", "llama3_1"),
-    Case("Mistral", "mistral"),
+    Case("Mistral", "mistral", {"sliding_window": 32}),
     Case("Qwen2", "qwen2_5", {"tie_word_embeddings": True}),
     Case("Qwen3", "qwen3", {"tie_word_embeddings": True}),
     Case("Qwen3", "qwen3_5_think", None, {"enable_thinking": False}),
     Case("Qwen3Moe", "qwen3", {**EXPERTS, "num_experts": 4}),
-    Case("Gemma2", "gemma"),
-    Case("Gemma3Text", "gemma3"),
+    Case("Qwen3_5Text", "qwen3_5_nothink", {"num_hidden_layers": 4}),
+    Case("Gemma2", "gemma", {"sliding_window": 32}),
+    Case("Gemma3Text", "gemma3", {"sliding_window": 32}),
+    Case("Lfm2", "lfm2", {"layer_types": ["conv", "full_attention"]}),
     Case("Phi3", "phi3"),
     Case("GptOss", "gptoss", {**EXPERTS, "num_local_experts": 4, "num_experts_per_tok": 2}),
 ]
@@ -112,3 +119,35 @@ def test_a_merged_model_stops_at_the_same_tokens(trained_case, succeeds, tmp_pat
     ends = model.generation_config.eos_token_id
     assert set(ends if isinstance(ends, list) else [ends]) == stop_tokens(load_tokenizer(str(merged)))
     assert stop_tokens(load_tokenizer(str(merged))) == stop_tokens(load_tokenizer(str(run / "final_model")))
+
+
+def test_the_scores_of_options_are_those_of_each_row_alone(trained_case):
+    """Whatever the model remembers of a row: keys and values, those of a window, or a state."""
+    _, _, run, _ = trained_case
+    model, tokenizer = load_model(str(run / "final_model"), torch.float32, device="cpu")
+    texts = ["red and green", "blue", "the colour of the sky at night"]
+    asked = ["Which?", "Which colour does the sky have at night, and which one does the grass have?"]
+    questions = [{"question": question, "choices": texts, "answer_format": "text"} for question in asked]
+    tokens = option_tokens(tokenizer, questions)
+    for question, scores in zip(tokens, batch_log_likelihoods(model, tokenizer, tokens), strict=True):
+        place = len(question["shared"]) - 1
+        for option, score in zip(question["options"], scores, strict=True):
+            logits = model(input_ids=torch.tensor([question["shared"] + option]), use_cache=False).logits[0]
+            each = logits[place : place + len(option)].log_softmax(-1)
+            assert score == pytest.approx(each[torch.arange(len(option)), option].sum().item(), abs=1e-4)
+
+
+def test_the_rows_of_a_pack_do_not_read_one_another_or_packing_is_refused(trained_case):
+    _, base, _, _ = trained_case
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    row, other, last = torch.arange(50, 110).view(3, 1, 20)
+    options = {"position_ids": torch.arange(20).repeat(2)[None], "use_cache": False}
+    with torch.inference_mode():
+        first, second = (model(torch.cat([before, last], 1), **options).logits[:, 20:] for before in (row, other))
+    settings = resolve(["recipes/quickstart.yaml", "--model_name_or_path", str(base), "--packing", "yes"])
+    settings = settings.with_values({"lora_target_modules": "all-linear"}, "test")
+    if torch.equal(first, second):
+        for_base_model(settings, Launch())
+        return
+    with pytest.raises(UserError, match=r"the rows of a pack would read one another .* pass --packing no"):
+        for_base_model(settings, Launch())
