@@ -145,7 +145,11 @@ def few_dev(prepare) -> Path:
 
 
 # Recipes of other families: the architecture and the chat template of their models (tests/families.py).
-OTHER_FAMILIES = {"qwen3_8b": ("Qwen3", "qwen3"), "llama3_8b": ("Llama", "llama3_1")}
+OTHER_FAMILIES = {
+    "qwen3_8b": ("Qwen3", "qwen3"),
+    "llama3_8b": ("Llama", "llama3_1"),
+    "medgemma_4b": ("Gemma3", "gemma3"),
+}
 
 
 @pytest.fixture(scope="session")

@@ -116,15 +116,19 @@ def write_tiny(folder: Path, architecture: str, tokenizer: Any, stops: tuple[str
     Its vocabulary is padded beyond the tokenizer's, as that of many models is.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from sft.common.models import model_class
 
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, **heads, **sizes}
     ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     make = getattr(transformers, f"{architecture}Config")
-    config = make(vocab_size=len(tokenizer) + 64, max_position_embeddings=2048, **ids, **sizes)
+    text = {"vocab_size": len(tokenizer) + 64, "max_position_embeddings": 2048, **ids, **sizes}
+    vision = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    both = {"text_config": text, "vision_config": {**vision, "num_attention_heads": 2}, "mm_tokens_per_image": 4}
+    config = make(**both, image_token_id=len(tokenizer)) if "text_config" in make.sub_configs else make(**text)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model = model_class(config)(config).to(torch.bfloat16)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(stops))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

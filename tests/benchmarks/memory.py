@@ -10,7 +10,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from transformers import LlamaConfig, Qwen3Config
+from transformers import Gemma3Config, LlamaConfig, Qwen3Config
 
 from sft.common.command import run
 from sft.training.config import resolve
@@ -36,10 +36,16 @@ QWEN3_8B = Qwen3Config(
     tie_word_embeddings=False,
     **HEADS,
 )
+MEDGEMMA_4B = Gemma3Config(
+    text_config={"vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+    vision_config={"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    | {"image_size": 896, "patch_size": 14},
+)
 MODELS = {
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": LLAMA_8B,
     "meta-llama/Llama-3.1-8B-Instruct": LLAMA_8B,
     "Qwen/Qwen3-8B": QWEN3_8B,
+    "google/medgemma-4b-it": MEDGEMMA_4B,
 }
 
 

@@ -137,7 +137,9 @@ def test_first_lines_name_model_hardware_memory_time_and_launch(recipe, launched
     text = says(recipe)
     for word in ("Hardware:", "Memory:", "Time:", "accelerate launch --config_file"):
         assert word in text
-    assert re.match(r"DeepSeek-R1-Distill-Llama-8B|Qwen3-8B|Llama-3.1-8B-Instruct|SmolLM2-135M-Instruct", text)
+    assert re.match(
+        r"DeepSeek-R1-Distill-Llama-8B|Qwen3-8B|Llama-3.1-8B-Instruct|MedGemma-4B|SmolLM2-135M-Instruct", text
+    )
     assert launched_as(ROOT / f"recipes/{recipe}.yaml").processes >= 1
 
 
