@@ -212,6 +212,31 @@ def open_think_prefix(tokenizer: Any) -> str:
     return tag + rest if tag and "</think>" not in rest else ""
 
 
+def think_marks(tokenizer: Any) -> tuple[str, str, str] | None:
+    """What a family writes before reasoning, behind it, and before a direct answer, if not a think block.
+
+    As in gpt-oss, which has channels; None for families without reasoning, or with a think block.
+    """
+    why, what = "Because.", "blue"
+    turns = [[{"role": "assistant", "content": what, "reasoning_content": reasoning}] for reasoning in (why, "")]
+    try:
+        rows = split_completions(tokenizer, [SAMPLE_PROMPT] * 2, turns)
+    except UserError:  # one of the two is refused
+        return None
+    reasoned, direct = (tokenizer.decode(row["completion_ids"]) for row in rows)
+    before, _, rest = reasoned.partition(why)
+    behind = rest.partition(what)[0]
+    return None if "think>" in before + behind else (before.strip(), behind.strip(), direct.partition(what)[0])
+
+
+def with_think_block(marks: tuple[str, str, str] | None, turn: str) -> str:
+    """A turn in which the family's own marks, as `think_marks` found them, are those of a think block."""
+    if not marks:
+        return turn
+    before, behind, direct = marks
+    return turn.replace(before, "<think>\n", 1).replace(behind, "\n</think>\n\n", 1).removeprefix(direct)
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Fingerprint of all that decides a row's tokens: vocabulary, its rules, chat template, and a turn's own end."""
     if tokenizer.is_fast:  # without its truncation and padding, which depend on the last call

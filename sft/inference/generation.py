@@ -5,7 +5,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sft.common.chat_template import closed_think_ids, open_think_prefix, stop_tokens
+from sft.common.chat_template import (
+    closed_think_ids,
+    open_think_prefix,
+    stop_tokens,
+    think_marks,
+    with_think_block,
+)
 from sft.common.command import UserError
 from sft.inference.likelihood import pad
 
@@ -74,11 +80,11 @@ def generate(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, strea
         closed = closed_think_ids(tokenizer)
         prompts = [[*prompt, *closed] for prompt in prompts]
         opening += tokenizer.decode(closed)
-    ends, turns = stop_tokens(tokenizer), []
+    ends, marks, turns = stop_tokens(tokenizer), think_marks(tokenizer), []
     for row in generate_ids(model, tokenizer, prompts, sampling, streamer):
         hit_limit = row[-1] not in ends
         text = tokenizer.decode(row if hit_limit else row[:-1])
-        turns.append(Generated(opening + text, len(row), hit_limit))
+        turns.append(Generated(with_think_block(marks, opening + text), len(row), hit_limit))
     return turns
 
 

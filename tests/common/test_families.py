@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from sft.common.chat_template import closed_think_ids, split_completions, stop_tokens, tokenizer_fingerprint
+from sft.common.chat_template import (
+    closed_think_ids,
+    open_think_prefix,
+    split_completions,
+    stop_tokens,
+    think_marks,
+    tokenizer_fingerprint,
+    with_think_block,
+)
 from sft.common.command import UserError
 from sft.common.prompts import completion_messages, prompt_messages
 from sft.common.template_choice import set_chat_template
+from sft.inference.generation import split_thinking
 from sft.inference.likelihood import option_tokens
 from tests.families import FAMILIES, OF_PARTS, TEMPLATES, table, text_of, with_family
 
@@ -95,6 +104,18 @@ def test_options_are_scored_by_the_tokens_that_are_trained(tokenizer_of, name, v
     closed = closed_think_ids(tokenizer)
     assert row["completion_ids"][: len(closed)] == closed
     assert "green" in tokenizer.decode(row["completion_ids"][len(closed) :][:3])
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.reasoned])
+def test_the_reasoning_of_a_written_turn_is_told_from_its_answer(tokenizer_of, name):
+    family, tokenizer = FAMILIES[name], tokenizer_of(name)
+    for turn, reasoning in ((family.reasoned, "Because."), (family.direct, "")):
+        if turn:
+            text = open_think_prefix(tokenizer) + re.sub("<[^<>]*>$", "", turn)
+            assert split_thinking(with_think_block(think_marks(tokenizer), text)) == (reasoning, "B. green")
+    # A turn that was cut while it reasoned has no answer.
+    cut = open_think_prefix(tokenizer) + family.reasoned.partition("cause.")[0]
+    assert split_thinking(with_think_block(think_marks(tokenizer), cut)) == ("Be", "")
 
 
 @pytest.mark.parametrize("name", OF_PARTS)
