@@ -7,14 +7,14 @@ import pytest
 import torch
 import trl
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM
 from trl.trainer import utils
 
 from sft.common.models import cpu_has_bf16
 from sft.training.checks import for_this_cpu
 from sft.training.config import resolve
 from sft.training.launch import Launch
-from sft.training.model import score_labelled_positions_only
+from sft.training.model import attention_implementation, score_labelled_positions_only
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,14 @@ def without_bf16(cpu):
 def test_a_cpu_without_bfloat16_is_known(cpu, level, capabilities, has):
     cpu(level, **capabilities)
     assert cpu_has_bf16() == has
+
+
+@pytest.mark.parametrize(("model", "attention"), [(LlamaForCausalLM, "sdpa"), (Gemma2ForCausalLM, "eager")])
+def test_attention_is_one_that_the_model_has(model, attention):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 16}
+    config = model.config_class(**sizes, num_attention_heads=2, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    assert attention_implementation(torch.device("cpu"), "bf16", model) == attention
+    model._from_config(config, attn_implementation=attention)  # raises for one that it does not have
 
 
 @pytest.mark.parametrize("recipe", ["pmcvqa", "pmcvqa_16gb"], ids=["8-bit", "4-bit"])
