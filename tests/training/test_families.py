@@ -1,5 +1,6 @@
 """Tiny random models of real architectures, with their families' templates: trained, scored, stopped, loaded again."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -151,3 +152,25 @@ def test_the_rows_of_a_pack_do_not_read_one_another_or_packing_is_refused(traine
         return
     with pytest.raises(UserError, match=r"the rows of a pack would read one another .* pass --packing no"):
         for_base_model(settings, Launch())
+
+
+def test_the_template_that_stands_in_for_a_models_own_is_said_everywhere(succeeds, few_dev, short_tokenizer, tmp_path):
+    """As for a distill of DeepSeek-R1, whose own template deletes the think block."""
+    name, ours = "deepseek_r1_distill", "recipes/templates/deepseek_r1.jinja"
+    tokenizer = with_family(short_tokenizer, text_of(name), FAMILIES[name].stops)
+    write_tiny(tmp_path / "base", "Llama", tokenizer, FAMILIES[name].stops)
+    model, said = ("--model_path", tmp_path / "base"), f"Chat template: {ours}, because the model's own is refused ("
+    run = (
+        *("sft/run.py", "recipes/quickstart.yaml", "--model_name_or_path", tmp_path / "base", "--chat_template_path="),
+        *("--dataset_name", few_dev, "--output_dir", tmp_path / "run", "--max_steps", "1", "--mcq_eval_samples", "4"),
+    )
+    assert said in succeeds(*run).stdout
+    assert json.loads((tmp_path / "run/run_manifest.json").read_text())["chat_template"].startswith(ours)
+    final = AutoTokenizer.from_pretrained(tmp_path / "run/final_model")
+    assert final.chat_template == Path(ours).read_text(encoding="utf-8")
+    assert said in succeeds("sft/infer.py", *model, "--question", "Which?", "--max_new_tokens", "2").stderr
+    sample = ("--dataset_path", few_dev, "--num_samples", "4", "--output_dir", tmp_path, "--name", "eval")
+    assert said in succeeds("sft/evaluate.py", *model, *sample).stdout
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert results["fingerprint_of"]["chat_template"].startswith(ours)
+    assert results["fingerprint"]["chat_template"] == hashlib.sha256(Path(ours).read_bytes()).hexdigest()
