@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.answers import LETTER, NONE, judge
+from data_prep.answers import FROM_0, FROM_1, LETTER, NONE, Undecided, judge
 from data_prep.arguments import options_of, parse_arguments
 from data_prep.first_rows import mapping_of, print_understood
 from data_prep.formats import FORMATS
@@ -202,10 +202,20 @@ def with_answers(sources: list[Source]) -> list[Source]:
 
     Raises `UserError` if a column of answers does not show how it is to be read, or no source with answers is left.
     """
-    judged = []
+    found: dict[str, str | Undecided] = {}
     for source in sources:
         where = str(source.path) if source.path.name == source.name else f"{source.path}, {source.name}"
-        judged.append(replace(source, answers=judge(source.format, source.readable, where)))
+        try:
+            found[source.name] = judge(source.format, source.readable, where)
+        except Undecided as error:
+            found[source.name] = error
+    for source in sources:  # a small file may be too small to show what the others of its format show
+        if isinstance(found[source.name], Undecided):
+            others = {found[other.name] for other in sources if other.format == source.format} & {FROM_0, FROM_1}
+            if len(others) != 1:
+                raise found[source.name]
+            found[source.name] = others.pop()
+    judged = [replace(source, answers=found[source.name]) for source in sources]
     for source in judged:
         if source.answers == NONE:
             what = f"{source.name}: no row has an answer in {source.format.answer}"

@@ -67,7 +67,7 @@ def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
     """The cells of one row by column: texts, or lists and objects of texts. Raises `RejectedRow`."""
     table = source.tables[0]
     cells = table.cells(raw)
-    if isinstance(table, JsonTable) and not all(column in cells for column in source.format.columns):
+    if isinstance(table, JsonTable) and not all(column in cells for column in source.format.needed):
         raise RejectedRow("line lacks a column of its format")
     return cells
 
@@ -260,6 +260,7 @@ def _source(name: str, stem: str, tables: tuple[Table, ...], where: str, wanted:
     known, names = matched
     if twice := [name for name in known.columns if names.count(name) > 1]:
         raise UserError(f"{where}: two columns are called {twice[0]}: rename or remove the wrong one")
+    split = split_named(stem.rpartition("-")[2]) or split_named(stem)  # the file's name before those of its folders
     if other := [table for table in tables if table.columns != columns and not isinstance(table, JsonTable)]:
         raise UserError(f"{other[0].path}: it has other columns than {where}, of which it is a part")
-    return Source(tables[0].path, name, stem, tuple(t.called(names) for t in tables), names, known, split_named(stem))
+    return Source(tables[0].path, name, stem, tuple(t.called(names) for t in tables), names, known, split)
