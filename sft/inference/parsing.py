@@ -31,7 +31,9 @@ _MARKUP = re.compile(
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{+([^{}]*)\}+")
 # Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
 _NUMBER = r"\d+(?:[.,]\d+)*\s?%|\d+(?:[.,]\d+)*"
-_TOKENS = re.compile(rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤]")
+_TOKENS = re.compile(
+    rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤↑↓]|(?<=\w)-(?!\w)"
+)
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
     r"(?i)\A(?:(?:so|thus|therefore|hence|well|sure|okay|ok|(?:i|we) (?:think|believe|choose|pick|select)|my (?:choice"
@@ -115,7 +117,7 @@ def _patterns(count: int) -> Patterns:
     return Patterns(
         # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
         letter=re.compile(
-            rf"[\"'“‘(\[]*(?:({capital})(?!\w|['’]\w|-)|({small})(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)"
+            rf"[\"'“‘(\[]*(?:({capital})(?!\w|['’]\w|-|\.\w\.)|({small})(?!\.\w\.)(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)"
         ),
         # What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
         follows=re.compile(
@@ -135,7 +137,7 @@ def _patterns(count: int) -> Patterns:
         declared=re.compile(
             r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|(?<!second[ -])(?<!next )\b(?:correct|right|best"
             r"|appropriate|likely)\s+(?:option|choice|response|one|letter|fit|match)\b"
-            r"|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
+            r"|(?<!each )(?<!every )\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
             rf"|\b(?:correct|right)(?=\s*:\s*\W?{capital}\b))(?:\s+[a-z]{{2,}}){{0,4}}?[\"']?\s*"
             r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)"
             r"(?P<not>\s+not\b|n['’]t\b)?"
@@ -156,7 +158,7 @@ def _patterns(count: int) -> Patterns:
 
 def _plain(text: str) -> str:
     """Tokens of `text` in small letters between spaces: ``" word " in`` it matches complete words alone."""
-    return f" {' '.join(token.replace(' ', '') for token in _TOKENS.findall(text.casefold()))} "
+    return f" {' '.join(token.replace(' ', '') for token in _TOKENS.findall(text.casefold().replace('−', '-')))} "
 
 
 def _before(text: str, place: int, choices: Sequence[str]) -> str:
@@ -220,8 +222,11 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     # "C. difficile" may be an option's text, and not the letter.
     of_words = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
     if of_words and not named:
-        return of_words
-    if not options or not (letter["mark"].strip("\"'“‘") or named or of.follows.match(rest)):
+        return _options_named(_CLAUSE_END.split(text[:FAR], maxsplit=1)[0], choices)
+    # "E. coli", where no option begins so, is a species and not option E.
+    species = letter["mark"] == "." and re.match(r"\s[a-z]{2,}(?:[ei]|us|um|is|ae|ans|ens)\b(?!\s+\w)", rest)
+    marked = letter["mark"].strip("\"'“‘") and not species
+    if not options or not (marked or named or of.follows.match(rest)):
         return set()
     for choice in (choices[i] for i in named):
         spelled = r"\W*".join(map(re.escape, _plain(choice).split()))
@@ -329,7 +334,7 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
         declared |= marked
     boxes = [(box[1], answer[box.end() : box.end() + FAR]) for box in _BOXED.finditer(answer)]
     boxed = [content for content, behind in boxes if not _DENIED_BEHIND.match(re.split(r"[.\n]", behind)[0])]
-    clauses = re.split(r"(?<!\b[A-Za-z])(?<=[.!;])\s|(?<=\?)\s|\n", answer)
+    clauses = re.split(r"(?<=[.!;])\s(?<!\b[A-Za-z]\.\s(?=[a-z]))|(?<=\?)\s|\n", answer)
     options = (
         _same_text(reply, choices)
         or set().union(*(_statement(content, choices) for content in boxed))
