@@ -14,7 +14,7 @@ import yaml
 from yaml.constructor import BaseConstructor
 
 from sft.common.command import UserError
-from sft.common.prompts import LETTERS
+from sft.common.prompts import LETTERS, MIN_OPTIONS
 from sft.common.unique_keys import UniqueKeys
 
 # How answers can name the right option, where a format states it instead of leaving it to the column.
@@ -97,7 +97,7 @@ def made(name: str, keys: Mapping[str, Any], where: str, base: Format | None = N
         items = value if isinstance(value, list) else [value]
         if key == "option_count":
             if not (isinstance(value, str) and value.isdecimal()):
-                raise UserError(f"{where}: option_count {value}: give a number from 2 to {len(LETTERS)}")
+                raise UserError(f"{where}: option_count {value}: give a number from {MIN_OPTIONS} to {len(LETTERS)}")
             values[key] = int(value)
         elif not items or not all(isinstance(item, str) and item.strip() for item in items):
             raise UserError(f"{where}: {key} {value}: give the names of columns")
@@ -124,10 +124,11 @@ def _fault(known: Format) -> str:
     """Why this is not a format that can be read, or ""."""
     if not known.question:
         return "question is not given: name the column that holds it, as in question=stem"
-    if not 2 <= (known.option_count or 2) <= len(LETTERS) or (known.fixed_options and len(known.fixed_options) < 2):
-        return f"a question has 2 to {len(LETTERS)} options"
-    if len(known.options) > len(LETTERS) or len(known.fixed_options) > len(LETTERS):
-        return f"{len(known.options or known.fixed_options)} options: a question has at most {len(LETTERS)}"
+    count = known.option_count or (len(known.fixed_options) if known.fixed_options else MIN_OPTIONS)
+    if not MIN_OPTIONS <= count <= len(LETTERS):
+        return f"a question has {MIN_OPTIONS} to {len(LETTERS)} options"
+    if len(known.options) > len(LETTERS):
+        return f"{len(known.options)} options: a question has at most {len(LETTERS)}"
     letters = [name[-1].upper() for name in known.options]
     of_letters = len({name[:-1].lower() for name in known.options}) == 1 < len(letters) and set(letters) <= {*LETTERS}
     if of_letters and letters != list(LETTERS[: len(letters)]):  # a label could mean the letter or the place

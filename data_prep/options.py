@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from data_prep.formats import INTO, Format
-from sft.common.prompts import LETTERS, choice_cleaner, clean_choice, clean_text, typed_choice
+from sft.common.prompts import LETTERS, MIN_OPTIONS, choice_cleaner, clean_choice, clean_text, typed_choice
 from sft.common.table import JSON, RejectedRow, as_text
 
 # What an object that is one option of a list calls its letter or number, its text, and that it is the right one.
@@ -149,8 +149,8 @@ def read_options(cells: Mapping[str, Any], known: Format) -> tuple[str | None, O
         raise RejectedRow("an option is not text")
     if known.option_count and len(texts) != known.option_count:
         raise RejectedRow(f"options are not {', '.join(LETTERS[: known.option_count])}, but {len(texts)}")
-    if not 2 <= len(texts) <= len(LETTERS):
-        raise RejectedRow(f"the row has {len(texts)} options, not 2 to {len(LETTERS)}")
+    if not MIN_OPTIONS <= len(texts) <= len(LETTERS):
+        raise RejectedRow(f"the row has {len(texts)} options, not {MIN_OPTIONS} to {len(LETTERS)}")
     return question, _cleaned(texts, keys, marks, known)
 
 

@@ -38,6 +38,7 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
         )
 
     def add(number: int) -> dict:
+        number = min(number, len(LETTERS) - 1)  # a second click may come before the button is gone
         return {
             shown: number + 1,
             options[number]: gradio.update(visible=True),
