@@ -43,7 +43,14 @@ def gold_of(cells: Mapping[str, Any], options: Options, known: Format, reading: 
         if sum(options.marked) != 1:
             raise RejectedRow("not exactly one option is marked as the right one")
         return options.marked.index(True)
-    label = text_at(cells, known.answer)
+    gold = _answered_option(cells, options, known, reading)
+    if any(options.marked) and not options.marked[gold]:
+        raise RejectedRow("the answer is another option than the marked one")
+    return gold
+
+
+def _answered_option(cells: Mapping[str, Any], options: Options, known: Format, reading: str) -> int:
+    label = text_at(cells, known.answer, joined=True)
     if known.no_answer and label.strip() == known.no_answer:
         raise RejectedRow("the row has no answer")
     if reading == TEXT:
@@ -53,7 +60,7 @@ def gold_of(cells: Mapping[str, Any], options: Options, known: Format, reading: 
         return matches[0]
     position, stated = _position(label, options, known, reading)
     if known.answer_text and (known.answer_text in cells or known.answer_text.split(INTO)[0] in cells):
-        stated = text_at(cells, known.answer_text)
+        stated = text_at(cells, known.answer_text, joined=True)
     elif not stated:
         matches = [] if known.letters else matches_of(clean_text(label), options.texts)
         if len(matches) == 1 and matches != [position] and reading == LETTER:  # blood groups: O, A, B, AB
@@ -131,7 +138,7 @@ def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where:
 def _label(cells: Mapping[str, Any], known: Format) -> str:
     """The cell of the answer, "" if it is not text."""
     try:
-        return text_at(cells, known.answer).strip()
+        return text_at(cells, known.answer, joined=True).strip()
     except RejectedRow:
         return ""
 

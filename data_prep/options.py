@@ -88,11 +88,17 @@ def _are_letters(texts: Iterable[str]) -> bool:
     return letters == list(LETTERS[: len(letters)])
 
 
+def _count(texts: Sequence[str]) -> bool:
+    """Are these the letters of as many options, or their numbers from 0 or 1?"""
+    numbers = [sorted(str(first + number) for number in range(len(texts))) for first in (0, 1)]
+    return _are_letters(texts) or sorted(texts) in numbers
+
+
 def _of_objects(items: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[str], list[bool]]:
     """(texts, keys, marks) of a list of objects, one an option."""
     named = {name: None for item in items for name in item}
-    letters = [name for name in named if _are_letters(str(item.get(name, "")) for item in items)]
-    text = _by_name({name: None for name in named if name not in letters}, TEXT_NAMES) or _by_name(named, TEXT_NAMES)
+    counting = [name for name in named if _count([str(item.get(name, "")) for item in items])]
+    text = _by_name({name: None for name in named if name not in counting}, TEXT_NAMES) or _by_name(named, TEXT_NAMES)
     key = _by_name({name: None for name in named if name != text}, KEY_NAMES)
     right = _by_name(named, RIGHT_NAMES)
     if text is None or any(name not in item for item in items for name in (text, key) if name):
@@ -120,6 +126,9 @@ def _of_value(value: Any) -> tuple[list[Any], list[str], list[bool]]:
             raise RejectedRow("the options' letters and texts are not equally many")
         value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
     if isinstance(value, Mapping):
+        of_letters = [len(key.strip(" ().:")) == 1 for key in value]
+        if any(of_letters) and not all(of_letters):  # an explanation, or the answer
+            raise RejectedRow("beside letters, the object of its options has other keys")
         return list(value.values()), list(value), []
     if value and all(isinstance(item, list) and len(item) == 2 for item in value):  # (letter, text)
         value = [{"key": item[0], "text": item[1]} for item in value]

@@ -154,15 +154,24 @@ def _fault(error: csv.Error, first: int) -> str:
 
 
 def _holds_rows(cells: list[str], delimiter: str) -> bool:
-    """Are inner lines of a cell rows of their own: as many cells, in all or without white space in the outer two?
+    """Does a cell hold the end of its row, further rows, and the beginning of the row in which its quote was closed?
 
-    In PMC-VQA the outer two cells are a path and a label. Three cells or fewer may be commas of a sentence.
+    Between the rows, no white space follows a delimiter, as it does in a sentence. An inner line can also be a row of
+    as many cells, of which the outer two (path, label) have no white space, and another one has.
     """
-    for cell in cells:
-        lines = [next(csv.reader([line], delimiter=delimiter), []) for line in cell.splitlines()[1:-1] if line.strip()]
-        rows = [row for row in lines if len(row) == len(cells)]
-        if any(len(row[0].split()) < 2 and len(row[-1].split()) < 2 for row in rows):
+
+    def split(line: str) -> list[str]:
+        return next(csv.reader([line], delimiter=delimiter), [])
+
+    for place, cell in enumerate(cells):
+        lines = cell.splitlines()
+        if len(lines) < 2:
+            continue
+        outer = [split(lines[0]), split(lines[-1])]
+        spaced = any(part[:1].isspace() for parts in outer for part in parts)
+        if [len(parts) for parts in outer] == [len(cells) - place, place + 1] and not spaced:
             return True
-        if rows == lines != [] and len(cells) > 3:
+        rows = [row for line in lines[1:-1] if len(row := split(line)) == len(cells)]
+        if any(len(row[0].split()) < 2 and len(row[-1].split()) < 2 and " " in "".join(row) for row in rows):
             return True
     return False

@@ -201,6 +201,17 @@ def test_the_right_option_may_be_marked(case):
             gold_of(cells, read_options(cells | {"o": wrong}, known)[1], known, MARK)
 
 
+def test_a_mark_that_contradicts_the_answer_rejects_the_row():
+    cells = rows_of(["green"], MARKED["objects"])[0]
+    assert golds([cells]) == [1]
+    with pytest.raises(RejectedRow, match="another option than the marked one"):
+        golds([cells | {"a": "red"}])
+
+
+def test_an_answer_may_be_a_list_of_one():
+    assert golds([row | {"a": [row["a"]]} for row in rows_of(FIVE)]) == [0, 1, 2, 3, 4]
+
+
 def of_medmcqa(cops):
     return [
         {"question": "Which?", **dict(zip(("opa", "opb", "opc", "opd"), FIVE, strict=False)), "cop": c} for c in cops

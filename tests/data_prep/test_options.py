@@ -82,6 +82,7 @@ FAULTS = {
     "lines and more": ("Pick one:\nA. red\nB. green", "neither a list nor lines"),
     "broken JSON": ('["red", "green"', "neither a list nor lines"),
     "a key twice in JSON": ('{"A": "red", "A": "green"}', "a key stands twice"),
+    "letters and an explanation": ({"A": "red", "B": "green", "explanation": "B, because"}, "beside letters"),
     "a list in a list": ([["red"], ["green"]], "an option is not text"),
     "a list with a gap": (["red", "", "blue", None], "an option is empty"),
     "objects of two kinds": ([{"text": "red"}, {"value": "green"}], "an option is an object without a text"),
