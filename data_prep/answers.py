@@ -62,9 +62,6 @@ def _answered_option(cells: Mapping[str, Any], options: Options, known: Format, 
     if known.answer_text and (known.answer_text in cells or known.answer_text.split(INTO)[0] in cells):
         stated = text_at(cells, known.answer_text, joined=True)
     elif not stated:
-        matches = [] if known.letters else matches_of(clean_text(label), options.texts)
-        if len(matches) == 1 and matches != [position] and reading == LETTER:  # blood groups: O, A, B, AB
-            raise RejectedRow("the answer is the letter of one option and the text of another")
         return reconcile_without_text(position, options.printed)
     return reconcile(position, _cleaned(stated, options, known), options.printed, options.texts)
 
@@ -72,7 +69,7 @@ def _answered_option(cells: Mapping[str, Any], options: Options, known: Format, 
 def _position(label: str, options: Options, known: Format, reading: str) -> tuple[int, str]:
     """(index of the option that a letter, number or key names, the text that stands behind the letter or "")."""
     count = len(options.texts)
-    if options.keys and (key := clean_text(label).upper()) in options.keys:
+    if reading in (KEY, LETTER) and options.keys and (key := clean_text(label).upper()) in options.keys:
         return options.keys.index(key), ""
     if reading == KEY:
         raise RejectedRow(f"{known.answer} is the key of no option")

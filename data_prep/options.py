@@ -152,7 +152,7 @@ def read_options(cells: Mapping[str, Any], known: Format) -> tuple[str | None, O
     else:
         texts, keys = [text_at(cells, name) for name in known.options], [*known.options]
         keys = [] if _are_letters(keys) else keys
-    while not known.option_count and texts and _is_filler(texts[-1]):  # of a row with fewer options than others
+    while not known.option_count and texts and isinstance(texts[-1], str) and not texts[-1].strip():  # as others have
         texts, keys, marks = texts[:-1], keys[: len(texts) - 1], marks[: len(texts) - 1]
     if not all(isinstance(text, str) for text in texts):
         raise RejectedRow("an option is not text")
@@ -161,10 +161,6 @@ def read_options(cells: Mapping[str, Any], known: Format) -> tuple[str | None, O
     if not MIN_OPTIONS <= len(texts) <= len(LETTERS):
         raise RejectedRow(f"the row has {len(texts)} options, not {MIN_OPTIONS} to {len(LETTERS)}")
     return question, _cleaned(texts, keys, marks, known)
-
-
-def _is_filler(text: Any) -> bool:
-    return isinstance(text, str) and text.strip().lower() in ("", "nan")
 
 
 def _cleaned(texts: list[str], keys: list[str], marks: list[bool], known: Format) -> Options:

@@ -119,6 +119,14 @@ def test_cells_of_parquet_and_saved_data_sets_come_back_as_they_were_written(tmp
         assert next(table.rows({"number"})) == {"number": 1}
 
 
+def test_numbers_of_32_bits_keep_their_digits(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"question": pa.array([0.1, None, 2.0], pa.float32())}), tmp_path / "t.parquet")
+    assert [row[0] for row in read(tmp_path / "t.parquet")[1]] == ["0.1", "", "2.0"]
+
+
 def test_numbers_and_truth_values_of_json_stay_as_they_are_written(tmp_path):
     (tmp_path / "t.json").write_text('[{"question": 001.50, "A": 1}]'.replace("001.50", "1.50"))
     assert read(tmp_path / "t.json")[1] == [["1.50", "1", None, None]]

@@ -48,7 +48,7 @@ def test_options_in_one_column(case):
 
 def test_options_in_columns_of_their_own_may_be_fewer_in_some_rows():
     known = parse_columns("question=q, options=A,B,C,D,E, answer=a")
-    cells = {"q": "Which?", "A": "red", "B": " green ", "C": "blue", "D": "nan", "E": " "}
+    cells = {"q": "Which?", "A": "red", "B": " green ", "C": "blue", "D": "", "E": " "}
     assert read_options(cells, known)[1].texts == TEXTS
     gap = read_options(cells | {"D": "", "E": "white"}, known)[1].texts
     assert gap == (*TEXTS, "", "white")  # the empty one between is a fault of the row, which is rejected later
