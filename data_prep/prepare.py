@@ -133,6 +133,24 @@ def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
     return facts
 
 
+def counts_of_options(
+    args: argparse.Namespace, reading: Reading, sources: list[Source], counts: Counter, too_long: dict[str, int]
+) -> dict[str, Any]:
+    """What the report counts only where an option asks for it; `counts` are those of `write_splits`."""
+    counted: dict[str, Any] = {}
+    if args.shuffle_choices:
+        counted["not_shuffled"] = counts["not shuffled"]
+    if args.max_length:
+        counted["longer_than_max_length"] = too_long
+    if args.keep_for_evaluation:
+        counted["kept_for_evaluation"] = counts["repeats an option"]
+    if args.add_reasoning or any(source.format.rationale for source in sources):
+        counted["rationales"] = int(reading.has_reasoning.sum())
+        if isinstance(worker.rationales, dict):
+            counted["rationales_unused"] = len(worker.rationales) - counted["rationales"]
+    return counted
+
+
 def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> dict[str, Any]:
     """Write the prepared data set into `folder`; returns the report.
 
@@ -182,16 +200,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         report["overlap_with"] = count_by_kind(shared, benchmark_files(args.check_against))
         names = [*SPLITS, "left out"]  # the last for LEFT_OUT, -1
         write_overlaps(folder / "overlaps.csv", ((names[split_of[overlap.row]], overlap) for overlap in shared))
-    if args.shuffle_choices:
-        report["not_shuffled"] = counts["not shuffled"]
-    if args.max_length:
-        report["longer_than_max_length"] = too_long
-    if args.keep_for_evaluation:
-        report["kept_for_evaluation"] = counts["repeats an option"]
-    if args.add_reasoning or any(source.format.rationale for source in sources):
-        report["rationales"] = int(reading.has_reasoning.sum())
-        if isinstance(worker.rationales, dict):
-            report["rationales_unused"] = len(worker.rationales) - report["rationales"]
+    report |= counts_of_options(args, reading, sources, counts, too_long)
     write_rejected(folder / "rejected.csv", reading.rejected)
     write_report(folder, report, measures, examples(heads, sources), sources)
     return report
