@@ -27,6 +27,10 @@ HEAD = 1_000  # rows that show whether answers are letters, numbers or texts
 MOST = 0.9  # of these rows must agree
 
 
+class Undecided(UserError):
+    """A column of numbers does not show whether they count from 0 or from 1."""
+
+
 def how_to_say(known: Format) -> str:
     """What to do where a column of answers can be read in two ways."""
     command = f' (--format {known.name} --columns "answer_is={FROM_0}")' if known.name in FORMATS else ""
@@ -39,7 +43,14 @@ def gold_of(cells: Mapping[str, Any], options: Options, known: Format, reading: 
         if sum(options.marked) != 1:
             raise RejectedRow("not exactly one option is marked as the right one")
         return options.marked.index(True)
-    label = text_at(cells, known.answer)
+    gold = _answered_option(cells, options, known, reading)
+    if any(options.marked) and not options.marked[gold]:
+        raise RejectedRow("the answer is another option than the marked one")
+    return gold
+
+
+def _answered_option(cells: Mapping[str, Any], options: Options, known: Format, reading: str) -> int:
+    label = text_at(cells, known.answer, joined=True)
     if known.no_answer and label.strip() == known.no_answer:
         raise RejectedRow("the row has no answer")
     if reading == TEXT:
@@ -49,7 +60,7 @@ def gold_of(cells: Mapping[str, Any], options: Options, known: Format, reading: 
         return matches[0]
     position, stated = _position(label, options, known, reading)
     if known.answer_text and (known.answer_text in cells or known.answer_text.split(INTO)[0] in cells):
-        stated = text_at(cells, known.answer_text)
+        stated = text_at(cells, known.answer_text, joined=True)
     elif not stated:
         return reconcile_without_text(position, options.printed)
     return reconcile(position, _cleaned(stated, options, known), options.printed, options.texts)
@@ -58,11 +69,13 @@ def gold_of(cells: Mapping[str, Any], options: Options, known: Format, reading: 
 def _position(label: str, options: Options, known: Format, reading: str) -> tuple[int, str]:
     """(index of the option that a letter, number or key names, the text that stands behind the letter or "")."""
     count = len(options.texts)
+    if reading in (KEY, LETTER) and options.keys and (key := clean_text(label).upper()) in options.keys:
+        return options.keys.index(key), ""
     if reading == KEY:
-        if clean_text(label) not in options.keys:
-            raise RejectedRow(f"{known.answer} is the key of no option")
-        return options.keys.index(clean_text(label)), ""
+        raise RejectedRow(f"{known.answer} is the key of no option")
     if reading in (FROM_0, FROM_1) and (number := number_of(label)) is not None:
+        if not options.in_order:
+            raise RejectedRow("a number, and the options are not in the order of their letters")
         first = int(reading == FROM_1)
         if not first <= number < first + count:
             raise RejectedRow(f"{known.answer} is not one of {', '.join(map(str, range(first, first + count)))}")
@@ -74,7 +87,10 @@ def _position(label: str, options: Options, known: Format, reading: str) -> tupl
 def _cleaned(answer: str, options: Options, known: Format) -> str:
     """The text of an answer, cleaned as the options were."""
     text = clean_choice(answer, len(options.texts))[1] if known.letters else clean_text(answer)
-    return text if text in options.texts else options.clean(answer)[1]
+    for cleaned in (text, options.clean(answer)[1], typed_choice(answer, len(options.texts))[1]):
+        if cleaned in options.texts:
+            return cleaned
+    return options.clean(answer)[1]
 
 
 def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where: str) -> str:
@@ -82,7 +98,7 @@ def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where:
 
     Letters and texts show in the first rows. Numbers count from 0 if 0 occurs and the number of options never, from 1
     if it is the other way round, in the column from its first row to its last. Raises `UserError`, which begins with
-    `where`, if both readings fit, or neither does.
+    `where`, if both readings fit, and `Undecided` if neither does.
     """
     if known.answer_is in READINGS or not known.answer:
         return known.answer_is or MARK
@@ -91,18 +107,23 @@ def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where:
         # Rows without options that can be read: the first pass rejects them, with the reason.
         labels = Counter(_label(cells, known) for cells in rows())
         return NONE if labels and set(labels) <= {"", known.no_answer} else LETTER
-    texts = 0
-    if known.answer_is != POSITION:
-        texts = sum(len(matches_of(_cleaned(label, options, known), options.texts)) == 1 for label, options in head)
-    if sum(clean_text(label) in options.keys for label, options in head) >= MOST * len(head):
+    rest = [(label, options) for label, options in head if clean_text(label).upper() not in options.keys]
+    if len(rest) <= (1 - MOST) * len(head):
         return KEY
-    numbers = sum(number_of(label) is not None for label, _ in head)
-    letters = sum(_readable(label, options, known) for label, options in head)
-    if texts >= MOST * len(head) and max(letters, numbers) >= MOST * len(head):
+    texts = [_index(label, options, known, TEXT) for label, options in rest if known.answer_is != POSITION]
+    letters = [_index(label, options, known, LETTER) for label, options in rest]
+    numbers = [0 <= (number_of(label) or -1) <= len(options.texts) or number_of(label) == 0 for label, options in rest]
+    places = max(len(rest) - letters.count(None), sum(numbers))
+    if len(texts) - texts.count(None) >= MOST * len(rest) and places >= MOST * len(rest):
+        if letters == texts:  # "B. green", of options with their letters
+            return LETTER
         what = f"{where}: {known.answer} can be the place or the text of the right option"
         raise UserError(f"{what}: {how_to_say(known)}")
-    if numbers <= len(head) / 2:
-        return LETTER if letters >= texts else TEXT
+    if sum(numbers) <= len(rest) / 2:
+        return LETTER if len(rest) - letters.count(None) >= len(texts) - texts.count(None) else TEXT
+    if known.fixed_options:
+        what = f"{where}: {known.answer} holds numbers, and 1 may be the first or the second of {known.fixed_options}"
+        raise UserError(f"{what}: {how_to_say(known)}")
     if known.answer_text:
         agree = {reading: _agreeing(known, reading, islice(rows(), HEAD)) for reading in (FROM_0, FROM_1)}
         best = max(agree, key=agree.__getitem__)
@@ -114,7 +135,7 @@ def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where:
 def _label(cells: Mapping[str, Any], known: Format) -> str:
     """The cell of the answer, "" if it is not text."""
     try:
-        return text_at(cells, known.answer).strip()
+        return text_at(cells, known.answer, joined=True).strip()
     except RejectedRow:
         return ""
 
@@ -131,11 +152,15 @@ def _answered(known: Format, rows: Iterable[Mapping[str, Any]]) -> Iterator[tupl
             continue
 
 
-def _readable(label: str, options: Options, known: Format) -> bool:
+def _index(label: str, options: Options, known: Format, reading: str) -> int | None:
+    """Index of the option that the answer names as its text or by a letter, or None."""
+    if reading == TEXT:
+        matches = matches_of(_cleaned(label, options, known), options.texts)
+        return matches[0] if len(matches) == 1 else None
     try:
-        return _position(label, options, known, LETTER)[0] >= 0
+        return _position(label, options, known, reading)[0]
     except RejectedRow:
-        return False
+        return None
 
 
 def _agreeing(known: Format, reading: str, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -164,5 +189,5 @@ def _counted(known: Format, rows: Iterable[Mapping[str, Any]], where: str) -> st
     if zeros and lasts:
         raise UserError(f"{what}, so some rows count from 0 and some from 1: write letters instead")
     if not zeros and not lasts:
-        raise UserError(f"{what}, so it may count from 0 or from 1: {how_to_say(known)}")
+        raise Undecided(f"{what}, so it may count from 0 or from 1: {how_to_say(known)}")
     return FROM_0 if zeros else FROM_1

@@ -48,7 +48,16 @@ def parse_arguments(description: str) -> argparse.Namespace:
     output.add_argument("--num_proc", type=int, default=usable_cores(), help="processes; any number, same bytes")
     output.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
+    _check(args)
+    args.wanted = wanted_format(args.format, args.columns)
+    if args.require_reasoning and not (args.add_reasoning or (args.wanted and args.wanted.rationale)):
+        raise UserError("--require_reasoning: name the rationales with --add_reasoning")
+    args.answer_format = OPEN if args.no_choices else args.answer_format or DEFAULT_ANSWER_FORMAT
+    return args
 
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for an option that is wrong by itself or beside another one."""
     for option, value in vars(args).items():
         if value == "":
             raise UserError(f"--{option} is empty: is a variable of your shell unset?")
@@ -62,9 +71,6 @@ def parse_arguments(description: str) -> argparse.Namespace:
         raise UserError("--dev_size cannot be negative, --max_rejected is a share from 0 to 1")
     if args.no_choices and (args.answer_format not in (None, "text") or args.shuffle_choices):
         raise UserError("--no_choices shows no options: leave out --shuffle_choices and --answer_format")
-    args.wanted = wanted_format(args.format, args.columns)
-    if args.require_reasoning and not (args.add_reasoning or (args.wanted and args.wanted.rationale)):
-        raise UserError("--require_reasoning: name the rationales with --add_reasoning")
     if args.max_length and not args.pretokenize:
         raise UserError("--max_length counts tokens: name the model with --pretokenize")
     if args.tokenizer and args.pretokenize and args.tokenizer != args.pretokenize:
@@ -73,8 +79,6 @@ def parse_arguments(description: str) -> argparse.Namespace:
         raise UserError("--chat_template: name the model with --tokenizer or --pretokenize")
     if args.public and not args.push_to_hub:
         raise UserError("--public goes with --push_to_hub")
-    args.answer_format = OPEN if args.no_choices else args.answer_format or DEFAULT_ANSWER_FORMAT
-    return args
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from yaml.constructor import BaseConstructor
 
 from sft.common.command import UserError
-from sft.common.prompts import LETTERS
+from sft.common.prompts import LETTERS, MIN_OPTIONS
 from sft.common.unique_keys import UniqueKeys
 
 # How answers can name the right option, where a format states it instead of leaving it to the column.
@@ -59,11 +59,23 @@ class Format:
         return tuple(dict.fromkeys(path.split(INTO)[0] for path in (*self.question, *self.options, *single) if path))
 
     @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns without which a row is no question."""
+        named = (*self.question, *(self.options if len(self.options) == 1 else ()), self.answer)
+        return tuple(path.split(INTO)[0] for path in named if path)
+
+    @property
     def optional(self) -> tuple[str, ...]:
         """The columns that are read where they are there."""
         return tuple(name for name in self.named if name not in self.columns)
 
 
+# What files and columns call the splits. What is called an evaluation set is not trained on.
+SPLIT_NAMES = {
+    "test": {"test", "tests", "testset", "testing", "eval", "evaluation", "holdout", "heldout"},
+    "dev": {"dev", "devel", "development", "val", "valid", "validation"},
+    "train": {"train", "trainset", "training"},
+}
 UNNAMED = Format("columns", "own questions")  # what --columns begins with
 # Keys that name one column, several, or hold words.
 SINGLE = ("answer", "answer_text", "id", "group", "split", "rationale", "caption", "figure")
@@ -85,7 +97,7 @@ def made(name: str, keys: Mapping[str, Any], where: str, base: Format | None = N
         items = value if isinstance(value, list) else [value]
         if key == "option_count":
             if not (isinstance(value, str) and value.isdecimal()):
-                raise UserError(f"{where}: option_count {value}: give a number from 2 to {len(LETTERS)}")
+                raise UserError(f"{where}: option_count {value}: give a number from {MIN_OPTIONS} to {len(LETTERS)}")
             values[key] = int(value)
         elif not items or not all(isinstance(item, str) and item.strip() for item in items):
             raise UserError(f"{where}: {key} {value}: give the names of columns")
@@ -112,10 +124,15 @@ def _fault(known: Format) -> str:
     """Why this is not a format that can be read, or ""."""
     if not known.question:
         return "question is not given: name the column that holds it, as in question=stem"
-    if not 2 <= (known.option_count or 2) <= len(LETTERS) or (known.fixed_options and len(known.fixed_options) < 2):
-        return f"a question has 2 to {len(LETTERS)} options"
-    if len(known.options) > len(LETTERS) or len(known.fixed_options) > len(LETTERS):
-        return f"{len(known.options or known.fixed_options)} options: a question has at most {len(LETTERS)}"
+    count = known.option_count or (len(known.fixed_options) if known.fixed_options else MIN_OPTIONS)
+    if not MIN_OPTIONS <= count <= len(LETTERS):
+        return f"a question has {MIN_OPTIONS} to {len(LETTERS)} options"
+    if len(known.options) > len(LETTERS):
+        return f"{len(known.options)} options: a question has at most {len(LETTERS)}"
+    letters = [name[-1].upper() for name in known.options]
+    of_letters = len({name[:-1].lower() for name in known.options}) == 1 < len(letters) and set(letters) <= {*LETTERS}
+    if of_letters and letters != list(LETTERS[: len(letters)]):  # a label could mean the letter or the place
+        return f"options are the columns of {', '.join(letters)}: name them in order, from A"
     if known.options and known.fixed_options:
         return "options and fixed_options are both given: the first names columns, the second the options themselves"
     if not known.answer and (known.answer_text or known.answer_is or known.fixed_options):
@@ -199,11 +216,20 @@ def match(columns: Sequence[str], formats: Iterable[Format]) -> tuple[Format, tu
     return None
 
 
+def _words(name: str) -> set[str]:
+    """The words of a name, in lower case: of "PMCVQATest 2" pmcvqa and test."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
 def split_named(name: str) -> str:
-    """The split that a file or a column calls by one of the usual names, or "" if it calls none."""
-    words = re.split(r"[^a-z]+", name.lower())
-    if "test" in words:
+    """The split that a file calls by one of the usual names, or "" if it calls none. Of several, the held-out one."""
+    words = _words(name)
+    if words & SPLIT_NAMES["test"]:
         return "test_clean" if "clean" in words else "test"
-    if {"dev", "val", "valid", "validation"} & set(words):
-        return "dev"
-    return "train" if "train" in words else ""
+    return next((split for split in ("dev", "train") if words & SPLIT_NAMES[split]), "")
+
+
+def split_of(cell: str) -> str:
+    """The split that a cell names, or "" if it names none, several, or says more ("not test")."""
+    words = _words(cell) - {"set", "split", "clean"}
+    return split_named(cell) if any(words and words <= names for names in SPLIT_NAMES.values()) else ""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.answers import LETTER, NONE, judge
+from data_prep.answers import FROM_0, FROM_1, LETTER, NONE, Undecided, judge
 from data_prep.arguments import options_of, parse_arguments
 from data_prep.first_rows import mapping_of, print_understood
 from data_prep.formats import FORMATS
@@ -133,6 +133,24 @@ def facts_of(source: Source, counts: Counter) -> dict[str, Any]:
     return facts
 
 
+def counts_of_options(
+    args: argparse.Namespace, reading: Reading, sources: list[Source], counts: Counter, too_long: dict[str, int]
+) -> dict[str, Any]:
+    """What the report counts only where an option asks for it; `counts` are those of `write_splits`."""
+    counted: dict[str, Any] = {}
+    if args.shuffle_choices:
+        counted["not_shuffled"] = counts["not shuffled"]
+    if args.max_length:
+        counted["longer_than_max_length"] = too_long
+    if args.keep_for_evaluation:
+        counted["kept_for_evaluation"] = counts["repeats an option"]
+    if args.add_reasoning or any(source.format.rationale for source in sources):
+        counted["rationales"] = int(reading.has_reasoning.sum())
+        if isinstance(worker.rationales, dict):
+            counted["rationales_unused"] = len(worker.rationales) - counted["rationales"]
+    return counted
+
+
 def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> dict[str, Any]:
     """Write the prepared data set into `folder`; returns the report.
 
@@ -182,16 +200,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         report["overlap_with"] = count_by_kind(shared, benchmark_files(args.check_against))
         names = [*SPLITS, "left out"]  # the last for LEFT_OUT, -1
         write_overlaps(folder / "overlaps.csv", ((names[split_of[overlap.row]], overlap) for overlap in shared))
-    if args.shuffle_choices:
-        report["not_shuffled"] = counts["not shuffled"]
-    if args.max_length:
-        report["longer_than_max_length"] = too_long
-    if args.keep_for_evaluation:
-        report["kept_for_evaluation"] = counts["repeats an option"]
-    if args.add_reasoning or any(source.format.rationale for source in sources):
-        report["rationales"] = int(reading.has_reasoning.sum())
-        if isinstance(worker.rationales, dict):
-            report["rationales_unused"] = len(worker.rationales) - report["rationales"]
+    report |= counts_of_options(args, reading, sources, counts, too_long)
     write_rejected(folder / "rejected.csv", reading.rejected)
     write_report(folder, report, measures, examples(heads, sources), sources)
     return report
@@ -202,10 +211,20 @@ def with_answers(sources: list[Source]) -> list[Source]:
 
     Raises `UserError` if a column of answers does not show how it is to be read, or no source with answers is left.
     """
-    judged = []
+    found: dict[str, str | Undecided] = {}
     for source in sources:
         where = str(source.path) if source.path.name == source.name else f"{source.path}, {source.name}"
-        judged.append(replace(source, answers=judge(source.format, source.readable, where)))
+        try:
+            found[source.name] = judge(source.format, source.readable, where)
+        except Undecided as error:
+            found[source.name] = error
+    for source in sources:  # a small file may be too small to show what the others of its format show
+        if isinstance(found[source.name], Undecided):
+            others = {found[other.name] for other in sources if other.format == source.format} & {FROM_0, FROM_1}
+            if len(others) != 1:
+                raise found[source.name]
+            found[source.name] = others.pop()
+    judged = [replace(source, answers=found[source.name]) for source in sources]
     for source in judged:
         if source.answers == NONE:
             what = f"{source.name}: no row has an answer in {source.format.answer}"

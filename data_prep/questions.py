@@ -12,8 +12,9 @@ from sft.common.prompts import LETTERS, clean_text
 from sft.common.table import RejectedRow
 
 _ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
-_LETTER = re.compile(rf"[\W_]*(?:(?:option|choice|answer)[\W_]*)?([{LETTERS}])[\W_]*", re.IGNORECASE)
-_NUMBER = re.compile(r"\s*(-?\d{1,9})(?:\.0+)?\s*")
+_NAMED = r"[\W_]*(?:(?i:option|choice|answer)[\W_]*)?"
+_LETTER = re.compile(rf"{_NAMED}([{LETTERS}{LETTERS.lower()}])[\W_]*")
+_NUMBER = re.compile(r"\s*(?:(?i:option|choice|answer)[\s_.:]*)?[\s(\[]*(-?\d{1,9})(?:\.0+)?[\s.:)\]]*")
 _PUNCTUATION = str.maketrans("", "", " .,;:!?'\"()[]{}")
 # An answer that holds one would be cut: chat templates take everything up to the last closing tag as thoughts.
 THINK_TAGS = ("<think>", "</think>")
@@ -82,7 +83,7 @@ def matches_of(answer: str, choices: Sequence[str]) -> list[int]:
     """Indices of the options that an answer's text equals: exactly, or else typed differently."""
     wanted = comparable(answer)
     exact = [index for index, choice in enumerate(choices) if choice == answer]
-    return exact or [index for index, choice in enumerate(choices) if comparable(choice) == wanted]
+    return exact or [index for index, choice in enumerate(choices) if wanted and comparable(choice) == wanted]
 
 
 def reconcile(position: int, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:

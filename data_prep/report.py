@@ -13,7 +13,7 @@ from data_prep.rows import id_of
 from data_prep.sources import Source, cells_of
 from sft.common.command import write_json
 from sft.common.display import render
-from sft.common.prompts import LETTERS, chance, longest_option
+from sft.common.prompts import LETTERS, chance, longest_option, majority_letter
 
 TEMPLATES = Path(__file__).with_name("templates")
 BARS = 40  # of the chart of lengths
@@ -31,8 +31,7 @@ def characters(row: dict[str, Any]) -> int:
 class Measures(NamedTuple):
     """Sums over the rows of a split; those of two parts can be added."""
 
-    options: Counter  # rows by number of options
-    letters: Counter  # rows by letter of the right option
+    golds: Counter  # rows by (number of options, index of the right one)
     longest_right: int  # rows whose longest option (the first of equals) is the right one
     lengths: Counter  # rows by length, in tokens or else in characters
     reasoned: int  # rows with a rationale
@@ -40,8 +39,7 @@ class Measures(NamedTuple):
     @classmethod
     def of(cls, rows: list[dict[str, Any]]) -> "Measures":
         return cls(
-            options=Counter(len(row["choices"]) for row in rows),
-            letters=Counter(LETTERS[row["gold"]] for row in rows),
+            golds=Counter((len(row["choices"]), row["gold"]) for row in rows),
             longest_right=sum(longest_option(row["choices"]) == row["gold"] for row in rows),
             lengths=Counter(len(row["input_ids"]) if "input_ids" in row else characters(row) for row in rows),
             reasoned=sum(bool(row["completion"][0]["reasoning_content"]) for row in rows),
@@ -52,22 +50,26 @@ class Measures(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return self.letters.total()
+        return self.golds.total()
 
     def statistics(self) -> dict[str, Any]:
         """Letters, floors (accuracy without reading the question) and length quantiles, for report.json."""
         import numpy as np
 
+        options, letters = Counter(), Counter()
+        for (count, gold), rows in self.golds.items():
+            options[count] += rows
+            letters[LETTERS[gold]] += rows
         lengths = np.repeat(list(self.lengths), list(self.lengths.values()))
         quantiles = np.quantile(lengths, list(QUANTILES.values()), method="inverted_cdf").tolist()
         return {
             "rows": self.rows,
             "with_reasoning": self.reasoned,
-            "letters": {letter: self.letters[letter] for letter in LETTERS[: max(self.options)]},
+            "letters": {letter: letters[letter] for letter in LETTERS[: max(options)]},
             "floors": {
-                "majority_letter": max(self.letters.values()) / self.rows,
+                "majority_letter": majority_letter(self.golds),
                 "longest_option": self.longest_right / self.rows,
-                **chance(self.options),
+                **chance(options),
             },
             "lengths": dict(zip(QUANTILES, quantiles, strict=True)),
         }

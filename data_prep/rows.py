@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_prep.answers import gold_of
-from data_prep.formats import Format, split_named
+from data_prep.formats import Format, split_of
 from data_prep.options import Options, read_options, text_at
 from data_prep.questions import Question, RejectedRow, check_text, comparable
 from sft.common.prompts import clean_text
@@ -31,7 +31,7 @@ def read_row(
     figure = clean_text(text_at(cells, known.figure)) if known.figure else ""
     before, options = read_options(cells, known)
     question = _question_text(cells, known, before, options)
-    stated = split_named(clean_text(text_at(cells, known.split))) if known.split else ""
+    stated = split_of(clean_text(text_at(cells, known.split))) if known.split else ""
     check_text(question, options.texts, may_repeat and (split or stated or "train") != "train")
     gold = gold_of(cells, options, known, reading)
     if known.split and not (split or stated):
@@ -50,7 +50,7 @@ def read_row(
         choices=options.texts,
         gold=gold,
         caption=clean_text(text_at(cells, known.caption)) if known.caption else "",
-        reasoning=text_at(cells, known.rationale) if known.rationale else "",
+        reasoning=text_at(cells, known.rationale, joined=True) if known.rationale else "",
         uncut_figure=_CUT_FIGURE.sub(r"\1\2", figure) if known.figures == "cut" else figure,
     )
 

@@ -67,7 +67,7 @@ def cells_of(raw: Any, source: Source) -> Mapping[str, Any]:
     """The cells of one row by column: texts, or lists and objects of texts. Raises `RejectedRow`."""
     table = source.tables[0]
     cells = table.cells(raw)
-    if isinstance(table, JsonTable) and not all(column in cells for column in source.format.columns):
+    if isinstance(table, JsonTable) and not all(column in cells for column in source.format.needed):
         raise RejectedRow("line lacks a column of its format")
     return cells
 
@@ -81,7 +81,7 @@ def find_sources(
     text files that do not show theirs. Prints which others are there. Raises `UserError` if nothing is there, for a
     file of no known format, if none has the wanted format, for two files of one name, or for a Hub id without commit.
     """
-    path = Path(place)
+    path, own = Path(place), wanted if wanted and FORMATS.get(wanted.name) != wanted else None
     is_saved = path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
     if path.exists() and revision:
         raise UserError(f"--revision {revision} is for a data set on the Hub, and {place} is here on the disk")
@@ -89,9 +89,7 @@ def find_sources(
         raise UserError(f"--config {config} is for a folder with several parts, or an id on the Hub")
     if is_saved:
         tables = saved_tables(path, split_named(path.name) or "train")
-        every = [
-            _source(table.split, table.split, (table,), f"{path}, split {table.split}", wanted) for table in tables
-        ]
+        every = [_source(table.split, table.split, (table,), f"{path}, split {table.split}", own) for table in tables]
     else:
         if (path / "report.json").is_file() and (path / "rejected.csv").is_file():
             raise UserError(f"--dataset_path {path} is prepared already: give the folder that it was made from")
@@ -101,7 +99,7 @@ def find_sources(
             files = _chosen(_files_in(path, config), config, wanted, place)
         else:
             path, files = _download(place, wanted, revision, config)
-        every = list(_sources(path, files, wanted, encoding))
+        every = list(_sources(path, files, own, encoding))
     sources = [source for source in every if wanted in (None, source.format)]
     if not sources:
         there = ", ".join(f"{source.name} ({source.format.title})" for source in every)
@@ -119,12 +117,12 @@ def find_sources(
 
 
 def _is_table(file: PurePath) -> bool:
-    return file.suffix.lower() in KINDS
+    return file.suffix.lower() in KINDS and file.name not in DESCRIPTIONS
 
 
 def _readable(folder: Path, files: Sequence[PurePath], folders: Sequence[PurePath] = ()) -> list[PurePath]:
     """The files that are read. Prints which tables and folders are not; raises `UserError` if there are none."""
-    tables = [file for file in files if _is_table(file) and file.name not in DESCRIPTIONS]
+    tables = [file for file in files if _is_table(file)]
     others = [file for file in files if file.suffix.lower() in OTHER_ENDINGS]
     if not tables:
         there = f", but {', '.join(map(str, (*files, *folders)[:5]))}" if files or folders else ""
@@ -150,7 +148,7 @@ def _files_in(folder: Path, config: str | None) -> list[PurePath]:
 
     here = visible(folder.iterdir())
     files, folders = ([name for name in here if (folder / name).is_dir() == is_dir] for is_dir in (False, True))
-    if config or not any(_is_table(name) and name.name not in DESCRIPTIONS for name in files):
+    if config or not any(_is_table(name) for name in files):
         within = [name for name in visible(folder.rglob("*")) if (folder / name).is_file() and len(name.parts) > 1]
         if any(map(_is_table, within)):
             return _readable(folder, within)
@@ -202,22 +200,22 @@ def _download(
     if wanted and wanted.hub_files:
         files = [PurePath(name) for name in wanted.hub_files]
     else:
-        with loading_errors(f"{place} cannot be had from the Hub at {revision}"):
+        with loading_errors(f"{place} cannot be fetched from the Hub at {revision}"):
             names = list_repo_files(place, repo_type="dataset", revision=revision)
         formats = [known.name for known in FORMATS.values() if known.hub_files and {*known.hub_files} <= {*names}]
         if len(formats) > 1:
             raise UserError(f"{place} holds several formats: choose one with --format: {', '.join(formats)}")
         files = [PurePath(name) for name in sorted(names) if name[0] != "." and "/." not in name]
-        beside = [file for file in files if len(file.parts) == 1 and _is_table(file) and file.name not in DESCRIPTIONS]
+        beside = [file for file in files if len(file.parts) == 1 and _is_table(file)]
         within = [file for file in files if len(file.parts) > 1]
         files = _chosen(_readable(Path(place), within if config or not beside else beside), config, wanted, place)
     for file in files:
-        with loading_errors(f"{file} of {place} cannot be had from the Hub at {revision}"):
+        with loading_errors(f"{file} of {place} cannot be fetched from the Hub at {revision}"):
             path = Path(hf_hub_download(place, str(file), repo_type="dataset", revision=revision))
     return path.parents[len(files[-1].parts) - 1], files
 
 
-def _sources(folder: Path, files: Sequence[PurePath], wanted: Format | None, encoding: str | None) -> Iterator[Source]:
+def _sources(folder: Path, files: Sequence[PurePath], own: Format | None, encoding: str | None) -> Iterator[Source]:
     """The sources in the files: one each, or one of all parts of a table."""
     several = len({_config_of(file) for file in files}) > 1
     parts: dict[tuple, list[tuple[str, PurePath]]] = {}
@@ -229,7 +227,7 @@ def _sources(folder: Path, files: Sequence[PurePath], wanted: Format | None, enc
         stem = "-".join(filter(None, words)) or file.stem
         number, total = (part[2] or part[4], part[3]) if part and stem != file.stem else ("", str(file))
         parts.setdefault((stem, file.suffix, total), []).append((number, file))
-    formats = [wanted] if wanted and FORMATS.get(wanted.name) != wanted else [*FORMATS.values()]
+    formats = [own] if own else [*FORMATS.values()]
     for (stem, suffix, total), group in parts.items():
         group.sort(key=lambda part: int(part[0] or 0))
         if (total or "").isdecimal() and [int(number) for number, _ in group] != list(range(int(total))):
@@ -237,22 +235,21 @@ def _sources(folder: Path, files: Sequence[PurePath], wanted: Format | None, enc
         paths = [folder / file for _, file in group]
         try:
             tables = [open_table(path, lambda columns: bool(match(columns, formats)), encoding) for path in paths]
-            yield _source(stem + suffix, stem, tuple(tables), str(paths[0]), wanted)
+            yield _source(stem + suffix, stem, tuple(tables), str(paths[0]), own)
         except UserError as error:
             if len(files) == 1:
                 raise
             raise UserError(f"{error}. If {paths[0].name} holds no questions, move it out of the folder") from error
 
 
-def _source(name: str, stem: str, tables: tuple[Table, ...], where: str, wanted: Format | None) -> Source:
-    """The source with the format of its columns. Raises `UserError` if they are of no known format."""
+def _source(name: str, stem: str, tables: tuple[Table, ...], where: str, own: Format | None) -> Source:
+    """The source with the format of its columns: the user's `own`, or a known one. Raises `UserError` otherwise."""
     columns = tables[0].columns
     try:
         sound("".join(columns))
     except RejectedRow:
         advice = "save the file as UTF-8, or name its --encoding, such as cp1252"
         raise UserError(f"{where}: the header is not UTF-8 text: {advice}") from None
-    own = wanted if wanted and FORMATS.get(wanted.name) != wanted else None
     matched = match(columns, [own] if own else FORMATS.values())
     if matched is None:
         header = ascii(",".join(columns))[1:-1][:200] or "an empty file or first line"
@@ -260,6 +257,7 @@ def _source(name: str, stem: str, tables: tuple[Table, ...], where: str, wanted:
     known, names = matched
     if twice := [name for name in known.columns if names.count(name) > 1]:
         raise UserError(f"{where}: two columns are called {twice[0]}: rename or remove the wrong one")
+    split = split_named(stem.rpartition("-")[2]) or split_named(stem)  # the file's name before those of its folders
     if other := [table for table in tables if table.columns != columns and not isinstance(table, JsonTable)]:
         raise UserError(f"{other[0].path}: it has other columns than {where}, of which it is a part")
-    return Source(tables[0].path, name, stem, tuple(t.called(names) for t in tables), names, known, split_named(stem))
+    return Source(tables[0].path, name, stem, tuple(t.called(names) for t in tables), names, known, split)

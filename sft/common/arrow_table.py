@@ -49,13 +49,21 @@ def _rows(table: ArrowTable, only: set[str] | None) -> Iterator[dict[str, Any]]:
         read = {field.name for field in schema if "binary" not in str(field.type)}
         return [name for name, called in names.items() if name in read and (only is None or called in only)]
 
+    def plain(batch: Any) -> list[dict[str, Any]]:
+        """Its rows; a number of 32 bits or fewer with the digits that it has, and not those of 64 bits."""
+        rows = batch.to_pylist(maps_as_pydicts="strict")
+        for field in (field for field in batch.schema if str(field.type) in ("float", "halffloat")):
+            for row, value in zip(rows, batch[field.name].to_numpy(zero_copy_only=False), strict=True):
+                row[field.name] = None if row[field.name] is None else str(value)
+        return rows
+
     try:
         if not table.split:
             import pyarrow.parquet as pq
 
             with pq.ParquetFile(table.path) as content:
                 for batch in content.iter_batches(BATCH, columns=wanted(content.schema_arrow)):
-                    yield from batch.to_pylist(maps_as_pydicts="strict")
+                    yield from plain(batch)
         else:
             from datasets import Dataset, load_from_disk
 
@@ -63,7 +71,7 @@ def _rows(table: ArrowTable, only: set[str] | None) -> Iterator[dict[str, Any]]:
             rows = saved if isinstance(saved, Dataset) else saved[table.split]
             rows = rows.select_columns(wanted(rows.features.arrow_schema)).with_format("arrow")
             for batch in rows.iter(BATCH):
-                yield from batch.to_pylist(maps_as_pydicts="strict")
+                yield from plain(batch)
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise UserError(f"{table.path}: it cannot be read to its end: {first_line(error)}") from error
 

@@ -23,6 +23,7 @@ class CsvTable(TextTable):
 
     delimiter: str = ","
     escaped: bool = False  # a quotation mark in a quoted cell is written \" and not ""
+    spaced: bool = False  # a space stands behind each delimiter, and before quotation marks
     first_line: int = 1  # of the header
 
     def described(self) -> str:
@@ -48,7 +49,8 @@ def _reader(table: CsvTable, strict: bool = True) -> Iterator[Any]:
     with table.text() as lines:
         for _ in range(table.first_line - 1):
             lines.readline()
-        yield csv.reader(lines, strict=strict, delimiter=table.delimiter, **quoting)
+        quoting |= {"delimiter": table.delimiter, "skipinitialspace": table.spaced}
+        yield csv.reader(lines, strict=strict, **quoting)
 
 
 def csv_table(table: CsvTable, fits: Callable[[tuple[str, ...]], bool]) -> CsvTable:
@@ -60,6 +62,9 @@ def csv_table(table: CsvTable, fits: Callable[[tuple[str, ...]], bool]) -> CsvTa
     for escaped in (False, True)[: 1 + escapes]:
         for delimiter in stated[1] if stated else DELIMITERS:
             way = replace(table, delimiter=delimiter, escaped=escaped, first_line=2 if stated else 1)
+            with _reader(way, strict=False) as reader:
+                first = [*next(reader, []), *next(reader, [])]
+            way = replace(way, spaced=any(re.match(r'\s+"', cell) and cell.count('"') > 1 for cell in first))
             with _reader(way, strict=False) as reader:
                 columns = tuple(name.strip() for name in next(reader, []))
             possible.append(replace(way, columns=columns, names=columns))
@@ -149,7 +154,24 @@ def _fault(error: csv.Error, first: int) -> str:
 
 
 def _holds_rows(cells: list[str], delimiter: str) -> bool:
-    """Is an inner line of a cell a row of its own: as many cells, the outer two (path, label) without white space?"""
-    lines = [line for cell in cells for line in cell.splitlines()[1:-1]]
-    rows = [row for line in lines for row in csv.reader([line], delimiter=delimiter) if len(row) == len(cells)]
-    return any(len(row[0].split()) < 2 and len(row[-1].split()) < 2 for row in rows)
+    """Does a cell hold the end of its row, further rows, and the beginning of the row in which its quote was closed?
+
+    Between the rows, no white space follows a delimiter, as it does in a sentence. An inner line can also be a row of
+    as many cells, of which the outer two (path, label) have no white space, and another one has.
+    """
+
+    def split(line: str) -> list[str]:
+        return next(csv.reader([line], delimiter=delimiter), [])
+
+    for place, cell in enumerate(cells):
+        lines = cell.splitlines()
+        if len(lines) < 2:
+            continue
+        outer = [split(lines[0]), split(lines[-1])]
+        spaced = any(part[:1].isspace() for parts in outer for part in parts)
+        if [len(parts) for parts in outer] == [len(cells) - place, place + 1] and not spaced:
+            return True
+        rows = [row for line in lines[1:-1] if len(row := split(line)) == len(cells)]
+        if any(len(row[0].split()) < 2 and len(row[-1].split()) < 2 and " " in "".join(row) for row in rows):
+            return True
+    return False

@@ -139,6 +139,14 @@ def longest_option(choices: Sequence[str]) -> int:
     return max(range(len(choices)), key=lambda index: len(choices[index]))
 
 
+def majority_letter(golds: Mapping[tuple[int, int], int]) -> float:
+    """Accuracy of the commonest gold letter of each number of options, from questions by (options, gold index)."""
+    commonest: dict[int, int] = {}
+    for (options, _), questions in golds.items():
+        commonest[options] = max(questions, commonest.get(options, 0))
+    return sum(commonest.values()) / sum(golds.values())
+
+
 def chance(options: Mapping[int, int]) -> dict[str, float]:
     """``{"chance": mean of 1/n}`` from the questions by number of options n; {} if all have four, where it is 1/4."""
     mean = sum(questions / n for n, questions in sorted(options.items())) / sum(options.values())

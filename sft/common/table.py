@@ -46,8 +46,8 @@ def sound(text: str) -> str:
 def as_text(value: Any) -> Any:
     """Values of JSON or Parquet as the text that they stand for, "" for null and NaN; objects keep their keys."""
     if isinstance(value, Mapping):
-        return {sound(key): as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
+        return {sound(str(key)): as_text(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
         return [as_text(item) for item in value]
     if isinstance(value, bool):
         return str(value).lower()

@@ -19,10 +19,11 @@ TITLES = {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}
 # accents that never stand alone, and letters of loanwords and names (Ménière, Jørgensen). Text in a language of
 # -1250 has others too: it does without neither š, ž and ů, nor ł and ż, nor ő, nor ş. In text of several bytes a
 # letter (UTF-8, Shift-JIS, GBK), such bytes stand side by side. Between two letters, quotation marks and the like
-# are letters of another code page: DOS has ö at ”.
+# are letters of another code page: DOS has ö at ”. And no character of UTF-8 stands among them, as in a file of two
+# encodings.
 _MARKS, _LETTERS = "€…‘’“”•–—™\xa0", "§©«®°±²´µ·»½ÁÂÄÇÉËÍÎÓÔÖ×ÚÜßáâäçéëíîóôö÷úüýàèêïñøåæÀÈÊÑØÅÆ"
 _NOT_CP1252 = re.compile(
-    b"[^\\0-\x7f%b%b]|[%b]{2}|(?<=[A-Za-z])[%b](?=[A-Za-z])"
+    b"[^\\0-\x7f%b%b]|[%b]{2}|(?<=[A-Za-z])[%b](?=[A-Za-z])|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}"
     % tuple(text.encode("cp1252") for text in (_MARKS, _LETTERS, _LETTERS, "€…‘“”•™"))
 )
 
@@ -42,7 +43,7 @@ def encoding_of(file: Path, named: str | None = None) -> str:
     try:
         named = codecs.lookup(named).name if named else None
         "".encode(named or "ascii")
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         raise UserError(f"--encoding {named}: give the name of a text encoding, such as cp1252 or utf-16") from error
     with open(file, "rb") as content:
         head = content.read(4096)
@@ -64,6 +65,8 @@ def encoding_of(file: Path, named: str | None = None) -> str:
     if named and not (utf8 and ascii_alone):
         if utf8 and not named.startswith("utf-8"):
             raise UserError(f"{file}: --encoding {named}, and it is UTF-8: read it by itself, without --encoding")
+        if named.startswith("iso8859") and re.search(rb"[\x80-\x9f]", file.read_bytes()):
+            raise UserError(f"{file}: it holds bytes for which {named} has no sign: is it cp1252?")
         return named
     if not utf8 and not _NOT_CP1252.search(file.read_bytes()):
         return "cp1252"

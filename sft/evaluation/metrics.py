@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from sft.common.prompts import LETTERS, chance, longest_option
+from sft.common.prompts import LETTERS, chance, longest_option, majority_letter
 
 Z95 = 1.959964
 # Equal-width bins of the reliability diagram.
@@ -128,8 +128,7 @@ def paired_difference(
 
 def floors(questions: Sequence[dict]) -> dict[str, float]:
     """Accuracy without reading the question: always the commonest gold letter; always the longest option; chance."""
-    golds = [q["gold"] for q in questions]
+    golds = Counter((len(q["choices"]), q["gold"]) for q in questions)
     longest = fmean(longest_option(q["choices"]) == q["gold"] for q in questions)
-    majority = max(map(golds.count, set(golds))) / len(golds)
     options = Counter(len(q["choices"]) for q in questions)
-    return {"majority_letter": majority, "longest_option": longest, **chance(options)}
+    return {"majority_letter": majority_letter(golds), "longest_option": longest, **chance(options)}

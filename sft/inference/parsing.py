@@ -3,10 +3,10 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from sft.common.prompts import LETTERS
+from sft.inference.answer_patterns import DENIAL, IS_RIGHT, NOUN, patterns
 
 
 class ParsedAnswer(NamedTuple):
@@ -31,7 +31,9 @@ _MARKUP = re.compile(
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{+([^{}]*)\}+")
 # Words, and numbers with their decimals and signs: "0.5" holds no "5", and "x-ray" is "x ray".
 _NUMBER = r"\d+(?:[.,]\d+)*\s?%|\d+(?:[.,]\d+)*"
-_TOKENS = re.compile(rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤]")
+_TOKENS = re.compile(
+    rf"(?:[<>=≤≥±~]\s?|[+\-^/])?(?:{_NUMBER})(?:\s?[-–]\s?(?:{_NUMBER}))?|[^\W_]+|[+%<>=±°µ≥≤↑↓]|(?<=\w)-(?!\w)"
+)
 # Words before an answer that say nothing of it.
 _LEAD = re.compile(
     r"(?i)\A(?:(?:so|thus|therefore|hence|well|sure|okay|ok|(?:i|we) (?:think|believe|choose|pick|select)|my (?:choice"
@@ -40,20 +42,15 @@ _LEAD = re.compile(
     r"|probably|possibly|clearly|indeed|definitely|certainly|simply|the|correct|option|choice|alternative|letter|answer|ans)\b"
     r"[\s,:!.–—-]*)+"
 )
-_DENIAL = (
-    r"(?:\w*n['’]t|\w*n t|not|never|no|nor|neither|cannot|without|unlike|except|rather than|instead of|exclud\w+"
-    r"|eliminat\w+|rul(?:e|ed|es|ing) (?:\w+ )?out|incorrect\w*|wrong\w*|false\w*|doubt\w*|unlikely|less likely|least"
-    r"|second[ -]best|worst(?=\s*$|\s(?:answer|choice|option|fit))|negative for|absence|if|whether|contraindicated)"
-)
 # Characters around a mention in which a denial is looked for; so the time grows with the length of a text alone.
 FAR = 400
 _WHICH_IS_WRONG = r"(?:which|that) (?:is|was) (?:clearly |also )?(?:incorrect|wrong|false|not (?:correct|right))\b"
 # A denial before a mention in its clause, or said of it right behind.
-_DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(rf"\b{DENIAL}\b(?!.*\b(?:but|rather,)\b)", re.IGNORECASE)
 _DENIED_BEHIND = re.compile(
     r"(?i)\W*(?:(?:and|or)\s+\S+\s+)?"
     r"(?:(?:is|was|are|were|can|could|would|does|do|did|seems?|has|have|be)(?:n['’ ]t\b|\s+(?:\w+\s+){0,2}?"
-    rf"{_DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b|no(?=\s*(?:[.,;\n]|$))"
+    rf"{DENIAL}\b)|cannot\b|(?:incorrect|wrong|false|unlikely)\b|no(?=\s*(?:[.,;\n]|$))"
     rf"|{_WHICH_IS_WRONG})|\s*\?"
 )
 # What is no denial of the clause that follows: certainty, and a clause of reasons with a denial of its own.
@@ -68,101 +65,18 @@ _CLAUSE_END = re.compile(
     r"(?i)(?<!\b[A-Za-z])[.!?;](?=\s|$)|(?<=[)\]\"'”’])\.(?=\s|$)|\n|\s[—–]\s"
     rf"|,?\s+(?!{_WHICH_IS_WRONG})(?:because|since|(?<!well )as(?! well)|which|while|whereas|given that|due to)\b"
 )
-_NOUN = r"(?:option|choice|answer|alternative|response|letter)"
-# "is the correct answer", "would be best": what is said of an option, by letter or text; not "is right next to", and
-# not "is correct only if". A denial ("is not correct", "is incorrect") has other words in between.
-_IS_RIGHT = (
-    r"(?:\s*:\s+|\s+(?:is|was|would be|will be|must be|should be|has to be|remains|(?:seems|appears|looks)(?: to be)?)"
-    r"\s+(?:(?:clearly|therefore|thus|hence|indeed|definitely|certainly|obviously|probably|(?:most )?likely|also|the"
-    r"|my|single|only|one|final)\s+)*)(?:correct|right|best|answer|most (?:likely|appropriate|accurate|probable"
-    rf"|suitable|plausible))\b\s*(?:(?:possible )?(?:{_NOUN}|one|selection|candidate|diagnosis|explanation|description"
-    r"|interpretation|cause|match|fit|finding|because|since|as|too(?!\s+\w)|given|based|according|among|here"
-    r"|of (?:the|these|all)|(?:in|for|to) th(?:is|e))\b"
-    r"|(?=[.,;:!)—–])|$)(?!\W*(?:but )?(?:only|if|unless|when|provided|assuming|\?)(?!\w))"
-)
-_TEXT_CALLED_RIGHT = re.compile(rf"(?im){_IS_RIGHT}")
-
-# What may not follow the letter I, since the pronoun is meant: "I'd say", "I think", "I, as a student".
-_NOT_A_PRONOUN = (
-    r"(?!…|\.\.|['’]\w|,?\s+(?!(?:is|seems|appears|looks|remains|because|since|due to|as it)\b"
-    r"|(?:and|or|not|nor|but not|rather than) (?:option )?\W?[A-J]\b)(?-i:[a-z]))"
-)
-
-
-class Patterns(NamedTuple):
-    """Where a text names an option by its letter."""
-
-    letter: re.Pattern[str]
-    follows: re.Pattern[str]
-    further: re.Pattern[str]
-    bracketed: re.Pattern[str]
-    subordinate: re.Pattern[str]
-    declared: re.Pattern[str]
-    called_right: re.Pattern[str]
-    so_is: re.Pattern[str]
-    option: re.Pattern[str]
-
-
-@lru_cache
-def _patterns(count: int) -> Patterns:
-    """The patterns for questions with `count` options; with few, A to D are read, so that "D" of three names none."""
-    letters = LETTERS[: max(4, count)]
-    plain = letters.replace("I", "")
-    capital, small, further, article = f"[{plain}]", f"[{letters.lower()}]", f"[{plain[1:]}]", "A"
-    if "I" in letters:
-        capital = rf"(?:{capital}|I{_NOT_A_PRONOUN})"
-        article = rf"A|(?:(?<=and )|(?<=or )|(?<=[,/&] )|(?<=[,/&]))I{_NOT_A_PRONOUN}"  # and not "type I"
-    return Patterns(
-        # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
-        letter=re.compile(
-            rf"[\"'“‘(\[]*(?:({capital})(?!\w|['’]\w|-)|({small})(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)"
-        ),
-        # What may follow a letter without a mark. Otherwise it begins a term: "A blood clot", "B cell lymphoma".
-        follows=re.compile(
-            rf"(?i)[^\w?]*$|\s*[,;!—–(}}]|\s*[-/&]\s|\s*/\s*{capital}\b"
-            r"|\s+(?:because|since|as|and|or|for|due|which|with|but|not|rather|maybe|possibly|also)\b"
-        ),
-        # Another letter in the same clause: then two options are named.
-        further=re.compile(
-            rf"(?<![\w'’-])(?:[(\[]({capital})[)\]]|({further})(?![\w'’-])|({article})(?=\s*(?:[.,;:)!/&]|$|and\b|or\b)))"
-        ),
-        bracketed=re.compile(rf"[(\[]({capital})[)\]]"),
-        # A clause of reasons with a denial of its own, which is no denial of the clause that follows.
-        subordinate=re.compile(
-            r"(?i)\A\W*(?=(?:(?:even )?though|although|while|whereas|since|because|as|without|unlike)\b)"
-            rf"(?:[^,]|(?<=\b{capital}),)*?\b{_DENIAL}\b[^,]*,"
-        ),
-        declared=re.compile(
-            r"(?i)(?P<final>\bfinal\s+)?(?:\b(?:answer|ans)\b[\"']?|(?<!second[ -])(?<!next )\b(?:correct|right|best"
-            r"|appropriate|likely)\s+(?:option|choice|response|one|letter|fit|match)\b"
-            r"|\b(?:option|choice|response)(?=[\"']?\s*:)[\"']?"
-            rf"|\b(?:correct|right)(?=\s*:\s*\W?{capital}\b))(?:\s+[a-z]{{2,}}){{0,4}}?[\"']?\s*"
-            r"(?:\b(?:is|was|would be|should be|must be|will be|has to be|(?:appears|seems) to be)"
-            r"(?P<not>\s+not\b|n['’]t\b)?"
-            rf"|:|=|→|[-–—](?=\s*\W?{capital}\b))\s*:?"
-        ),
-        called_right=re.compile(
-            rf"(?im)(?:(?:^|[.,;!?\n]\s*|\b(?:so|thus|therefore|hence|that|but|only)\s+)[(\"']?((?-i:{capital}))"
-            rf"|\b{_NOUN}\s*:?\s*[(\[\"']?({capital}))(?!\w)[)\].\"':]*(?:{_IS_RIGHT}|\s+best\s+\w{{3,}}s\b)"
-        ),
-        # "B is correct, and so is option C": of an answer beside the first.
-        so_is=re.compile(
-            rf"\b(?:correct|right|best|answer|is \W?{capital})(?:\s{_NOUN})?\b\W{{1,4}}(?:and |but )?"
-            rf"(?:[Ss]o|as) (?:is|would be)\s+(?:{_NOUN}\s)?\(?({capital})(?![\w'’-])"
-        ),
-        option=re.compile(rf"\b{_NOUN}\s+(?=[(\[]?(?:{capital}|{small})\b)", re.IGNORECASE),
-    )
+_TEXT_CALLED_RIGHT = re.compile(rf"(?im){IS_RIGHT}")
 
 
 def _plain(text: str) -> str:
     """Tokens of `text` in small letters between spaces: ``" word " in`` it matches complete words alone."""
-    return f" {' '.join(token.replace(' ', '') for token in _TOKENS.findall(text.casefold()))} "
+    return f" {' '.join(token.replace(' ', '') for token in _TOKENS.findall(text.casefold().replace('−', '-')))} "
 
 
 def _before(text: str, place: int, choices: Sequence[str]) -> str:
     """What stands before a place in its main clause, at most 150 characters."""
     before = _CERTAIN.sub("", re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1])
-    return _patterns(len(choices)).subordinate.sub("", _MAIN_CLAUSE.split(before)[-1])
+    return patterns(len(choices)).subordinate.sub("", _MAIN_CLAUSE.split(before)[-1])
 
 
 def _at(letter: str, choices: Sequence[str]) -> set[int]:
@@ -211,7 +125,7 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
 
     Where another option is named beside the letter, in letter or text, both are: the answer contradicts itself.
     """
-    of = _patterns(len(choices))
+    of = patterns(len(choices))
     letter = of.letter.match(text)
     if not letter:
         return set()
@@ -220,8 +134,11 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
     # "C. difficile" may be an option's text, and not the letter.
     of_words = {i for i in _options_begun(text, choices) if len(_plain(choices[i]).split()) > 1}
     if of_words and not named:
-        return of_words
-    if not options or not (letter["mark"].strip("\"'“‘") or named or of.follows.match(rest)):
+        return _options_named(_CLAUSE_END.split(text[:FAR], maxsplit=1)[0], choices)
+    # "E. coli", where no option begins so, is a species and not option E.
+    species = letter["mark"] == "." and re.match(r"\s[a-z]{2,}(?:[ei]|us|um|is|ae|ans|ens)\b(?!\s+\w)", rest)
+    marked = letter["mark"].strip("\"'“‘") and not species
+    if not options or not (marked or named or of.follows.match(rest)):
         return set()
     for choice in (choices[i] for i in named):
         spelled = r"\W*".join(map(re.escape, _plain(choice).split()))
@@ -248,11 +165,11 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
     if clause.rstrip().endswith("?"):
         return set()
     options = _options_named(clause, choices)
-    for match in _patterns(len(choices)).option.finditer(clause):
+    for match in patterns(len(choices)).option.finditer(clause):
         if not _DENIED_BEFORE.search(clause[max(0, match.start() - FAR) : match.start()]):
             options |= _letters(clause[match.end() :], choices)
     if options:  # a text with another option's letter contradicts itself
-        options.update(*(_at(letter, choices) for letter in _patterns(len(choices)).bracketed.findall(clause)))
+        options.update(*(_at(letter, choices) for letter in patterns(len(choices)).bracketed.findall(clause)))
     return options
 
 
@@ -271,9 +188,9 @@ def _statement(text: str, choices: Sequence[str]) -> set[int]:
 def _called_right(text: str, choices: Sequence[str]) -> set[int]:
     """Options that are called right, as in "Option B is correct" or "Prussian blue would be the best answer"."""
     options: set[int] = set()
-    for match in _patterns(len(choices)).called_right.finditer(text):
+    for match in patterns(len(choices)).called_right.finditer(text):
         before = _before(text, match.start(match.lastindex), choices)
-        if not _DENIED_BEFORE.search(before) and not re.search(rf"(?i)\b(?:and|or)\s+(?:{_NOUN}\s+)?\W*$", before):
+        if not _DENIED_BEFORE.search(before) and not re.search(rf"(?i)\b(?:and|or)\s+(?:{NOUN}\s+)?\W*$", before):
             options |= _at(match[match.lastindex], choices)
     for match in _TEXT_CALLED_RIGHT.finditer(text):
         options |= _mentioned(_before(text, match.start(), choices), choices)
@@ -283,7 +200,7 @@ def _called_right(text: str, choices: Sequence[str]) -> set[int]:
 def _declared(answer: str, choices: Sequence[str]) -> set[int]:
     """Options of "the answer is ..." and "B is correct"; of final answers alone where there are some."""
     # "The wrong answer is", "I doubt that the answer is": nothing is stated.
-    found = _patterns(len(choices)).declared.finditer(answer)
+    found = patterns(len(choices)).declared.finditer(answer)
     every = [match for match in found if not _DENIED_BEFORE.search(_before(answer, match.start(), choices))]
     starts = [match.start() for match in every[1:]] + [len(answer)]
     final = any(match["final"] for match in every)
@@ -295,7 +212,7 @@ def _declared(answer: str, choices: Sequence[str]) -> set[int]:
     if not final:
         options |= _called_right(answer, choices)
     if options:
-        options.update(*(_at(letter, choices) for letter in _patterns(len(choices)).so_is.findall(answer)))
+        options.update(*(_at(letter, choices) for letter in patterns(len(choices)).so_is.findall(answer)))
     return options
 
 
@@ -305,7 +222,7 @@ def _marked(answer: str, choices: Sequence[str]) -> set[int]:
     if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
         del lines[0]
     options = _leading(lines[0], choices) if lines else set()
-    if options and len(lines) > 1 and (letter := _patterns(len(choices)).letter.match(lines[1])) and letter["mark"]:
+    if options and len(lines) > 1 and (letter := patterns(len(choices)).letter.match(lines[1])) and letter["mark"]:
         options |= _letters(lines[1], choices)
     return options
 
@@ -329,7 +246,7 @@ def parse_answer(text: str, choices: Sequence[str], hit_limit: bool = False) -> 
         declared |= marked
     boxes = [(box[1], answer[box.end() : box.end() + FAR]) for box in _BOXED.finditer(answer)]
     boxed = [content for content, behind in boxes if not _DENIED_BEHIND.match(re.split(r"[.\n]", behind)[0])]
-    clauses = re.split(r"(?<!\b[A-Za-z])(?<=[.!;])\s|(?<=\?)\s|\n", answer)
+    clauses = re.split(r"(?<=[.!;])\s(?<!\b[A-Za-z]\.\s(?=[a-z]))|(?<=\?)\s|\n", answer)
     options = (
         _same_text(reply, choices)
         or set().union(*(_statement(content, choices) for content in boxed))

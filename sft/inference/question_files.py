@@ -19,8 +19,8 @@ from sft.inference.assistant import Answer, Question, clean_question
 # like one ("option 1", "options") are refused, because the question would be asked without it.
 _OPTION = re.compile(r"(?:(?:option|choice|answer|alternative)s?[\s_.:-]*|op)?[(\[]?([a-j])[)\].]?")
 _LIKE_AN_OPTION = re.compile(
-    r"(?:(?:option|choice|answer|alternative|distractor|response)s?[\s_.:-]*|opt?)?[(\[]?(?:[a-j]|\d)[)\].]?"
-    r"|options?|choices?|alternatives?|distractors?"
+    r"(?:(?:option|choice|answer|alternative|distractor|response)s?[\s_.:-]*|opt?)[(\[]?(?:[a-z]|\d+)[)\].]?"
+    r"|[(\[]?(?:[a-k]|\d)[)\].]?|options?|choices?|alternatives?|distractors?"
 )
 
 
@@ -35,12 +35,14 @@ def option_columns(names: Sequence[str], where: str) -> list[str]:
         letter = _OPTION.fullmatch(name)
         kinds.append(name if name in ("question", "choices") else letter[1].upper() if letter else "")
         if not kinds[-1] and _LIKE_AN_OPTION.fullmatch(name):
-            raise UserError(f"{where} has {name!r}, which looks like an option: name the options A, B, C, D")
+            raise UserError(f"{where} has {name!r}, which looks like an option: name the options A to J")
     listed = ", ".join(names)
     if twice := [kind for kind in dict.fromkeys(kinds) if kind and kinds.count(kind) > 1]:
-        raise UserError(f"{where} has {twice[0]} more than once: name question, A, B, C, D, each once; found {listed}")
+        raise UserError(
+            f"{where} has {twice[0]} more than once: name question, A, B, C, ..., each once; found {listed}"
+        )
     if "question" not in kinds:
-        raise UserError(f"{where} needs the columns question, A, B, C, D; found {listed[:200] or 'nothing'}")
+        raise UserError(f"{where} needs the columns question, A, B, C, ...; found {listed[:200] or 'nothing'}")
     if "choices" in kinds and set(kinds) & set(LETTERS):
         raise UserError(f"{where} has options in choices and in columns of their own: give them once; found {listed}")
     return kinds
@@ -54,7 +56,7 @@ def options_in(row: dict[str, Any], where: str) -> list[str]:
     options = row.get("choices", {letter: row.get(letter, "") for letter in LETTERS})
     if isinstance(options, dict):
         if list(options) != list(LETTERS[: len(options)]):
-            raise UserError(f"{where}name the choices A, B, C, D, in this order")
+            raise UserError(f"{where}name the choices A, B, C, ..., in this order")
         options = [*options.values()]
         while options and options[-1] in ("", None):
             options.pop()
@@ -80,7 +82,7 @@ def read_questions(file: Path, encoding: str | None = None) -> list[Question]:
     print(f"{where}: {table.described()}; columns read: {read}" + (f"; ignored: {ignored}" if ignored else ""))
     for row_where, cells in rows_of(table, where):
         # Objects of JSON need not have the same keys.
-        kinds = kinds_of_first if (*cells,) == table.columns else option_columns([*cells], row_where)
+        kinds = kinds_of_first if (*cells,) == table.columns else option_columns([*cells], row_where.rstrip(": "))
         row = dict(zip(kinds, cells.values(), strict=True))
         questions.append(clean_question(row["question"], options_in(row, row_where), row_where))
     if not questions:

@@ -15,6 +15,29 @@ SHOWN = 4  # boxes for options at first; a button adds the others
 NOTES = {"unparsed": "\n\n*(no single option is stated)*", "truncated": "\n\n*(token limit reached)*"}
 
 
+def option_boxes() -> list:
+    """A box for each option that a question may have: the first are shown, and a button shows the next."""
+    import gradio
+
+    options = [
+        gradio.Textbox(label=f"Option {x}", elem_id=f"option-{x}", max_lines=1, visible=number < SHOWN)
+        for number, x in enumerate(LETTERS)
+    ]
+    shown = gradio.State(SHOWN)
+    more = gradio.Button("Add an option", size="sm", elem_id="more")
+
+    def add(number: int) -> dict:
+        number = min(number, len(LETTERS) - 1)  # a second click may come before the button is gone
+        return {
+            shown: number + 1,
+            options[number]: gradio.update(visible=True),
+            more: gradio.update(visible=number + 1 < len(LETTERS)),
+        }
+
+    more.click(add, shown, [shown, more, *options], api_name=False)
+    return options
+
+
 def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> Any:
     """The page, as `gradio.Blocks`."""
     import gradio
@@ -37,24 +60,12 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
             f"{answer.tokens} tokens in {answer.seconds:.1f} s{sampled(answer.temperature)}",
         )
 
-    def add(number: int) -> dict:
-        return {
-            shown: number + 1,
-            options[number]: gradio.update(visible=True),
-            more: gradio.update(visible=number + 1 < len(LETTERS)),
-        }
-
     with gradio.Blocks(title="PMC-VQA: ask the model", analytics_enabled=False) as blocks:
         gradio.Markdown(HEAD)
         with gradio.Row():
             with gradio.Column():
                 question = gradio.Textbox(label="Question", lines=3, elem_id="question")
-                options = [
-                    gradio.Textbox(label=f"Option {x}", elem_id=f"option-{x}", max_lines=1, visible=number < SHOWN)
-                    for number, x in enumerate(LETTERS)
-                ]
-                shown = gradio.State(SHOWN)
-                more = gradio.Button("Add an option", size="sm", elem_id="more")
+                options = option_boxes()
                 button = gradio.Button("Ask", variant="primary", elem_id="ask")
             with gradio.Column():
                 gradio.Markdown("### Answer")
@@ -72,7 +83,6 @@ def page(assistant: Any, sampling: Sampling, thinking: str, examples: list) -> A
             run_on_click=True,
             label="Examples",
         )
-        more.click(add, shown, [shown, more, *options], api_name=False)
         outputs = [text, bars, fold, reasoning, cost]
         for event in (button.click, question.submit):
             event(ask, [question, *options], outputs, api_name=False, concurrency_limit=1)

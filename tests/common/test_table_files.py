@@ -119,6 +119,14 @@ def test_cells_of_parquet_and_saved_data_sets_come_back_as_they_were_written(tmp
         assert next(table.rows({"number"})) == {"number": 1}
 
 
+def test_numbers_of_32_bits_keep_their_digits(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"question": pa.array([0.1, None, 2.0], pa.float32())}), tmp_path / "t.parquet")
+    assert [row[0] for row in read(tmp_path / "t.parquet")[1]] == ["0.1", "", "2.0"]
+
+
 def test_numbers_and_truth_values_of_json_stay_as_they_are_written(tmp_path):
     (tmp_path / "t.json").write_text('[{"question": 001.50, "A": 1}]'.replace("001.50", "1.50"))
     assert read(tmp_path / "t.json")[1] == [["1.50", "1", None, None]]
@@ -179,12 +187,38 @@ def test_lines_of_two_encodings_are_rejected_where_they_are_not_utf8(tmp_path):
     assert read(tmp_path / "t.csv")[1] == [["é", "x", "y", "z"], "rejected: row is not UTF-8 text"]
 
 
+def test_text_of_utf8_among_text_of_windows_1252_is_never_taken_for_the_latter(tmp_path):
+    rows = (
+        (",".join(NAMES) + "\nx,y,z,w\n").encode() + "Ménière,y,z,w\n".encode("cp1252") + "it’s – 5,y,z,w\n".encode()
+    )
+    (tmp_path / "t.csv").write_bytes(rows)
+    assert read(tmp_path / "t.csv")[1][1:] == ["rejected: row is not UTF-8 text", ["it’s – 5", "y", "z", "w"]]
+
+
+def test_spaces_behind_the_separators_do_not_keep_the_quotation_marks(tmp_path):
+    lines = ", ".join(f'"{name}"' for name in NAMES) + '\n"a, b", "c ""d""", "e", "f"\n'
+    (tmp_path / "t.csv").write_text(lines)
+    assert read(tmp_path / "t.csv")[1] == [["a, b", 'c "d"', "e", "f"]]
+
+
+def test_rows_that_a_quotation_mark_swallowed_are_noticed_whatever_their_cells(tmp_path):
+    rows = [["a long question", "x", "y", "z w"]] * 3
+    lines = in_csv(rows) + '"an open one,x,y,z w\n' + in_csv(rows).partition("\n")[2] + 'six inches",x,y,z w\n'
+    (tmp_path / "t.csv").write_text(lines)
+    with pytest.raises(UserError, match="has a cell that contains further rows"):
+        read(tmp_path / "t.csv")
+
+
 def test_an_encoding_that_the_file_contradicts_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text(",".join(NAMES) + "\né,x,y,z\n", encoding="utf-8")
     with pytest.raises(UserError, match="--encoding cp1252, and it is UTF-8"):
         read(tmp_path / "t.csv", "cp1252")
-    with pytest.raises(UserError, match="--encoding klingon: give the name"):
-        read(tmp_path / "t.csv", "klingon")
+    for name in ("klingon", "undefined"):
+        with pytest.raises(UserError, match=f"--encoding {name}: give the name"):
+            read(tmp_path / "t.csv", name)
+    (tmp_path / "t.csv").write_bytes((",".join(NAMES) + "\nit’s,x,y,z\n").encode("cp1252"))
+    with pytest.raises(UserError, match="bytes for which iso8859-1 has no sign: is it cp1252"):
+        read(tmp_path / "t.csv", "latin-1")
 
 
 REFUSED = {

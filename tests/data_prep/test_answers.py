@@ -111,12 +111,83 @@ def test_an_options_own_number_comes_before_a_count():
         gold_of(rows[0] | {"a": "15"}, read_options(rows[0], MINE)[1], MINE, KEY)
 
 
+def test_a_letter_is_that_which_the_row_gives_the_option_and_not_its_place():
+    """Of five options, the author left B out, or wrote them in another order."""
+    gap = dict(zip("ACDE", FIVE, strict=False))
+    rows = rows_of("C", ["red"]) + rows_of([*"ABCDE"] * 4)
+    rows[0]["o"] = gap
+    assert golds(rows)[0] == 1
+    objects = [{"letter": letter, "text": text} for letter, text in zip("BAC", FIVE, strict=False)]
+    rows[0] |= {"o": objects, "a": "B"}
+    cells = read_options(rows[0], MINE)[1]
+    assert cells.texts[golds(rows)[0]] == "red"
+    with pytest.raises(RejectedRow, match="a number, and the options are not in the order of their letters"):
+        gold_of(rows[0] | {"a": "1"}, cells, MINE, FROM_1)
+    rows[0] |= {"o": ["A. red", "C. green", "D. blue"], "a": "C"}
+    with pytest.raises(RejectedRow, match="label and printed letter name different options"):
+        golds(rows)
+
+
+def test_a_letter_of_another_alphabet_is_none():
+    with pytest.raises(RejectedRow, match="label is not one of A, B, C, D"):
+        golds(rows_of([*"ABCDE", "İ"]))
+
+
+def test_an_empty_answer_is_none_and_not_an_option_of_signs():
+    rows = rows_of(FIVE * 4) + rows_of([""], ["?", "red", "green"])
+    with pytest.raises(RejectedRow, match="answer text equals no option"):
+        golds(rows)
+
+
+def test_letters_and_texts_that_agree_need_no_decision():
+    shown = [f"{letter}. {text}" for letter, text in zip("ABCDE", FIVE, strict=True)]
+    assert golds(rows_of(shown, shown)) == [0, 1, 2, 3, 4]
+    known = parse_columns("question=q, options=o, answer=a, answer_text=t")
+    rows = [row | {"t": text} for row, text in zip(rows_of("ABCDE"), shown, strict=True)]
+    assert golds(rows, known) == [0, 1, 2, 3, 4]
+
+
+def test_numbers_beyond_the_options_are_texts():
+    doses = ["10", "20", "30", "40"]
+    assert golds(rows_of(["20", "10", "40"] * 5, doses)) == [1, 0, 3] * 5
+
+
+def test_one_and_zero_of_yes_and_no_are_refused():
+    known = parse_columns("question=q, fixed_options=yes|no, answer=a")
+    with pytest.raises(UserError, match="a holds numbers, and 1 may be the first or the second"):
+        judged(rows_of([1, 0, 1]), known)
+    assert golds(rows_of(["yes", "No"]), known) == [0, 1]
+
+
+@pytest.mark.parametrize("form", ["({})", "{}.", "Option {}", "{}.0"])
+def test_numbers_may_be_dressed(form):
+    assert golds(rows_of([form.format(number) for number in (1, 5, 2)])) == [0, 4, 1]
+
+
+def test_an_answer_may_name_the_column_of_its_option():
+    known = parse_columns("question=q, options=first|second|third, answer=a")
+    rows = [{"q": "Which?", "first": "x", "second": "y", "third": "z", "a": name} for name in ("second", "Third")]
+    assert golds(rows, known) == [1, 2]
+
+
+@pytest.mark.parametrize(("keys", "answers"), [("12345", range(5)), ("01234", range(1, 6))])
+def test_numbers_that_count_otherwise_than_the_options_keys_are_judged_by_the_column(keys, answers):
+    options = dict(zip(keys, FIVE, strict=True))
+    rows = [row | {"o": options} for row in rows_of([*answers] * 3)]
+    assert golds(rows) == [0, 1, 2, 3, 4] * 3
+
+
 MARKED = {
     "a star": ["red", "* green", "blue"],
     "a star behind": ["red", "green *", "blue"],
     "words": ["red", "green (correct)", "blue"],
     "a tick": ["red", "✓ green", "blue"],
     "objects": [{"text": text, "correct": str(text == "green")} for text in FIVE[:3]],
+    "behind the letter": ["A. red", "B. *green", "C. blue"],
+    "before the letter": ["A. red", "*B. green", "C. blue"],
+    "an object that alone has a mark": [
+        {"text": text} | ({"correct": "true"} if text == "green" else {}) for text in FIVE[:3]
+    ],
     "numbers": [{"text": text, "is_correct": str(int(text == "green"))} for text in FIVE[:3]],
 }
 
@@ -131,6 +202,17 @@ def test_the_right_option_may_be_marked(case):
     for wrong in ([*MARKED[case][::2]], [MARKED[case][1]] * 2):
         with pytest.raises(RejectedRow, match="not exactly one option is marked"):
             gold_of(cells, read_options(cells | {"o": wrong}, known)[1], known, MARK)
+
+
+def test_a_mark_that_contradicts_the_answer_rejects_the_row():
+    cells = rows_of(["green"], MARKED["objects"])[0]
+    assert golds([cells]) == [1]
+    with pytest.raises(RejectedRow, match="another option than the marked one"):
+        golds([cells | {"a": "red"}])
+
+
+def test_an_answer_may_be_a_list_of_one():
+    assert golds([row | {"a": [row["a"]]} for row in rows_of(FIVE)]) == [0, 1, 2, 3, 4]
 
 
 def of_medmcqa(cops):
@@ -158,13 +240,14 @@ def test_the_answers_of_medmcqa_are_counted_as_its_copies_count_them(cops, readi
         assert reading in str(error)
 
 
-def test_the_letters_that_stand_in_front_decide_nothing_against_a_row():
+def test_letters_that_stand_in_front_and_contradict_the_answer_reject_the_row():
     rows = [
         {"q": "Which?", "o": ["A. red", "B. green"], "a": "B"},
         {"q": "Which?", "o": ["B. red", "A. green"], "a": "B"},
     ]
-    assert golds(rows) == [1, 1]
-    assert read_options(rows[1], MINE)[1].texts == ("B. red", "A. green")  # out of order, they are text
+    assert golds(rows[:1]) == [1]
+    with pytest.raises(RejectedRow, match="label and printed letter name different options"):
+        golds(rows)
 
 
 def test_every_answer_written_in_any_way_leads_back_to_its_option():

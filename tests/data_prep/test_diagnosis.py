@@ -141,7 +141,7 @@ def test_what_is_beside_the_tables_that_are_read_is_named(tmp_path, capsys):
     write_parquet(tmp_path / "train.parquet")
     assert found(tmp_path) == {"test.csv": ("test", "test", 3), "train.parquet": ("train", "train", 3)}
     printed = capsys.readouterr().out
-    assert "Not read: data/, train.csv.gz, train.xlsx. A table: unpack it, or save" in printed
+    assert "Not read: train.csv.gz, train.xlsx (unpack it, or save it as CSV UTF-8)\nNot read: data (name a" in printed
     assert "Passed over: dataset_infos.json" in printed
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from data_prep.formats import FORMATS, match, parse_columns, read_format, split_named, wanted_format
+from data_prep.formats import FORMATS, match, parse_columns, read_format, split_named, split_of, wanted_format
 from sft.common.command import UserError
 from tests.data_prep.test_rows import KNOWN_SETS
 
@@ -78,6 +78,8 @@ REFUSED_COLUMNS = {
     "question=q, options=o, answer=l, option_count=1": "2 to 10 options",
     "question=q, options=o, answer=l, option_count=two": "option_count two: give a number",
     "question=q, options=A,B,C,D,E,F,G,H,I,J,K, answer=l": "11 options: a question has at most 10",
+    "question=q, options=D,C,B,A, answer=l": "options are the columns of D, C, B, A: name them in order, from A",
+    "question=q, options=Option B|Option C, answer=l": "name them in order, from A",
     "question=q, fixed_options=yes, answer=l": "2 to 10 options",
     "question=q, fixed_options=yes|no": "answer is not given",
     "question=q, options=o, fixed_options=yes|no, answer=l": "options and fixed_options are both given",
@@ -174,8 +176,18 @@ def test_no_text_on_the_command_line_or_in_a_file_ends_in_anything_but_a_format_
             ("validation", "dev"),
         ),
         *((name, "test") for name in ("test_2", "phrases_no_exclude_test", "test2", "test (1)", "PMC VQA test")),
-        *(("latest_rows", ""), ("v1_rows", "")),
+        *((name, "test") for name in ("PMCVQATest", "TestData", "testing", "eval", "holdout", "train_test")),
+        *(("latest_rows", ""), ("v1_rows", ""), ("Training set", "train"), ("DEV", "dev")),
     ],
 )
 def test_a_name_tells_the_split(name, split):
     assert split_named(name) == split
+
+
+@pytest.mark.parametrize(
+    ("cell", "split"),
+    [("train", "train"), ("Test", "test"), ("validation set", "dev"), ("test_clean", "test_clean"), ("TEST 2", "test")]
+    + [(cell, "") for cell in ("not test", "train/test", "pre-test", "", "3", "control")],
+)
+def test_a_cell_of_a_split_column_names_one_split_or_none(cell, split):
+    assert split_of(cell) == split

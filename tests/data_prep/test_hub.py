@@ -52,7 +52,7 @@ def test_a_version_is_read_from_the_hub_at_one_commit(run, repo, sample, prepare
 def test_a_file_that_is_not_on_the_hub_is_named(run, repo):
     repo.commit({"train.csv": b"of another version"}, COMMIT)
     words = ("--format", "pmc_vqa_v2", "--revision", COMMIT)
-    run(*words, source=REPO, refusal=f"train_2.csv of {REPO} cannot be had from the Hub")
+    run(*words, source=REPO, refusal=f"train_2.csv of {REPO} cannot be fetched from the Hub")
 
 
 def parquet_of(rows: int) -> bytes:

@@ -6,7 +6,8 @@ import pytest
 
 from data_prep.formats import parse_columns
 from data_prep.options import read_options
-from data_prep.questions import RejectedRow
+from data_prep.questions import RejectedRow, check_text
+from sft.common.table import as_text
 
 TEXTS = ("red", "green", "blue")
 IN_ONE_COLUMN = {
@@ -23,6 +24,14 @@ IN_ONE_COLUMN = {
     "by letter, with those of other rows": dict(zip("ABCDE", (*TEXTS, "", ""), strict=True)),
     "by name": {"opt1": "red", "opt2": "green", "opt3": "blue"},
     "objects": [{"letter": letter, "content": text} for letter, text in zip("ABC", TEXTS, strict=True)],
+    "objects whose value is the letter": [
+        {"value": letter, "label": text} for letter, text in zip("ABC", TEXTS, strict=True)
+    ],
+    "objects whose option is the letter": [
+        {"option": letter, "answer": text} for letter, text in zip("abc", TEXTS, strict=True)
+    ],
+    "a list with those of other rows": [*TEXTS, "", None],
+    "tuples with letters": str([(letter, text) for letter, text in zip("ABC", TEXTS, strict=True)]),
     "objects with numbers": [{"aid": str(aid), "atext": text} for aid, text in enumerate(TEXTS)],
     "objects as an object of lists": {"label": [*"ABC"], "text": [*TEXTS]},
     "lines": "A. red\nB. green\nC. blue",
@@ -33,14 +42,15 @@ IN_ONE_COLUMN = {
 @pytest.mark.parametrize("case", IN_ONE_COLUMN)
 def test_options_in_one_column(case):
     known = parse_columns("question=q, options=o, answer=a")
-    assert read_options({"q": "Which?", "o": IN_ONE_COLUMN[case], "a": "A"}, known)[1].texts == TEXTS
+    cells = as_text({"q": "Which?", "o": IN_ONE_COLUMN[case], "a": "A"})
+    assert read_options(cells, known)[1].texts == TEXTS
 
 
 def test_options_in_columns_of_their_own_may_be_fewer_in_some_rows():
     known = parse_columns("question=q, options=A,B,C,D,E, answer=a")
     cells = {"q": "Which?", "A": "red", "B": " green ", "C": "blue", "D": "", "E": " "}
     assert read_options(cells, known)[1].texts == TEXTS
-    gap = read_options(cells | {"E": "white"}, known)[1].texts
+    gap = read_options(cells | {"D": "", "E": "white"}, known)[1].texts
     assert gap == (*TEXTS, "", "white")  # the empty one between is a fault of the row, which is rejected later
 
 
@@ -68,11 +78,13 @@ FAULTS = {
     "one option": (["red"], "the row has 1 options, not 2 to 10"),
     "eleven options": ([str(number) for number in range(11)], "the row has 11 options"),
     "no options": ([], "the row has 0 options"),
-    "a text": ("red, green", "its last lines are not options"),
+    "a text": ("red, green", "neither a list nor lines"),
     "lines and more": ("Pick one:\nA. red\nB. green", "neither a list nor lines"),
-    "broken JSON": ('["red", "green"', "its last lines are not options"),
+    "broken JSON": ('["red", "green"', "neither a list nor lines"),
     "a key twice in JSON": ('{"A": "red", "A": "green"}', "a key stands twice"),
+    "letters and an explanation": ({"A": "red", "B": "green", "explanation": "B, because"}, "beside letters"),
     "a list in a list": ([["red"], ["green"]], "an option is not text"),
+    "a list with a gap": (["red", "", "blue", None], "an option is empty"),
     "objects of two kinds": ([{"text": "red"}, {"value": "green"}], "an option is an object without a text"),
     "objects without text": ([{"colour": "red"}, {"colour": "green"}], "an option is an object without a text"),
     "marks that are neither": (
@@ -86,5 +98,6 @@ FAULTS = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_options_that_cannot_be_read_reject_the_row(case):
     value, reason = FAULTS[case]
+    cells = as_text({"q": "Which?", "o": value, "a": "A"})
     with pytest.raises(RejectedRow, match=reason):
-        read_options({"q": "Which?", "o": value, "a": "A"}, parse_columns("question=q, options=o, answer=a"))
+        check_text("Which?", read_options(cells, parse_columns("question=q, options=o, answer=a"))[1].texts)

@@ -162,6 +162,36 @@ def test_a_split_whose_answers_are_kept_back_is_left_out_in_words(succeeds, refu
     assert "no row has an answer in cop: leave this file or split out" in refused(*words, tmp_path / "test.jsonl")
 
 
+def test_a_small_file_is_counted_as_the_others_of_its_format(succeeds, refused, tmp_path):
+    row = {"subject": "anatomy", "choices": ["w", "x", "y", "z"]}
+    for name, answers in (("test", [0, 1, 2, 3] * 5), ("dev", [1, 2, 3, 1, 2])):
+        lines = [json.dumps(row | {"question": f"Which {name} {i}?", "answer": a}) for i, a in enumerate(answers)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    words = (PREPARE, "--output_dir", tmp_path / "out/P", "--dataset_path")
+    assert "dev.jsonl: answer is 0 in 0 of 5 rows" in refused(*words, tmp_path / "dev.jsonl")
+    succeeds(*words, tmp_path)
+    assert splits_of(tmp_path / "out/P")["dev"]["gold"] == [1, 2, 3, 1, 2]
+
+
+def test_a_key_that_is_not_needed_may_be_missing_in_a_line(succeeds, tmp_path):
+    lines = [{"q": f"Which {i}?", "o": TEXTS[:3], "a": "ABC"[i % 3]} | {"why": "So."} for i in range(40)]
+    for line in lines[1::2]:
+        del line["why"]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = (PREPARE, "--dataset_path", tmp_path / "mine.jsonl", "--output_dir", tmp_path / "P")
+    succeeds(*words, "--columns", "question=q, options=o, answer=a, rationale=why")
+    report = read_json(tmp_path / "P/report.json")
+    assert (report["kept"], report["rejected"], report["rationales"]) == (40, 0, 20)
+
+
+def test_a_file_names_its_split_before_its_folder_does(succeeds, tmp_path):
+    for name, count in (("train", 30), ("dev", 10)):
+        write(tmp_path / f"bank/medical_test/{name}.csv", questions(count))
+    words = (PREPARE, "--dataset_path", tmp_path / "bank", "--output_dir", tmp_path / "P", "--columns", COLUMNS)
+    succeeds(*words)
+    assert read_json(tmp_path / "P/report.json")["splits"] == {"train": 30, "dev": 10}
+
+
 def test_questions_of_two_to_ten_options_stand_in_one_set(succeeds, tmp_path):
     lines = []
     for number in range(90):

@@ -47,6 +47,8 @@ def test_floors_need_no_model():
     assert "chance" not in floors([{"choices": ["a", "b", "c", "d"], "gold": 3}])
     two, ten = {"choices": ["a", "b"], "gold": 0}, {"choices": list("abcdefghij"), "gold": 9}
     assert floors([two, two, two, ten])["chance"] == pytest.approx((3 / 2 + 1 / 10) / 4)
+    # Who sees how many options there are can answer A of two and J of ten.
+    assert floors([two, two, two, ten])["majority_letter"] == 1
 
 
 def test_the_clustered_error_is_that_of_the_articles_sums():

@@ -317,11 +317,13 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("q.csv", "ask,A\nWhy?,x\n", "needs the columns question, A, B, C, D"),
+        ("q.csv", "ask,A\nWhy?,x\n", "needs the columns question, A, B, C, ..."),
         ("q.csv", "question,A,A,B\nWhy?,x,y,z\n", "has A more than once"),
         ("q.csv", "question,A,option_a,B\nWhy?,x,y,z\n", "each once"),
         ("q.csv", "question,A,question\nWhy?,x,y\n", "has question more than once"),
         ("q.csv", "question,option 1,option 2\nWhy?,x,y\n", "has 'option 1', which looks like an option"),
+        ("q.csv", "question,A,B,K\nWhy?,x,y,z\n", "has 'k', which looks like an option"),
+        ("q.csv", "question,A,B,option 10\nWhy?,x,y,z\n", "has 'option 10', which looks like an option"),
         ("q.csv", "question,A,B,choices\nWhy?,x,y,z\n", "has options in choices and in columns of their own"),
         ("q.csv", "question,choices\nWhy?,x|y\n", "choices a list of texts"),
         ("q.csv", "question,A,B\nWhy?,x,y\nŻółw?,x,y\n".encode("cp1250"), "row 2: row is not UTF-8 text"),
@@ -340,11 +342,11 @@ def test_what_a_model_writes_is_no_formula_of_a_spreadsheet():
         ("q.jsonl", '{"question": "Q?"}\n{"question": "\\ud800"}\n', "row 2: row is not UTF-8 text"),
         ("q.jsonl", '{"question": "Q?"}\n{"question": \n', "row 2: line is not JSON"),
         ("q.jsonl", '{"question": "Q?", "options": ["a", "b"]}\n', "'options', which looks like an option"),
-        ("q.jsonl", '{"question": "Q?"}\n{"query": "Q?"}\n', "row 2: needs the columns question"),
+        ("q.jsonl", '{"question": "Q?"}\n{"query": "Q?"}\n', "row 2 needs the columns question"),
         ("q.jsonl", '{"question": "Q?", "question": "Why?"}\n', "a key stands twice"),
         ("q.jsonl", '{"question": ["Q?"], "id": 1}\n', "question has to be a text"),
         ("q.jsonl", '{"question": "Q?", "choices": "ab"}\n', "choices a list of texts"),
-        ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, D, in this order"),
+        ("q.jsonl", '{"question": "Q?", "choices": {"B": "x", "A": "y"}}\n', "A, B, C, ..., in this order"),
         (
             "q.jsonl",
             '{"question": "Q?", "choices": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"]}\n',

@@ -18,6 +18,19 @@ TWO = ["Yes, there is", "There is none"]
 FIVE = [*STAINS, "Masson trichrome"]
 TEN = [*FIVE, "Alcian blue", "Sudan black", "Von Kossa", "Gram", "Ziehl-Neelsen"]
 
+SIGNS, ARROWS = ["CD34+", "CD34-", "CD19+", "CD19-"], ["↑ TSH", "↓ TSH", "↑ T4", "↓ T4"]
+GENERA = [
+    "Proteus",
+    "Escherichia coli",
+    "Clostridioides difficile",
+    "Klebsiella",
+    "Shigella",
+    "Vibrio",
+    "Giardia",
+    "Yersinia",
+]
+SPECIES = ["C. difficile", "E. coli", "H. pylori", "S. aureus"]
+
 NOTHING, CUT = "unparsed", "truncated"
 
 
@@ -235,6 +248,22 @@ TABLE = [
         NOTHING, "I or J", "I and J", "B or I", "B/I", "The answer is B and I.", "A is best, and so is I.", of=TEN
     ),
     *states(NOTHING, "I'm not sure", "As far as I know", "Type I collagen", "I was right", "So do I.", of=TEN),
+    # Signs tell options apart, words for them do not.
+    *states(0, "CD34+", "The answer is CD34+.", of=SIGNS),
+    *states(1, "CD34-", "The answer is CD34-.", of=SIGNS),
+    *states(NOTHING, "CD34 positive", "CD34", of=SIGNS),
+    *states(NOTHING, "The TSH is low", of=ARROWS),
+    *states(1, "The answer is ↓ TSH", of=ARROWS),
+    # A species is no letter, unless it is an option.
+    *states(NOTHING, "E. coli", "H. pylori", "The answer is C. difficile.", of=GENERA),
+    *states(2, "C. Clostridioides difficile", "C. clostridioides", of=GENERA),
+    *states(1, "E. coli", "The most likely organism is E. coli.", of=SPECIES),
+    *states(NOTHING, "E. coli is wrong.", "E. coli or C. difficile", of=SPECIES),
+    # Abbreviations at the start are no letters.
+    *states(NOTHING, "i.e. none of them", "e.g. iron", "I.V. contrast", "G.I. bleed", of=TEN),
+    # "Each option:" declares nothing.
+    *states(1, "Let's evaluate each option:\nA. Congo red - no.\nB. yes.\n\nThe correct answer is B."),
+    *states(NOTHING, "Let's evaluate each option:\nA. Congo red - it stains amyloid.\nB. Prussian blue - iron."),
 ]
 
 
