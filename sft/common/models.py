@@ -105,10 +105,7 @@ def dtype_on(device: str, dtype: str) -> str:
 
 
 def load_tokenizer(
-    model_path: str,
-    chat_template: str | None = None,
-    template_values: Mapping[str, Any] | None = None,
-    base: str | None = None,
+    model_path: str, chat_template: str | None = None, values: Mapping[str, Any] | None = None, base: str | None = None
 ) -> Any:
     """The tokenizer of a folder or Hub id, given a template by `set_chat_template`. Raises `UserError` if absent.
 
@@ -133,7 +130,7 @@ def load_tokenizer(
             ) from error
         raise
     tokenizer.generation_stops = generation_stops(base or base_of(model_path))
-    set_chat_template(tokenizer, chat_template, template_values)
+    set_chat_template(tokenizer, chat_template, values)
     return tokenizer
 
 
