@@ -226,7 +226,8 @@ def think_marks(tokenizer: Any) -> tuple[str, str, str] | None:
     reasoned, direct = (tokenizer.decode(row["completion_ids"]) for row in rows)
     before, _, rest = reasoned.partition(why)
     behind = rest.partition(what)[0]
-    return None if "think>" in before + behind else (before.strip(), behind.strip(), direct.partition(what)[0])
+    marks = (before.strip(), behind.strip(), direct.partition(what)[0])
+    return None if "think>" in before + behind or not all(marks[:2]) else marks
 
 
 def with_think_block(marks: tuple[str, str, str] | None, turn: str) -> str:

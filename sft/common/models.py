@@ -56,9 +56,9 @@ def prompt_format(model_path: str) -> str | None:
 def object_in(file: Path, *keys: str) -> dict[str, Any]:
     """The object in a model's JSON file; raises `UserError` if it lacks one of these keys."""
     value = read_json(file)
-    for key in keys if isinstance(value, dict) else ("object",):
-        if key not in value:
-            raise UserError(f"{file} has no {key}: is the folder a model's?")
+    missing = [key for key in keys if key not in value] if isinstance(value, dict) else [*keys, "object"]
+    if missing:
+        raise UserError(f"{file} has no {missing[0]}: is the folder a model's?")
     return value
 
 
@@ -77,7 +77,7 @@ def check_model_folder(model_path: str) -> None:
             f"{folder} is no model: it needs adapter_config.json with adapter_model.safetensors, or config.json with "
             "*.safetensors weights. A finished run keeps its adapter in final_model/"
         )
-    # A Hub id is a name, or an owner and a name; anything else was meant as a folder, and so was the output of a run.
+    # A Hub id is a name, or an owner and a name; anything else was meant as a folder.
     output = re.fullmatch(r"final_model|merged_model|checkpoint-\d+", folder.name)
     not_an_id = pinned(model_path)[0].count("/") > 1 or model_path.startswith((".", "/", "~", "outputs/"))
     if folder.exists() or not_an_id or output:
@@ -88,8 +88,7 @@ def check_model_folder(model_path: str) -> None:
 def cpu_has_bf16() -> bool:
     """Whether this machine's CPU has instructions that multiply bfloat16.
 
-    Others convert every number, or do without the fast libraries: training is then slower in bfloat16 than in float32,
-    2 times with AVX-512 and 30 times with AVX2 (docs/benchmarks.md).
+    Others train slower in bfloat16 than in float32, 2 times with AVX-512 and 30 times with AVX2 (docs/benchmarks.md).
     """
     import torch
 
@@ -140,8 +139,9 @@ def generation_stops(model_path: str) -> list[int]:
         unreached()
     file = repo_file(model_path, "generation_config.json") or repo_file(model_path, "config.json")
     settings = object_in(file) if file else {}
-    ends = settings.get("eos_token_id", (settings.get("text_config") or {}).get("eos_token_id"))
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+    inner = settings.get("text_config")
+    ends = settings.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+    return [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int and end >= 0]
 
 
 def base_of(model_path: str) -> str:

@@ -17,7 +17,9 @@ _MARKER = re.compile(r"<[^\s<>]*[|｜_▁\d][^\s<>]*>|</?(?:s|bos|eos|pad)>|<</?
 _FIXED_DATE = date(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 # Values of variables, as they are written at the beginning of a template.
-_SETTINGS = re.compile(r'(?:\{%- set \w+ = (?:true|false|[-+.\de]+|"(?:[^"\\]|\\.)*") %\})*')
+_SETTINGS = re.compile(r'(?:\{%- set \w+ = (?:true|false|[-+.\de]+|"(?:[^"\\]|\\.)*") %\}\n?)*')
+# What transformers passes to a template itself.
+_GIVEN = re.compile(r"messages|tools|documents|add_generation_prompt|\w+_token|raise_exception|strftime_now")
 
 
 def set_chat_template(tokenizer: Any, template: str | Path | None, values: Mapping[str, Any] | None = None) -> None:
@@ -69,18 +71,34 @@ def _made_fixed(template: str | dict[str, str], values: Mapping[str, Any]) -> st
     """`template`, or each of several by name, with these values of its variables, and a date that stays."""
     if isinstance(template, dict):  # of which "default" is used
         return {name: _made_fixed(text, values) for name, text in template.items()}
+    earlier = _SETTINGS.match(template).end()
     for name, value in values.items():
-        if not (name.isidentifier() and re.search(rf"\b{name}\b", template)):
-            raise UserError(f"chat_template_kwargs: the chat template has no variable {name}: check its name")
-        if not isinstance(value, str | int | float):
+        if name not in _variables(template[earlier:]):
+            advice = "check its name, or leave it out (--chat_template_kwargs '{}')"
+            raise UserError(f"chat_template_kwargs: the chat template has no variable {name}: {advice}")
+        if not isinstance(value, str | int | float) or value in (float("inf"), -float("inf")) or value != value:
             raise UserError(
                 f"chat_template_kwargs: {name} is {json.dumps(value)}: write true, false, a number or a text"
             )
     # Written into it, and not passed to it: whoever gets the model asks it as it was trained, with no option. Behind
-    # those that an earlier run wrote, so that they hold.
-    earlier = _SETTINGS.match(template).end()
-    settings = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in values.items())
+    # those that an earlier run wrote, so that they hold. Jinja drops the new line, as transformers sets it up, and the
+    # template begins as it began.
+    written = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    settings = (f"{{%- set {name} = {value} %}}\n" for name, value in written.items())
     return _with_fixed_date(template[:earlier] + "".join(settings) + template[earlier:])
+
+
+def _variables(template: str) -> set[str]:
+    """The names that a template looks up and transformers does not give; none if it cannot be read as one."""
+    import jinja2
+    from jinja2 import meta
+
+    without_marks = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)  # a tag of transformers' own
+    try:
+        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(without_marks)  # noqa: S701
+    except jinja2.TemplateError:
+        return set()
+    return {name for name in meta.find_undeclared_variables(parsed) if not _GIVEN.fullmatch(name)}
 
 
 def _in_words(values: Mapping[str, Any] | None) -> str:
@@ -132,10 +150,10 @@ def _replace_if_refused(tokenizer: Any, own: str | dict[str, str], values: Mappi
 
 def _others(tokenizer: Any, own: str | dict[str, str]) -> Iterator[tuple[str, str]]:
     """(where from, text) of templates that may stand in for a family's `own`: TRL's for training, then ours."""
-    from trl.chat_template_utils import get_training_chat_template
-
     tokenizer.chat_template = own  # which TRL knows to the letter
     try:
+        from trl.chat_template_utils import get_training_chat_template
+
         trained = get_training_chat_template(tokenizer)
     except Exception:  # of a family that TRL does not know, or whatever the template's own code raises
         trained = None

@@ -61,6 +61,8 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, s
 
     ids, mask = pad(model, tokenizer, prompts, "left")
     ends = stop_tokens(tokenizer)
+    if not ends:
+        raise UserError("neither the tokenizer nor the model names a token at which generation stops")
     # Padding stands behind the end of a turn, where rows are cut, so any token will do.
     options = {"max_new_tokens": sampling.max_new_tokens, "eos_token_id": sorted(ends), "pad_token_id": min(ends)}
     # top_k is 50 by default in transformers, which DeepSeek's advice does not know.

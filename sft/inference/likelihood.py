@@ -42,7 +42,7 @@ def pad(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], side: st
     from torch.nn.utils.rnn import pad_sequence
 
     rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
-    token = min(stop_tokens(tokenizer)) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    token = min(stop_tokens(tokenizer), default=0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = pad_sequence(rows, batch_first=True, padding_value=token, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return ids.to(model.device), mask.to(model.device)
@@ -68,7 +68,7 @@ def batch_log_likelihoods(model: Any, tokenizer: Any, batch: Sequence[dict]) -> 
         first = torch.tensor([option[0] for option in options], device=model.device)
         scores = logits.float().log_softmax(-1)[owner, first]
         if not single_tokens:
-            cache = start.past_key_values
+            cache = getattr(start, "past_key_values", None)
             # The last token of an option is predicted, never read: ids[:, :-1] predicts ids[:, 1:].
             ids, option_mask = pad(model, tokenizer, options, "right")
             read = option_mask[:, :-1]
@@ -100,10 +100,12 @@ def _can_be_continued(cache: Any, length: int) -> bool:
     A sliding window that is shorter than `length`, in tokens, keeps padding in their place, and the state of a layer
     of linear attention has read it.
     """
-    layers = getattr(cache, "layers", [])
-    windows = [getattr(layer, "sliding_window", None) for layer in layers]
-    return all(hasattr(layer, "batch_select_indices") for layer in layers) and all(
-        window is None or window > length for window in windows
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(cache, "layers", None) or [None]
+    return all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window > length)
+        for layer in layers
     )
 
 

@@ -13,7 +13,7 @@ from sft.training.libraries import library_refusals
 from sft.training.model import lora_config
 
 # Layers, and a type of model, that do not tell the rows of a pack apart: states that are carried on from token to
-# token, and in gpt-oss a mask without the rows' positions (transformers 5.23; tests/training/test_families.py).
+# token, and in gpt-oss a mask without the rows' positions (transformers 5.23; tests/training/test_architectures.py).
 STATEFUL = {"linear_attention", "conv", "hybrid", "gpt_oss"}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.common.command import GIB
-from sft.common.models import meta_model
+from sft.common.models import meta_model, model_class
 from sft.training.config import Settings
 from sft.training.launch import Launch
 from sft.training.model import lora_config, parameter_counts
@@ -41,7 +41,8 @@ def trained_meta_model(config: Any, settings: Settings) -> Any:
     from peft import get_peft_model
 
     config = copy.deepcopy(config)
-    config._attn_implementation = "eager" if settings.attn_implementation == "eager" else "sdpa"
+    eager = settings.attn_implementation == "eager" or not model_class(config)._supports_sdpa  # as of Gemma 2
+    config._attn_implementation = "eager" if eager else "sdpa"
     with torch.device("meta"):
         model = meta_model(config).to(getattr(torch, settings.dtype))
         if settings.use_peft:

@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from sft.common.command import UserError
+from sft.common.models import generation_stops
+
 INFER, MERGE = "sft/infer.py", "sft/merge.py"
 QUESTION = ("--question", "Which?", "--choices", "a", "b", "--dtype", "float32")
 
@@ -147,3 +150,26 @@ def test_a_base_that_is_stored_quantised_is_reported_as_such(succeeds, refused, 
     for model in (base, adapter):
         line = refused(INFER, *QUESTION, "--model_path", model, "--quantization", "8bit")
         assert "its weights are stored quantised, 4-bit: leave it out" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "stops"),
+    [
+        ({"eos_token_id": [1, 106]}, [1, 106]),
+        ({"eos_token_id": 7}, [7]),
+        ({}, []),
+        ({"eos_token_id": None}, []),
+        ({"eos_token_id": "</s>", "text_config": []}, []),
+        ({"text_config": {"eos_token_id": 5}}, [5]),
+        (None, "has no object"),
+        (5, "has no object"),
+        (["object"], "has no object"),
+    ],
+)
+def test_the_tokens_at_which_a_model_stops_are_those_of_its_settings(tmp_path, settings, stops):
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    if isinstance(stops, list):
+        assert generation_stops(str(tmp_path)) == stops
+    else:
+        with pytest.raises(UserError, match=stops):
+            generation_stops(str(tmp_path))

@@ -67,3 +67,25 @@ def test_options_of_the_same_text_score_alike_and_a_single_one_has_a_score(model
     assert scores[0][0] == pytest.approx(scores[0][1], abs=1e-4)
     assert scores[2][0] == pytest.approx(scores[2][1], abs=1e-4)
     assert scores[2][0] != pytest.approx(scores[2][2], abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["Mamba", "FalconH1"])
+def test_a_state_instead_of_a_cache_gives_the_same_scores(short_tokenizer, architecture):
+    """Their state has read the padding behind shorter options, and cannot be continued like a cache."""
+    import torch
+    import transformers
+
+    sizes = {"vocab_size": len(short_tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
+    if architecture == "FalconH1":
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "mamba_d_ssm": 64, "mamba_n_heads": 8}
+        sizes |= {"mamba_d_head": 8, "mamba_d_state": 16, "intermediate_size": 64}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(**sizes)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    questions = [{**question, "answer_format": "text", "gold": 0} for question in QUESTIONS[:2]]
+    scores = dict(option_log_likelihoods(model, short_tokenizer, questions, 2))
+    for index, question in enumerate(questions):
+        (tokens,) = option_tokens(short_tokenizer, [question])
+        shared = tokens["shared"]
+        expected = [log_probability(model, shared + option, len(shared)) for option in tokens["options"]]
+        assert scores[index] == pytest.approx(expected, abs=1e-4)

@@ -9,6 +9,7 @@ import pytest
 from sft.common.chat_template import (
     closed_think_ids,
     open_think_prefix,
+    render,
     split_completions,
     stop_tokens,
     think_marks,
@@ -137,6 +138,8 @@ def test_the_table_in_the_documentation_is_this_one():
         ({"enable_thinkin": False}, "the chat template has no variable enable_thinkin"),
         ({"enable_thinking": None}, "enable_thinking is null: write true, false"),
         ({"enable_thinking": [1]}, "enable_thinking is .1.: write true, false"),
+        ({"enable_thinking": float("nan")}, "enable_thinking is NaN: write true, false"),
+        *(({name: True}, f"no variable {name}") for name in ("if", "user", "message", "add_generation_prompt")),
     ],
 )
 def test_a_value_that_the_template_does_not_take_is_refused(tokenizer_of, values, reason):
@@ -149,6 +152,17 @@ def test_a_text_is_written_into_a_template_as_it_stands(tokenizer_of):
     tokenizer = tokenizer_of("llama3_2", date_string=text)
     (row,) = split_completions(tokenizer, [PROMPT], [answer()])
     assert text in tokenizer.decode(row["prompt_ids"])
+
+
+@pytest.mark.parametrize("beginning", ["\n", "    ", "  \n\t"])
+def test_a_value_leaves_the_beginning_of_a_template_as_it_is(tokenizer_of, beginning):
+    tokenizer = tokenizer_of("qwen3")
+    prompts = []
+    for values in ({}, {"enable_thinking": True}):
+        tokenizer.chat_template = beginning + text_of("qwen3")
+        set_chat_template(tokenizer, None, values)
+        prompts += render(tokenizer, [PROMPT], add_generation_prompt=True)
+    assert prompts[0] == prompts[1]
 
 
 def test_a_model_that_was_trained_with_a_value_can_be_trained_with_another(tokenizer_of):
