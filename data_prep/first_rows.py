@@ -40,7 +40,8 @@ def print_understood(sources: Iterable[Source]) -> None:
     """Print format, kind of file, split and way to read the answers of each source, and its first three rows."""
     for source in sources:
         known = source.format
-        print(f"{source.name}: {known.title}, {source.described()}, {source.split or 'split by row'}")
+        split = source.split or (f"split by {known.split}" if known.split else "train")
+        print(f"{source.name}: {known.title}, {source.described()}, {split}")
         print(f"  {mapping_of(known, source.answers)}")
         for number, raw in enumerate(islice(source.rows(), ROWS), start=1):
             place = (source.stem, source.name, number)

@@ -57,7 +57,7 @@ def test_columns_of_ones_own_are_mapped_and_shown_before_anything_is_written(suc
     columns = f"{COLUMNS}, id=number, article=paper, rationale=why"
     printed = succeeds(*words, "--columns", columns, "--dev_size", 6).stdout
     understood = printed[: printed.index("Read 60 rows")].splitlines()
-    assert understood[0] == "mine.csv: own questions, CSV, commas, UTF-8, split by row"
+    assert understood[0] == "mine.csv: own questions, CSV, commas, UTF-8, train"
     assert "question = Stem" in understood[1] or "question = stem" in understood[1]
     assert "answer = label (letter)" in understood[1]
     assert understood[2:4] == [
@@ -102,7 +102,8 @@ def test_a_split_column_divides_the_rows_and_must_not_contradict_the_name_of_the
     for number, row in enumerate(rows):
         row["Fold"] = ("train", "validation", "test")[number % 3]
     words = (PREPARE, "--columns", f"{COLUMNS}, split=fold", "--output_dir", tmp_path / "P", "--dataset_path")
-    succeeds(*words, write(tmp_path / "in/mine.csv", rows))
+    printed = succeeds(*words, write(tmp_path / "in/mine.csv", rows)).stdout
+    assert "mine.csv: own questions, CSV, commas, UTF-8, split by fold" in printed
     assert read_json(tmp_path / "P/report.json")["splits"] == {"train": 20, "dev": 20, "test": 20}
     line = refused(*words[:-2], tmp_path / "Q", "--dataset_path", write(tmp_path / "in2/train.csv", rows))
     assert "the file's name and the split column name different splits (40)" in line
