@@ -1,20 +1,22 @@
 """What a run asks of its base model, looked up in its configuration and on the meta device, before the model loads."""
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from sft.common.command import UserError
-from sft.common.models import adapts_tied_embeddings, load_config, meta_model, stored_quantisation
+from sft.common.models import adapts_tied_embeddings, load_config, meta_model, model_class, stored_quantisation
 from sft.training.checks import check_launch, check_recipe
 from sft.training.config import Settings
 from sft.training.launch import Launch
 from sft.training.libraries import library_refusals
 from sft.training.model import lora_config
 
-# Layers, and a type of model, that do not tell the rows of a pack apart: states that are carried on from token to
-# token, and in gpt-oss a mask without the rows' positions (transformers 5.23; tests/training/test_architectures.py).
-STATEFUL = {"linear_attention", "conv", "hybrid", "gpt_oss"}
+# Layers, and types of models, that do not tell the rows of a pack apart: states that are carried on from token to
+# token, and in gpt-oss and OPT a mask without the rows' positions (transformers 5.23;
+# tests/training/test_architectures.py).
+STATEFUL = {"linear_attention", "conv", "hybrid", "gpt_oss", "opt"}
 
 
 def for_base_model(settings: Settings, launch: Launch) -> Settings:
@@ -34,6 +36,8 @@ def for_base_model(settings: Settings, launch: Launch) -> Settings:
         )
     text = config.get_text_config()
     stateful = STATEFUL & {*(getattr(text, "layer_types", None) or ()), text.model_type}
+    if "position_ids" not in inspect.signature(model_class(config).forward).parameters:
+        stateful |= {"it takes no position_ids"}
     if settings.packing and stateful:
         raise UserError(
             f"packing: the rows of a pack would read one another in {settings.model} ({', '.join(sorted(stateful))}): "
