@@ -87,10 +87,10 @@ def _position(label: str, options: Options, known: Format, reading: str) -> tupl
 def _cleaned(answer: str, options: Options, known: Format) -> str:
     """The text of an answer, cleaned as the options were."""
     text = clean_choice(answer, len(options.texts))[1] if known.letters else clean_text(answer)
-    for cleaned in (text, options.clean(answer)[1], typed_choice(answer, len(options.texts))[1]):
-        if cleaned in options.texts:
-            return cleaned
-    return options.clean(answer)[1]
+    if text in options.texts:  # nearly always
+        return text
+    text, typed = options.clean(answer)[1], typed_choice(answer, len(options.texts))[1]
+    return typed if typed in options.texts and text not in options.texts else text
 
 
 def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where: str) -> str:

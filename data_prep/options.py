@@ -3,8 +3,8 @@
 import ast
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from data_prep.formats import INTO, Format
@@ -82,7 +82,8 @@ def _by_name(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((key for name in names for key in item if key.lower() == name), None)
 
 
-def _are_letters(texts: Iterable[str]) -> bool:
+@lru_cache(maxsize=1024)  # mostly of the same columns or keys, row after row
+def _are_letters(texts: tuple[str, ...]) -> bool:
     """Are these the letters of as many options, in any order?"""
     letters = sorted(text.strip(" ().:").upper() for text in texts)
     return letters == list(LETTERS[: len(letters)])
@@ -91,7 +92,7 @@ def _are_letters(texts: Iterable[str]) -> bool:
 def _count(texts: Sequence[str]) -> bool:
     """Are these the letters of as many options, or their numbers from 0 or 1?"""
     numbers = [sorted(str(first + number) for number in range(len(texts))) for first in (0, 1)]
-    return _are_letters(texts) or sorted(texts) in numbers
+    return _are_letters(tuple(texts)) or sorted(texts) in numbers
 
 
 def _of_objects(items: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[str], list[bool]]:
@@ -150,8 +151,8 @@ def read_options(cells: Mapping[str, Any], known: Format) -> tuple[str | None, O
     elif len(known.options) == 1:
         texts, keys, marks = _of_value(value_at(cells, known.options[0]))
     else:
-        texts, keys = [text_at(cells, name) for name in known.options], [*known.options]
-        keys = [] if _are_letters(keys) else keys
+        texts = [text_at(cells, name) for name in known.options]
+        keys = [] if _are_letters(known.options) else [*known.options]
     while not known.option_count and texts and isinstance(texts[-1], str) and not texts[-1].strip():  # as others have
         texts, keys, marks = texts[:-1], keys[: len(texts) - 1], marks[: len(texts) - 1]
     if not all(isinstance(text, str) for text in texts):
@@ -169,7 +170,7 @@ def _cleaned(texts: list[str], keys: list[str], marks: list[bool], known: Format
         texts = [_own_letters_cleaner(texts)(text)[1] for text in texts]
         marks = [bool(_MARKED.search(text)) for text in texts]
         texts = [_MARKED.sub("", text) for text in texts]
-    if keys and _are_letters(keys):
+    if keys and _are_letters(tuple(keys)):
         order = sorted(range(len(texts)), key=lambda index: keys[index].strip(" ().:").upper())
         texts = [clean_text(texts[index]) for index in order]
         marks = [marks[index] for index in order] if marks else []
@@ -181,7 +182,12 @@ def _cleaned(texts: list[str], keys: list[str], marks: list[bool], known: Format
         clean = choice_cleaner(texts) if known.letters else _own_letters_cleaner(texts)
         pairs = map(clean, texts)
     printed, cleaned = zip(*pairs, strict=True)
-    return Options(cleaned, printed, tuple(clean_text(key).upper() for key in keys), tuple(marks), clean)
+    return Options(cleaned, printed, _cleaned_keys(tuple(keys)), tuple(marks), clean)
+
+
+@lru_cache(maxsize=1024)
+def _cleaned_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(clean_text(key).upper() for key in keys)
 
 
 def _without_letters(text: str) -> tuple[None, str]:
@@ -198,6 +204,6 @@ def _own_letters_cleaner(texts: Sequence[str]) -> Callable[[str], tuple[str | No
     letters = [letter or "" for letter, _ in found]
     if not all(letters) or len(set(letters)) < len(letters):
         return _without_letters
-    if _are_letters(letters) and all(text for _, text in found):
+    if _are_letters(tuple(letters)) and all(text for _, text in found):
         return lambda text: typed_choice(text, len(texts))
     return lambda text: (typed_choice(text, len(LETTERS))[0], clean_text(text))
