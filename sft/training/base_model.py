@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sft.common.command import UserError
+from sft.common.hub import loading_errors
 from sft.common.models import adapts_tied_embeddings, load_config, meta_model, model_class, stored_quantisation
 from sft.training.checks import check_launch, check_recipe
 from sft.training.config import Settings
@@ -34,18 +35,26 @@ def for_base_model(settings: Settings, launch: Launch) -> Settings:
         raise UserError(
             f"router_aux_loss_coef is for mixtures of experts, which {settings.model} is not: leave it out"
         )
-    text = config.get_text_config()
-    stateful = STATEFUL & {*(getattr(text, "layer_types", None) or ()), text.model_type}
-    if "position_ids" not in inspect.signature(model_class(config).forward).parameters:
-        stateful |= {"it takes no position_ids"}
-    if settings.packing and stateful:
-        raise UserError(
-            f"packing: the rows of a pack would read one another in {settings.model} ({', '.join(sorted(stateful))}): "
-            "pass --packing no"
-        )
+    if settings.packing:
+        check_packing(settings, config)
     if settings.use_peft:
         check_adapter(settings, config)
     return settings
+
+
+def check_packing(settings: Settings, config: Any) -> None:
+    """Raise `UserError` if the rows of a pack would read one another, or if the model does not write text."""
+    text = config.get_text_config()
+    why = STATEFUL & {*(getattr(text, "layer_types", None) or ()), text.model_type}
+    with loading_errors(f"{settings.model} cannot be trained", advice=""):
+        takes = inspect.signature(model_class(config).forward).parameters
+    if "position_ids" not in takes:
+        why.add("it takes no position_ids")
+    if why:
+        raise UserError(
+            f"packing: the rows of a pack would read one another in {settings.model} ({', '.join(sorted(why))}): "
+            "pass --packing no"
+        )
 
 
 def check_trainable(settings: Settings, stored: Any) -> None:

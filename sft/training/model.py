@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+from sft.common.hub import loading_errors
 from sft.common.models import load_config, model_class
 from sft.training.config import Settings
 from sft.training.libraries import library_refusals
@@ -30,7 +31,7 @@ def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
     from sft.training.callbacks import LogLinesCallback
 
     model_args = settings.build(ModelConfig)
-    with library_refusals(f"{settings.model} cannot be trained"):
+    with loading_errors(f"{settings.model} cannot be trained", advice=""):
         classes = model_class(load_config(settings.model))
     attention = model_args.attn_implementation or attention_implementation(
         training_args.device, settings.precision, classes

@@ -165,6 +165,20 @@ def test_packing_is_refused_for_models_that_are_not_told_where_a_row_begins(arch
         for_base_model(settings.with_values({"lora_target_modules": "all-linear"}, "test"), Launch())
 
 
+@pytest.mark.parametrize("packing", ["yes", "no"])
+def test_a_model_that_does_not_write_text_is_refused_in_words_or_left_to_the_run(packing, tmp_path):
+    import transformers
+
+    transformers.T5Config(d_model=32, num_layers=1, num_heads=2, d_ff=32).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()  # only the configuration is read
+    settings = resolve(["recipes/quickstart.yaml", "--model_name_or_path", str(tmp_path), "--packing", packing])
+    if packing == "no":
+        for_base_model(settings, Launch())
+        return
+    with pytest.raises(UserError, match="cannot be trained: a model of type t5 does not write text"):
+        for_base_model(settings, Launch())
+
+
 def test_the_template_that_stands_in_for_a_models_own_is_said_everywhere(succeeds, few_dev, short_tokenizer, tmp_path):
     """As for a distill of DeepSeek-R1, whose own template deletes the think block."""
     name, ours = "deepseek_r1_distill", "recipes/templates/deepseek_r1.jinja"
