@@ -59,7 +59,7 @@ def _answered_option(cells: Mapping[str, Any], options: Options, known: Format, 
             raise RejectedRow("answer text equals several options" if matches else "answer text equals no option")
         return matches[0]
     position, stated = _position(label, options, known, reading)
-    if known.answer_text and (known.answer_text in cells or known.answer_text.split(INTO)[0] in cells):
+    if known.answer_text and known.answer_text.split(INTO)[0] in cells:
         stated = text_at(cells, known.answer_text, joined=True)
     elif not stated:
         return reconcile_without_text(position, options.printed)
@@ -112,7 +112,7 @@ def judge(known: Format, rows: Callable[[], Iterable[Mapping[str, Any]]], where:
         return KEY
     texts = [_index(label, options, known, TEXT) for label, options in rest if known.answer_is != POSITION]
     letters = [_index(label, options, known, LETTER) for label, options in rest]
-    numbers = [0 <= (number_of(label) or -1) <= len(options.texts) or number_of(label) == 0 for label, options in rest]
+    numbers = [number_of(label) in range(len(options.texts) + 1) for label, options in rest]
     places = max(len(rest) - letters.count(None), sum(numbers))
     if len(texts) - texts.count(None) >= MOST * len(rest) and places >= MOST * len(rest):
         if letters == texts:  # "B. green", of options with their letters

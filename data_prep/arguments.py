@@ -14,7 +14,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     """The options, each checked as far as it can be without reading the data."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_argument_group("what is read")
-    source.add_argument("--dataset_path", help="folder, file, saved data set, or PMC-VQA's id on the Hub")
+    source.add_argument("--dataset_path", help="folder, file, saved data set, or id on the Hub")
     named = f"{', '.join(FORMATS)}, or a YAML file; default: as the columns show"
     source.add_argument("--format", default="detect", metavar="NAME", help=named)
     source.add_argument("--columns", help='which column holds what: "question=stem, options=A,B,C,D, answer=label"')

@@ -1,7 +1,7 @@
 """The formats of multiple-choice questions that preparation reads: which column holds what.
 
 A format is a YAML file: those in known_formats/ are shipped, `--format FILE` names another one, and `--columns` states
-one on the command line. docs/data.md explains the keys.
+one on the command line. docs/own_questions.md explains the keys.
 """
 
 import re
@@ -63,11 +63,6 @@ class Format:
         """The columns without which a row is no question."""
         named = (*self.question, *(self.options if len(self.options) == 1 else ()), self.answer)
         return tuple(path.split(INTO)[0] for path in named if path)
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """The columns that are read where they are there."""
-        return tuple(name for name in self.named if name not in self.columns)
 
 
 # What files and columns call the splits. What is called an evaluation set is not trained on.

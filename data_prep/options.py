@@ -77,6 +77,11 @@ def lettered_lines(text: str) -> tuple[str, list[str]]:
     return "\n".join(lines[:first]), lines[first:]
 
 
+def _letter(text: str) -> str:
+    """What a key such as ``(a)`` or ``B.`` is without its marks, as a capital letter."""
+    return text.strip(" ().:").upper()
+
+
 def _by_name(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """The key of an object that is one of the names, in any case."""
     return next((key for name in names for key in item if key.lower() == name), None)
@@ -85,7 +90,7 @@ def _by_name(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
 @lru_cache(maxsize=1024)  # mostly of the same columns or keys, row after row
 def _are_letters(texts: tuple[str, ...]) -> bool:
     """Are these the letters of as many options, in any order?"""
-    letters = sorted(text.strip(" ().:").upper() for text in texts)
+    letters = sorted(map(_letter, texts))
     return letters == list(LETTERS[: len(letters)])
 
 
@@ -127,7 +132,7 @@ def _of_value(value: Any) -> tuple[list[Any], list[str], list[bool]]:
             raise RejectedRow("the options' letters and texts are not equally many")
         value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
     if isinstance(value, Mapping):
-        of_letters = [len(key.strip(" ().:")) == 1 for key in value]
+        of_letters = [len(_letter(key)) == 1 for key in value]
         if any(of_letters) and not all(of_letters):  # an explanation, or the answer
             raise RejectedRow("beside letters, the object of its options has other keys")
         return list(value.values()), list(value), []
@@ -167,11 +172,12 @@ def read_options(cells: Mapping[str, Any], known: Format) -> tuple[str | None, O
 def _cleaned(texts: list[str], keys: list[str], marks: list[bool], known: Format) -> Options:
     """The options without the letters and marks that stand in their texts, in the order of their letters."""
     if not known.answer and not marks:
-        texts = [_own_letters_cleaner(texts)(text)[1] for text in texts]
+        clean = _own_letters_cleaner(texts)
+        texts = [clean(text)[1] for text in texts]
         marks = [bool(_MARKED.search(text)) for text in texts]
         texts = [_MARKED.sub("", text) for text in texts]
     if keys and _are_letters(tuple(keys)):
-        order = sorted(range(len(texts)), key=lambda index: keys[index].strip(" ().:").upper())
+        order = sorted(range(len(texts)), key=lambda index: _letter(keys[index]))
         texts = [clean_text(texts[index]) for index in order]
         marks = [marks[index] for index in order] if marks else []
         is_sorted = order == list(range(len(texts)))

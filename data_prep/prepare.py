@@ -215,7 +215,7 @@ def with_answers(sources: list[Source]) -> list[Source]:
     for source in sources:
         where = str(source.path) if source.path.name == source.name else f"{source.path}, {source.name}"
         try:
-            found[source.name] = judge(source.format, source.readable, where)
+            found[source.name] = judge(source.format, partial(source.readable, {*source.format.named}), where)
         except Undecided as error:
             found[source.name] = error
     for source in sources:  # a small file may be too small to show what the others of its format show

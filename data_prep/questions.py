@@ -23,17 +23,17 @@ THINK_TAGS = ("<think>", "</think>")
 class Question(NamedTuple):
     """One multiple-choice question, cleaned."""
 
-    id: str  # source without its ending, and row number, as in train-17; rows count from 1, the header left out
+    id: str  # source without its ending, and the row's own id or its number, as in train-17; rows count from 1
     source: str  # file name, or split name of a saved data set
     row: int
     split: str  # train, dev, test or test_clean
     figure: str  # file name of the figure, or ""
-    article: str  # PubMed Central id of the article, or "" where the figure's name does not tell
+    article: str  # the group that the format names, or else the PubMed Central id in the figure's name; or ""
     question: str
     choices: Sequence[str]
     gold: int  # index into choices
-    caption: str = ""  # version 2 of PMC-VQA alone
-    reasoning: str = ""  # a written rationale, with --add_reasoning
+    caption: str = ""  # as in version 2 of PMC-VQA
+    reasoning: str = ""  # a written rationale: of the format's column, or with --add_reasoning
     uncut_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 

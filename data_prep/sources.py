@@ -19,7 +19,7 @@ from sft.common.command import UserError, sha256
 from sft.common.hub import is_id, loading_errors, unreached
 from sft.common.json_table import JsonTable
 from sft.common.table import Table, sound
-from sft.common.table_files import KINDS, open_table
+from sft.common.table_files import ENDINGS, open_table
 
 # Files that describe a data set, as `datasets` and the Hub write them; they hold no questions.
 DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "croissant.json")
@@ -117,7 +117,7 @@ def find_sources(
 
 
 def _is_table(file: PurePath) -> bool:
-    return file.suffix.lower() in KINDS and file.name not in DESCRIPTIONS
+    return file.suffix.lower() in ENDINGS and file.name not in DESCRIPTIONS
 
 
 def _readable(folder: Path, files: Sequence[PurePath], folders: Sequence[PurePath] = ()) -> list[PurePath]:
@@ -128,7 +128,7 @@ def _readable(folder: Path, files: Sequence[PurePath], folders: Sequence[PurePat
         there = f", but {', '.join(map(str, (*files, *folders)[:5]))}" if files or folders else ""
         there += f" (a table that is not read: {HOW_TO_READ})" if others else ""
         raise UserError(
-            f"--dataset_path {folder} holds no table ({', '.join(KINDS)}){there}: give the folder with train.csv, "
+            f"--dataset_path {folder} holds no table ({', '.join(ENDINGS)}){there}: give the folder with train.csv, "
             "test.csv"
         )
     if described := [str(file) for file in files if file.name in DESCRIPTIONS]:

@@ -15,7 +15,7 @@ from sft.common.json_table import JsonTable, json_table
 from sft.common.table import RejectedRow, Table
 from sft.common.text_encoding import encoding_of
 
-KINDS = {
+ENDINGS = {
     **dict.fromkeys((".csv", ".tsv"), CsvTable),
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), JsonTable),
     ".parquet": None,
@@ -37,7 +37,7 @@ def open_table(file: Path, fits: Callable[[tuple[str, ...]], bool], encoding: st
     If no header fits, the table has the columns of the likeliest reading. Raises `UserError` if it is no such file,
     cannot be read, or can be read in two ways.
     """
-    kind = KINDS[file.suffix.lower()]
+    kind = ENDINGS[file.suffix.lower()]
     try:
         with open(file, "rb") as content:
             head = content.read(4096)

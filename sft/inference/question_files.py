@@ -12,7 +12,7 @@ from typing import Any
 
 from sft.common.command import UserError, atomic_write
 from sft.common.prompts import LETTERS
-from sft.common.table_files import KINDS, open_table, rows_of
+from sft.common.table_files import ENDINGS, open_table, rows_of
 from sft.inference.assistant import Answer, Question, clean_question
 
 # Columns that hold an option: "A", "Choice A" (PMC-VQA), "option_a", "Options A", "opa" (MedMCQA). Others that look
@@ -71,8 +71,8 @@ def read_questions(file: Path, encoding: str | None = None) -> list[Question]:
     Raises `UserError` for a file that is no table of questions, and for a question that cannot be asked.
     """
     where, questions = f"--input {file}", []
-    if file.suffix.lower() not in KINDS:
-        raise UserError(f"{where}: give a file that ends with one of {', '.join(KINDS)}")
+    if file.suffix.lower() not in ENDINGS:
+        raise UserError(f"{where}: give a file that ends with one of {', '.join(ENDINGS)}")
     table = open_table(file, lambda names: "question" in (name.strip().lower() for name in names), encoding)
     kinds_of_first = option_columns(table.columns, where)
     named = list(zip(table.columns, kinds_of_first, strict=True))

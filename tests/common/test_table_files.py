@@ -11,7 +11,7 @@ import pytest
 
 from sft.common.command import UserError
 from sft.common.table import RejectedRow
-from sft.common.table_files import KINDS, open_table
+from sft.common.table_files import ENDINGS, open_table
 
 NAMES = ("question", "A", "B", "label")
 ROWS = [
@@ -300,4 +300,4 @@ def test_changed_bytes_end_in_a_refusal_a_rejected_row_or_texts(tmp_path):
 
 
 def test_every_ending_is_a_kind():
-    assert set(KINDS) == {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
+    assert set(ENDINGS) == {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
