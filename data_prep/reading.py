@@ -32,6 +32,7 @@ REMEDIES = {
     "label is not one of A, B": "write the letter of the right option",
     "two options are the same": "correct them, or keep them in dev and test with --keep_for_evaluation",
     "the file's name and the split column": "rename the file, so that its name has no split",
+    "not exactly one option is marked": "name the column of the answers (answer=label), or mark one option",
     "its last lines are not options": "write each option in a line of its own, A. to J., with nothing behind them",
     "an option holds a think tag": "remove the tags, at which chat templates cut the answer",
     "a key stands twice": "rename or remove the wrong one",

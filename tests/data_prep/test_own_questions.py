@@ -125,6 +125,7 @@ def test_an_id_that_stands_twice_is_refused(refused, tmp_path):
         (["--columns", "question=stem, answer=label"], "its last lines are not options with the letters A, B, C"),
         (["--columns", COLUMNS + ", answer_is=number from 0"], "label is not one of"),
         (["--columns", COLUMNS.replace("answer=label", "answer=paper")], "label is not one of A, B, C, D, E"),
+        (["--columns", COLUMNS.replace(", answer=label", "")], "To do: name the column of the answers (answer=label)"),
         (["--format", "nowhere.yaml"], "--format nowhere.yaml cannot be read"),
         ([], "say which column holds what: --columns"),
     ],
