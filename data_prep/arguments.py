@@ -34,6 +34,8 @@ def parse_arguments(description: str) -> argparse.Namespace:
     prompts.add_argument("--shuffle_choices", type=int, default=0, metavar="K", help="K option orders a training row")
     prompts.add_argument("--add_reasoning", metavar="FILE", help="rationales: .jsonl, .parquet, or a source's column")
     prompts.add_argument("--require_reasoning", action="store_true", help="leave training questions without one out")
+    direct = "share of the questions with a rationale that are answered without it"
+    prompts.add_argument("--direct_share", type=float, default=0.0, metavar="SHARE", help=direct)
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument("--tokenizer", metavar="MODEL", help="show tokens in examples.json and report.html")
     tokens.add_argument("--pretokenize", metavar="MODEL", help="write input_ids and labels too, for this model")
@@ -52,6 +54,8 @@ def parse_arguments(description: str) -> argparse.Namespace:
     args.wanted = wanted_format(args.format, args.columns)
     if args.require_reasoning and not (args.add_reasoning or (args.wanted and args.wanted.rationale)):
         raise UserError("--require_reasoning: name the rationales with --add_reasoning")
+    if args.direct_share and not (args.add_reasoning or (args.wanted and args.wanted.rationale)):
+        raise UserError("--direct_share: name the rationales with --add_reasoning")
     args.answer_format = OPEN if args.no_choices else args.answer_format or DEFAULT_ANSWER_FORMAT
     return args
 
@@ -69,6 +73,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--shuffle_choices {args.shuffle_choices}: give 0 to {MAX_ORDERS} orders a question")
     if args.dev_size < 0 or not 0 <= args.max_rejected <= 1:
         raise UserError("--dev_size cannot be negative, --max_rejected is a share from 0 to 1")
+    if not 0 <= args.direct_share < 1:
+        raise UserError(f"--direct_share {args.direct_share:g}: give a share from 0 to less than 1")
     if args.no_choices and (args.answer_format not in (None, "text") or args.shuffle_choices):
         raise UserError("--no_choices shows no options: leave out --shuffle_choices and --answer_format")
     if args.max_length and not args.pretokenize:

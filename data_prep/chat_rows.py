@@ -5,7 +5,7 @@ The columns are the contract with `sft/`; docs/data.md describes them.
 
 import random
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import permutations, product
 from math import factorial
 from typing import Any
 
@@ -36,20 +36,32 @@ def choice_orders(id: str, gold: int, count: int, orders: int, seed: int) -> Ite
         yield (*arrangement[:place], gold, *arrangement[place:])
 
 
+def is_answered_directly(question: dict[str, Any], direct_share: float, seed: int) -> bool:
+    """Whether a question with rationales is one of the share that is trained without; no other question matters."""
+    draw = random.Random(f"{seed}:direct:{question['id']}").random()  # noqa: S311
+    return bool(question["reasoning"]) and draw < direct_share
+
+
 def chat_rows(
-    question: dict[str, Any], answer_format: str, orders: int = 0, seed: int = 0
+    question: dict[str, Any], answer_format: str, orders: int = 0, seed: int = 0, direct_share: float = 0.0
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a question (fields of `Question`): one, or one for each of `orders` orders of its options."""
-    shuffled = orders > 0 and can_be_shuffled(question["question"], question["choices"], question["reasoning"])
+    """Yield the rows of a question (fields of `Question`).
+
+    That is one, or one for each of `orders` orders of its options, or for each of its rationales.
+    """
+    reasoning = question["reasoning"]
+    shuffled = orders > 0 and can_be_shuffled(question["question"], question["choices"], "\n".join(reasoning))
     count = len(question["choices"])
     used = choice_orders(question["id"], question["gold"], count, orders, seed) if shuffled else [range(count)]
-    for number, order in enumerate(used, start=1):
+    texts = [""] if not reasoning or is_answered_directly(question, direct_share, seed) else reasoning
+    several = shuffled or len(texts) > 1
+    for number, (order, text) in enumerate(product(used, texts), start=1):
         choices = [question["choices"][index] for index in order]
         gold = order.index(question["gold"])
         yield {
-            "id": f"{question['id']}#{number}" if shuffled else question["id"],
+            "id": f"{question['id']}#{number}" if several else question["id"],
             "prompt": prompt_messages(question["question"], choices, answer_format),
-            "completion": completion_messages(answer_text(choices, gold, answer_format), question["reasoning"]),
+            "completion": completion_messages(answer_text(choices, gold, answer_format), text),
             "choices": choices,
             "gold": gold,
             "answer_format": answer_format,

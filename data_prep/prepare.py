@@ -144,6 +144,8 @@ def counts_of_options(
         counted["longer_than_max_length"] = too_long
     if args.keep_for_evaluation:
         counted["kept_for_evaluation"] = counts["repeats an option"]
+    if args.direct_share:
+        counted["answered_directly"] = counts["answered directly"]
     if args.add_reasoning or any(source.format.rationale for source in sources):
         counted["rationales"] = int(reading.has_reasoning.sum())
         if isinstance(worker.rationales, dict):

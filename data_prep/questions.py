@@ -33,7 +33,7 @@ class Question(NamedTuple):
     choices: Sequence[str]
     gold: int  # index into choices
     caption: str = ""  # as in version 2 of PMC-VQA
-    reasoning: str = ""  # a written rationale: of the format's column, or with --add_reasoning
+    reasoning: Sequence[str] = ()  # written rationales: of the format's column, or with --add_reasoning
     uncut_figure: str = ""  # the figure that a version 2 file was cut from; elsewhere the figure itself
 
 

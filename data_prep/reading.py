@@ -69,7 +69,8 @@ def questions_schema() -> Any:
     """The `pyarrow` schema of a chunk of questions: the fields of `Question`, and 64-bit hashes to compare by."""
     import pyarrow as pa
 
-    types = {"row": pa.int32(), "gold": pa.int8(), "choices": pa.list_(pa.string())}
+    texts = pa.list_(pa.string())
+    types = {"row": pa.int32(), "gold": pa.int8(), "choices": texts, "reasoning": texts}
     fields = [(name, types.get(name, pa.string())) for name in Question._fields]
     return pa.schema(fields + [(name, pa.uint64()) for name in HASHES])
 
@@ -108,11 +109,12 @@ def read_chunk(chunk: tuple[Source, int, list[Any]]) -> tuple[Any, list[tuple[st
             cells = cells_of(raw, source)
             place = (source.stem, source.name, number)
             question = read_row(cells, source.format, source.answers, place, source.split, may_repeat)
-            text = question.reasoning
+            texts = question.reasoning
             if rationales is not None:
-                text = cells.get(rationales, "") if isinstance(rationales, str) else rationales.get(question.id, "")
-            if text:
-                question = question._replace(reasoning=clean_reasoning(text))
+                column = isinstance(rationales, str)
+                texts = [cells.get(rationales, "")] if column else rationales.get(question.id, [])
+            cleaned = [clean_reasoning(text) for text in texts if text]
+            question = question._replace(reasoning=[text for text in cleaned if text])
             kept.append((*question, *hashes_of(question)))
         except RejectedRow as reason:
             rejected.append((source.name, number, str(reason), raw))
@@ -140,7 +142,7 @@ def read_sources(sources: list[Source], file: Path, apply: Callable, most: int |
         table = pa.ipc.open_file(content).read_all()
         hashes = {name: np.array(table[name]) for name in HASHES}
         split_of = np.array(pc.index_in(table["split"], pa.array(SPLITS)), np.int8)
-        has_reasoning = np.array(pc.not_equal(table["reasoning"], ""), bool)
+        has_reasoning = np.array(pc.greater(pc.list_value_length(table["reasoning"]), 0), bool)
         for row in table.group_by(["source", "split"]).aggregate([([], "count_all")]).to_pylist():
             by_source[row["source"], row["split"]] = row["count_all"]
         if any(source.format.id for source in sources):
@@ -189,7 +191,7 @@ def check_every_source(reading: Reading, sources: Iterable[Source]) -> None:
 
 
 def check_reading(
-    reading: Reading, sources: list[Source], max_rejected: float, rationales: dict[str, str] | str | None
+    reading: Reading, sources: list[Source], max_rejected: float, rationales: dict[str, list[str]] | str | None
 ) -> None:
     """Raise `UserError` if a source has no sound row, more than `max_rejected` were rejected, or no rationale fits."""
     if not reading.read:

@@ -4,17 +4,19 @@ import json
 from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from data_prep.sources import Source
 from sft.common.command import UserError
 from sft.common.table import RejectedRow, each_once
 
 
-def load_rationales(value: str, sources: Iterable[Source]) -> dict[str, str] | str:
-    """What `--add_reasoning` names: {row id: rationale} from a file, or the name of a column of some source.
+def load_rationales(value: str, sources: Iterable[Source]) -> dict[str, list[str]] | str:
+    """What `--add_reasoning` names: {row id: rationales} from a file, or the name of a column of some source.
 
-    A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`. Raises `UserError` if
-    there is neither file nor column, if the file lacks these fields, or if a column or an id stands twice.
+    A file is JSON lines (.jsonl) or Parquet (.parquet) with the fields `id` and `reasoning`, a text or a list of
+    texts. Raises `UserError` if there is neither file nor column, if the file lacks these fields, or if a column or an
+    id stands twice.
     """
     file = Path(value)
     read = {".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(file.suffix)
@@ -28,21 +30,21 @@ def load_rationales(value: str, sources: Iterable[Source]) -> dict[str, str] | s
             f"--add_reasoning {value}: no source has such a column, and it is not a .jsonl or .parquet file: give a "
             "column, or a file with the fields id and reasoning"
         )
-    rationales: dict[str, str] = {}
+    rationales: dict[str, list[str]] = {}
     try:
         for number, (id, text) in enumerate(read(file), start=1):
-            id, text = str(id), text or ""
-            if not isinstance(text, str):
+            id, texts = str(id), [text] if isinstance(text, str) else text or []
+            if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
                 raise UserError(f"--add_reasoning {file}: row {number}: the reasoning of {id} is not text")
             if id in rationales:
                 raise UserError(f"--add_reasoning {file}: row {number}: the id {id} stands twice")
-            rationales[id] = text
+            rationales[id] = texts
     except OSError as error:
         raise UserError(f"--add_reasoning {file}: cannot be read: {error.strerror or error}") from error
     return rationales
 
 
-def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
+def _read_jsonl(file: Path) -> Iterable[tuple[str, Any]]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -53,7 +55,7 @@ def _read_jsonl(file: Path) -> Iterable[tuple[str, str]]:
                 raise UserError(f"{where} is not a JSON object with id and reasoning, each once") from error
 
 
-def _read_parquet(file: Path) -> Iterable[tuple[str, str]]:
+def _read_parquet(file: Path) -> Iterable[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -50,7 +50,7 @@ def read_row(
         choices=options.texts,
         gold=gold,
         caption=clean_text(text_at(cells, known.caption)) if known.caption else "",
-        reasoning=text_at(cells, known.rationale, joined=True) if known.rationale else "",
+        reasoning=[text_at(cells, known.rationale, joined=True)] if known.rationale else [],
         uncut_figure=_CUT_FIGURE.sub(r"\1\2", figure) if known.figures == "cut" else figure,
     )
 

@@ -18,12 +18,12 @@ STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
 options = argparse.Namespace()  # of data_prep/prepare.py
-rationales: dict[str, str] | str | None = None  # by row id, or the column that holds them
+rationales: dict[str, list[str]] | str | None = None  # by row id, or the column that holds them
 tokenizer: Any = None
 fingerprint = ""  # of the tokenizer
 
 
-def start(new: argparse.Namespace, new_rationales: dict[str, str] | str | None) -> None:
+def start(new: argparse.Namespace, new_rationales: dict[str, list[str]] | str | None) -> None:
     """Keep the options and rationales, and load the tokenizer that they name, in this process.
 
     Raises `UserError` if the tokenizer cannot be loaded, or has no chat template.

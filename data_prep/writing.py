@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import worker
-from data_prep.chat_rows import chat_rows, schema
+from data_prep.chat_rows import chat_rows, is_answered_directly, schema
 from data_prep.report import Measures
 from data_prep.splits import LEFT_OUT, SPLITS
 from sft.common.command import sha256
@@ -31,7 +31,12 @@ def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Meas
         split, rows = SPLITS[code], []
         orders = options.shuffle_choices if split == "train" else 0
         for question in questions.filter(pa.array(split_of == code)).to_pylist():
-            new = list(chat_rows(question, options.answer_format, orders, options.seed))
+            direct = options.direct_share if split == "train" else 0.0
+            if split != "train":  # a question that stood there several times would count so often
+                question["reasoning"] = question["reasoning"][:1]
+            new = list(chat_rows(question, options.answer_format, orders, options.seed, direct))
+            if is_answered_directly(question, direct, options.seed):
+                counts["answered directly"] += 1
             if len(set(question["choices"])) < len(question["choices"]):
                 counts["repeats an option"] += 1
             if orders and new[0]["id"] == question["id"]:  # the id of an order has a number

@@ -238,6 +238,14 @@ def with_think_block(marks: tuple[str, str, str] | None, turn: str) -> str:
     return turn.replace(before, "<think>\n", 1).replace(behind, "\n</think>\n\n", 1).removeprefix(direct)
 
 
+def split_thinking(text: str) -> tuple[str, str]:
+    """(reasoning, answer) of a turn: the text in its think blocks, and the text behind the last one."""
+    before, closed, after = text.rpartition("</think>")
+    if not closed and "<think>" in text:
+        before, after = text, ""
+    return re.sub("</?think>", "", before).strip(), after.strip()
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Fingerprint of all that decides a row's tokens: vocabulary, its rules, chat template, and a turn's own end."""
     if tokenizer.is_fast:  # without its truncation and padding, which depend on the last call

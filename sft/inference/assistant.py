@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sft.common.chat_template import token_ids
+from sft.common.chat_template import split_thinking, token_ids
 from sft.common.command import UserError
 from sft.common.prompts import (
     DEFAULT_ANSWER_FORMAT,
@@ -15,7 +15,7 @@ from sft.common.prompts import (
     prompt_messages,
     typed_choice,
 )
-from sft.inference.generation import Generated, Sampling, batch_seed, check_context, generate, split_thinking
+from sft.inference.generation import Generated, Sampling, batch_seed, check_context, generate
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens, softmax
 from sft.inference.parsing import parse_answer
 

@@ -1,7 +1,6 @@
 """Generate answers: in batches, or word by word for someone who waits."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,14 +87,6 @@ def generate(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, strea
         text = tokenizer.decode(row if hit_limit else row[:-1])
         turns.append(Generated(with_think_block(marks, opening + text), len(row), hit_limit))
     return turns
-
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """(reasoning, answer) of a turn: the text in its think blocks, and the text behind the last one."""
-    before, closed, after = text.rpartition("</think>")
-    if not closed and "<think>" in text:
-        before, after = text, ""
-    return re.sub("</?think>", "", before).strip(), after.strip()
 
 
 def batch_seed(seed: int, batch: int) -> int:

@@ -6,12 +6,12 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from sft.common.chat_template import open_think_prefix, stop_tokens
+from sft.common.chat_template import open_think_prefix, split_thinking, stop_tokens
 from sft.common.command import UserError
 from sft.common.display import shows_colour
 from sft.common.prompts import LETTERS, prompt_messages
 from sft.inference.assistant import Assistant, clean_question, print_probabilities, sampled
-from sft.inference.generation import Sampling, split_thinking
+from sft.inference.generation import Sampling
 
 HELP = """\
   Type a question, then its options, one a line; an empty line ends them (none at all is fine).

@@ -11,6 +11,7 @@ from sft.common.chat_template import (
     open_think_prefix,
     render,
     split_completions,
+    split_thinking,
     stop_tokens,
     think_marks,
     tokenizer_fingerprint,
@@ -19,7 +20,6 @@ from sft.common.chat_template import (
 from sft.common.command import UserError
 from sft.common.prompts import completion_messages, prompt_messages
 from sft.common.template_choice import set_chat_template
-from sft.inference.generation import split_thinking
 from sft.inference.likelihood import option_tokens
 from tests.families import FAMILIES, OF_PARTS, TEMPLATES, table, text_of, with_family
 

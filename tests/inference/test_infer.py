@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sft.common.chat_template import closed_think_ids, open_think_prefix, token_ids
+from sft.common.chat_template import closed_think_ids, open_think_prefix, split_thinking, token_ids
 from sft.common.models import load_model
 from sft.inference.assistant import Answer, Assistant, clean_question
-from sft.inference.generation import Sampling, generate, split_thinking
+from sft.inference.generation import Sampling, generate
 from sft.inference.likelihood import option_log_likelihoods, option_tokens, softmax
 from sft.inference.question_files import as_csv, read_questions
 from sft.inference.web import page

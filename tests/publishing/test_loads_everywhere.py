@@ -52,9 +52,9 @@ def by_server(message, environment, log):
 def test_a_published_adapter_gives_one_answer_wherever_it_is_loaded(
     command, here_on_hub, hub, trained, tiny_deepseek, tmp_path
 ):
+    from sft.common.chat_template import split_thinking
     from sft.common.models import prompt_format
     from sft.common.prompts import prompt_messages
-    from sft.inference.generation import split_thinking
 
     hub.add("models", BASE, tiny_deepseek)
     options = ("--repo", REPO, "--base_model", BASE, "--output_dir", tmp_path)
