@@ -39,7 +39,17 @@ from sft.evaluation.comparison import PREDICTIONS, RESULTS, Evaluation
 from sft.evaluation.report import write_report
 from sft.evaluation.results import results_of
 from sft.evaluation.tables import results_text
-from sft.evaluation.tasks import BACKENDS, GENERATION, LIKELIHOOD, SCORE_OF, Task, check_questions, tasks_of
+from sft.evaluation.tasks import (
+    BACKENDS,
+    GENERATION,
+    LIKELIHOOD,
+    SCORE_OF,
+    Task,
+    check_questions,
+    cut_tasks,
+    tasks_of,
+    with_cut_reasoning,
+)
 from sft.inference.generation import Sampling
 from sft.inference.options import add_shared_options
 
@@ -60,6 +70,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--generation_seeds: a seed stands twice, and would be counted twice")
     if args.temperature == 0 and len(args.generation_seeds) > 1:
         raise UserError("--generation_seeds: --temperature 0 (greedy) gives every seed the same text: name one")
+    if args.thinking_budgets and GENERATION not in args.method:
+        raise UserError("--thinking_budgets goes with --method generation")
+    if any(budget < 1 for budget in args.thinking_budgets):
+        raise UserError(f"--thinking_budgets {min(args.thinking_budgets)}: give positive numbers of tokens")
     if args.name and (Path(args.name).name != args.name or args.name in (".", "..") or len(args.name) > 100):
         raise UserError(f"--name {args.name[:100]}: give a plain, short name, and the folder with --output_dir")
     if not args.model_path:
@@ -70,6 +84,8 @@ def check_arguments(args: argparse.Namespace) -> None:
                 raise UserError(f"--{option} goes with a model of your own: the server has loaded its model already")
         if not args.base_url:
             raise UserError("--backend openai: name the server with --base_url, as in http://127.0.0.1:8000/v1")
+        if args.thinking_budgets:
+            raise UserError("--backend openai: servers have no common way to continue a turn: no --thinking_budgets")
         if LIKELIHOOD in args.method:
             advice = "use --method generation, or score the model itself without --backend"
             raise UserError(f"--backend openai: servers have no common way to score a given text: {advice}")
@@ -97,6 +113,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     scores.add_argument("--choices_only", action=argparse.BooleanOptionalAction, default=True, help=floor)
     text = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
     text.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
+    budgets = "also the accuracy where thinking is cut off at these tokens, and an answer written behind it"
+    text.add_argument("--thinking_budgets", type=int, nargs="+", default=[], metavar="TOKENS", help=budgets)
 
     server = parser.add_argument_group("a model on a server (vLLM, SGLang, TGI, transformers serve)")
     server.add_argument("--backend", choices=[*BACKENDS], default="local")
@@ -190,8 +208,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         comparison.common_scores(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
     answers = Answers(folder / "answers", fingerprint, owners, args.overwrite)
     tasks = tasks_of(args, questions, samplings)
-    check_kept(folder, tasks, args.overwrite)
+    cuts = cut_tasks(tasks, sorted(set(args.thinking_budgets)))
+    check_kept(folder, [*tasks, *cuts], args.overwrite)
     answer_missing(args, tasks, answers, state)
+    if cuts:
+        answers.read()  # each process needs those of the others
+        tasks += with_cut_reasoning(args, cuts, tasks, answers.by_key)
+        answer_missing(args, tasks, answers, state)
     if not state.is_main_process:
         return
 

@@ -72,6 +72,7 @@ class Answers:
             except OSError as error:
                 raise UserError(f"--output_dir: cannot write {self.folder}: {error.strerror}") from error
             write_json(self.folder / FINGERPRINT, {**self.fingerprint, "fingerprint_of": self.owners})
+            self.starts_empty = False
 
     def write(self, process: int, batches: Iterable[tuple[str, dict[str, dict]]]) -> Iterator[int]:
         """Append batches, (task, {id: answer}), to the file of a process; yields the size of each once it is there."""

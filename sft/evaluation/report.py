@@ -87,6 +87,23 @@ def plot_budgets(axes: Any, budgets: Sequence[dict[str, Any]]) -> None:
     axes.set(ylim=(-0.02, 1.02), xlabel="token budget of an answer", ylabel="share of answers")
 
 
+def plot_thinking(axes: Any, budgets: Sequence[dict[str, Any]]) -> None:
+    """Accuracy by thinking tokens allowed, with 95 % intervals, and the share of answers whose thinking was cut."""
+    *cut, written = budgets
+    tokens, accuracies = [row["tokens"] for row in cut], [row["accuracy"] for row in cut]
+    lows = [row["accuracy"] - row["ci95"][0] for row in cut]
+    highs = [row["ci95"][1] - row["accuracy"] for row in cut]
+    axes.errorbar(
+        tokens, accuracies, [lows, highs], fmt="o-", capsize=4, color=COLOURS["generation"], label="accuracy"
+    )
+    axes.axhline(written["accuracy"], color=COLOURS["generation"], linestyle=":", label="accuracy as written")
+    axes.plot(tokens, [row["cut_off"] for row in cut], "s--", color=GREY, label="thinking cut off")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [f"{value:,}" for value in tokens])
+    axes.minorticks_off()
+    axes.set(ylim=(-0.02, 1.02), xlabel="thinking tokens allowed", ylabel="share of answers")
+
+
 def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> list[list[str]]:
     """The wrong answers of the highest probability: the label is wrong, or the model lacks the fact."""
     answers = zip(questions, columns["option_likelihood_answer"], columns["log_likelihoods"], strict=True)
@@ -102,6 +119,7 @@ def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> lis
 def write_report(results: dict[str, Any], columns: dict[str, list], questions: Sequence[dict], file: Path) -> None:
     """Write the page of the evaluation, atomically."""
     likelihood, generation = (results["scores"].get(score) for score in ("option_likelihood", "generation"))
+    budgets = (generation or {}).get("by_thinking_budget")
     numbers = score_table(results)
     page = render(
         Path(__file__).with_name("templates") / "report.html",
@@ -113,6 +131,7 @@ def write_report(results: dict[str, Any], columns: dict[str, list], questions: S
         recall=as_svg(plot_recall, results, 3.4),
         calibration=as_svg(plot_calibration, likelihood["calibration"]["bins"], 3.6) if likelihood else None,
         token_budget=as_svg(plot_budgets, generation["by_token_budget"], 3.4) if generation else None,
+        thinking=as_svg(plot_thinking, budgets, 3.4) if budgets else None,
         errors=confident_errors(columns, questions) if likelihood else None,
     )
     with atomic_write(file) as temporary:

@@ -53,16 +53,39 @@ def likelihood_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
     return numbers
 
 
+def parsed(answers: Answers, task: str, q: dict) -> dict[str, Any]:
+    """A generated answer with the option that it states."""
+    answer = answers[task, q["id"]]
+    index, outcome = parse_answer(answer["text"], q["choices"], answer["hit_limit"])
+    return {**answer, "answer": index, "outcome": outcome, "right": float(index == q["gold"])}
+
+
+def thinking_budgets(tasks: Sequence[Any], cuts: Sequence[Any], answers: Answers) -> list[dict[str, Any]]:
+    """Accuracy by thinking tokens allowed: reasoning that is longer was cut off, and an answer written behind it.
+
+    The last row is that of the answers as they were written.
+    """
+    questions = tasks[0].questions
+    articles = [q.get("article") or "" for q in questions]
+    written = {(task.name, q["id"]): parsed(answers, task.name, q)["right"] for task in tasks for q in questions}
+    rows = []
+    for budget in [*sorted({cut.budget for cut in cuts}), None]:
+        of_budget = [cut for cut in cuts if cut.budget == budget]
+        cut_off = {
+            (cut.of, q["id"]): parsed(answers, cut.name, q)["right"] for cut in of_budget for q in cut.questions
+        }
+        rights = written | cut_off
+        right = [fmean(rights[task.name, q["id"]] for task in tasks) for q in questions]
+        numbers = metrics.accuracy(right, articles)
+        rows.append({"tokens": budget, "cut_off": len(cut_off) / len(written), **numbers})
+    return rows
+
+
 def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, list]) -> dict[str, Any]:
     """The numbers of generation, a question's value being its mean over the passes (seeds); fills `columns`."""
     questions, sampling = tasks[0].questions, tasks[0].sampling
 
-    def parsed(name: str, q: dict) -> dict[str, Any]:
-        answer = answers[name, q["id"]]
-        index, outcome = parse_answer(answer["text"], q["choices"], answer["hit_limit"])
-        return {**answer, "answer": index, "outcome": outcome, "right": float(index == q["gold"])}
-
-    rows = [[parsed(task.name, q) for task in tasks] for q in questions]
+    rows = [[parsed(answers, task.name, q) for task in tasks] for q in questions]
     for column, key in {"answers": "answer", "outcomes": "outcome", "tokens": "tokens", "texts": "text"}.items():
         columns[f"generation_{column}"] = [[answer[key] for answer in row] for row in rows]
     columns["generation_right"] = right = [fmean(answer["right"] for answer in row) for row in rows]
@@ -120,6 +143,8 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
         if task.name == CHOICES_ONLY:
             columns["choices_only_answer"] = chosen = most_likely(option_scores(task, answers))
             floors["choices_only"] = fmean(a == gold for a, gold in zip(chosen, columns["gold"], strict=True))
-    if generation := [task for task in tasks if task.sampling]:
+    if generation := [task for task in tasks if task.sampling and task.budget is None]:
         scores["generation"] = generation_score(generation, answers, columns)
+        if cuts := [task for task in tasks if task.budget is not None]:
+            scores["generation"]["by_thinking_budget"] = thinking_budgets(generation, cuts, answers)
     return {"scores": scores, "floors": floors}, columns

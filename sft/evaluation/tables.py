@@ -108,6 +108,9 @@ def notes_of(results: dict[str, Any]) -> list[str]:
                 accuracies = ", ".join(f"{seed['accuracy']:.3f}" for seed in seeds)
                 deviation = numbers["standard_deviation_of_seeds"]
                 notes.append(f"{title} by seed: {accuracies} (standard deviation {deviation:.3f}).")
+        if budgets := numbers.get("by_thinking_budget"):
+            parts = [f"{row['tokens'] or 'as written'}: {row['accuracy']:.3f}" for row in budgets]
+            notes.append(f"{title} by thinking tokens allowed {', '.join(parts)}.")
         if unknown := numbers.get("unknown_finish_reasons"):
             counts = ", ".join(f"{reason} ({numbers['finish_reasons'][reason]})" for reason in unknown)
             meaning = "such an answer counts as truncated if it has as many tokens as the limit"

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sft.common.chat_template import token_ids
+from sft.common.chat_template import common_prefix, split_completions, split_thinking, token_ids
 from sft.common.command import UserError
 from sft.common.models import context_length, load_model, load_tokenizer
-from sft.common.prompts import LETTERS, MIN_OPTIONS, OPEN, can_be_shuffled, prompt_messages
+from sft.common.prompts import LETTERS, MIN_OPTIONS, OPEN, can_be_shuffled, completion_messages, prompt_messages
 from sft.inference.generation import Sampling, batch_seed, check_context, generate
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
 from sft.inference.server import Server
@@ -22,13 +22,22 @@ CHOICES_ONLY = "choices only"
 SHIFTED = "shifted by"
 
 
+# Tokens of an answer behind reasoning that was cut off: more than any option's text has.
+ANSWER_TOKENS = 128
+
+
 @dataclass(frozen=True)
 class Task:
-    """One pass over questions: option likelihood, or with `sampling` generation."""
+    """One pass over questions: option likelihood, or with `sampling` generation.
+
+    With a `budget`, in tokens, the questions have the `reasoning` that the pass `of` wrote, cut off there.
+    """
 
     name: str
     questions: list[dict]
     sampling: Sampling | None = None
+    budget: int | None = None
+    of: str | None = None
 
 
 def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Sampling]) -> list[Task]:
@@ -50,6 +59,40 @@ def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequenc
     return tasks
 
 
+def cut_tasks(tasks: Sequence[Task], budgets: Sequence[int]) -> list[Task]:
+    """The passes, still without questions, that answer behind reasoning cut off at each budget (arXiv 2501.19393)."""
+    return [
+        Task(
+            name=f"{task.name}, thinking cut at {budget}",
+            questions=[],
+            sampling=replace(task.sampling, max_new_tokens=ANSWER_TOKENS),
+            budget=budget,
+            of=task.name,
+        )
+        for task in tasks
+        if task.sampling
+        for budget in budgets
+    ]
+
+
+def with_cut_reasoning(args: argparse.Namespace, cuts: list[Task], tasks: Sequence[Task], answers: dict) -> list[Task]:
+    """The passes of `cut_tasks` with the questions whose reasoning is longer than the budget, or never ended."""
+    tokenizer = load_tokenizer(args.model_path, args.chat_template)
+    by_name = {task.name: task for task in tasks}
+    filled = []
+    for cut in cuts:
+        questions = []
+        for q in by_name[cut.of].questions:
+            answer = answers[cut.of, q["id"]]
+            reasoning = split_thinking(answer["text"])[0]
+            ids = tokenizer(reasoning, add_special_tokens=False)["input_ids"]
+            unfinished = answer["hit_limit"] and "</think>" not in answer["text"]
+            if reasoning and (len(ids) > cut.budget or unfinished):
+                questions.append(q | {"reasoning": tokenizer.decode(ids[: cut.budget])})
+        filled.append(replace(cut, questions=questions))
+    return filled
+
+
 def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
     """Yield (task name, {id: answer}) a batch, for this process's share of the batches that are not answered yet.
 
@@ -61,8 +104,7 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
     work = []
     for task in tasks:
         if task.sampling:
-            conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for q in task.questions]
-            tokens = token_ids(tokenizer, conversations, add_generation_prompt=True)
+            tokens = generation_prompts(tokenizer, task)
             lengths = [(len(ids), task.sampling.max_new_tokens) for ids in tokens]
         else:
             tokens = option_tokens(tokenizer, task.questions)
@@ -85,6 +127,21 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
             yield task.name, dict(zip(ids, batch, strict=True))
 
     return answers()
+
+
+def generation_prompts(tokenizer: Any, task: Task) -> list[list[int]]:
+    """Token ids of the prompts of a pass; behind cut reasoning they end as training ends it."""
+    conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for q in task.questions]
+    if task.budget is None:
+        return token_ids(tokenizer, conversations, add_generation_prompt=True)
+    prompts = [conversation for conversation in conversations for _ in "AB"]
+    turns = [completion_messages(letter, q["reasoning"]) for q in task.questions for letter in "AB"]
+    rows = split_completions(tokenizer, prompts, turns)
+    # What two answers have in common ends where an answer begins.
+    return [
+        row["prompt_ids"] + common_prefix([row["completion_ids"], other["completion_ids"]])
+        for row, other in zip(rows[::2], rows[1::2], strict=True)
+    ]
 
 
 def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
