@@ -31,8 +31,11 @@ DECIDE = (".safetensors", ".json", ".jinja", ".txt", ".model")
 # with a change of parsing or metrics: they are computed anew from the kept answers.
 SCORING_VERSION = 1
 # Words for the parts of a fingerprint, where their names do not say what the user did.
-DIFFERS = {"questions": "questions (another --split, --dataset_path, --num_samples or --seed)", "model": "weights"}
-DIFFERS["scoring_version"] = "scoring (by another version of this project)"
+DIFFERS = {
+    "questions": "questions (another --split, --dataset_path, --num_samples or --seed)",
+    "model": "weights",
+    "scoring_version": "scoring (by another version of this project)",
+}
 
 
 class Answers:

@@ -238,7 +238,7 @@ def test_the_base_of_a_run_is_the_one_that_its_records_name(adapter, tmp_path):
 def test_answers_that_were_scored_otherwise_are_not_used_again(tmp_path):
     (tmp_path / "fingerprint.json").write_text('{"model": []}')  # of a version that did not name its scoring
     Answers(tmp_path, {"model": [], "scoring_version": 1}, {}, overwrite=False)
-    with pytest.raises(UserError, match="other scoring .*--overwrite"):
+    with pytest.raises(UserError, match=r"other scoring .*--overwrite"):
         Answers(tmp_path, {"model": [], "scoring_version": 2}, {}, overwrite=False)
 
 
