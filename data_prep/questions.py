@@ -11,7 +11,6 @@ from typing import NamedTuple
 from sft.common.prompts import LETTERS, clean_text
 from sft.common.table import RejectedRow
 
-_ANY_LETTER_MARK = re.compile(r"\b[A-D]\s*:")
 _NAMED = r"[\W_]*(?:(?i:option|choice|answer)[\W_]*)?"
 _LETTER = re.compile(rf"{_NAMED}([{LETTERS}{LETTERS.lower()}])[\W_]*")
 _NUMBER = re.compile(r"\s*(?:(?i:option|choice|answer)[\s_.:]*)?[\s(\[]*(-?\d{1,9})(?:\.0+)?[\s.:)\]]*")
@@ -49,9 +48,12 @@ def check_text(question: str, choices: Sequence[str], may_repeat: bool = False) 
         raise RejectedRow("an option holds a think tag")
 
 
-def comparable(text: str) -> str:
-    """Letters, digits and signs in lower case, without punctuation and option marks: equal if typed differently."""
-    bare = _ANY_LETTER_MARK.sub(" ", clean_text(text))
+def comparable(text: str, count: int) -> str:
+    """Letters, digits and signs in lower case, without punctuation and the marks of `count` options, as in "B: red".
+
+    Texts that differ in how they were typed alone are equal so.
+    """
+    bare = re.sub(rf"\b[A-{LETTERS[count - 1]}]\s*:", " ", clean_text(text))
     return " ".join(re.findall(r"[^\W_]+|[^\w\s.,;:!?'\"()\[\]{}…‘’“”]", bare.casefold()))
 
 
@@ -81,9 +83,10 @@ def number_of(label: str) -> int | None:
 
 def matches_of(answer: str, choices: Sequence[str]) -> list[int]:
     """Indices of the options that an answer's text equals: exactly, or else typed differently."""
-    wanted = comparable(answer)
     exact = [index for index, choice in enumerate(choices) if choice == answer]
-    return exact or [index for index, choice in enumerate(choices) if wanted and comparable(choice) == wanted]
+    if exact or not (wanted := comparable(answer, len(choices))):
+        return exact
+    return [index for index, choice in enumerate(choices) if comparable(choice, len(choices)) == wanted]
 
 
 def reconcile(position: int, answer: str, printed: Sequence[str | None], choices: Sequence[str]) -> int:

@@ -64,6 +64,7 @@ def _question_text(cells: Mapping[str, Any], known: Format, before: str | None, 
     if known.question_repeats_options:
         asked, words, listed = question.rpartition(known.question_repeats_options)
         # Only what lists these very options goes: any other text belongs to the question.
-        if words and all(comparable(text) in comparable(listed) for text in options.texts):
+        count = len(options.texts)
+        if words and all(comparable(text, count) in comparable(listed, count) for text in options.texts):
             return asked.rstrip()
     return question

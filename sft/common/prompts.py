@@ -27,7 +27,7 @@ OPEN = "open"
 PROMPT_VERSION = 1
 
 
-class Patterns(NamedTuple):
+class OptionPatterns(NamedTuple):
     """Where a text has the letter of an option, or speaks of one."""
 
     printed_letter: re.Pattern[str]
@@ -37,12 +37,12 @@ class Patterns(NamedTuple):
 
 
 @lru_cache
-def patterns(count: int) -> Patterns:
+def option_patterns(count: int) -> OptionPatterns:
     """The patterns of questions with `count` options: a letter beyond them is a part of the text."""
     letters = LETTERS[:count].lower()
     a_d, run = f"[a-{letters[-1]}]", "?".join(letters)
     two = "|".join(["two", "three", "four", "five", "six", "seven", "eight", "nine"][: max(2, count - 2)])
-    return Patterns(
+    return OptionPatterns(
         printed_letter=re.compile(rf"['\"]?\s*({a_d.upper()})\s*:\s*"),
         # As people type it: "A. x", "(a) x", "[A] x", "A\uff1ax" (full width), "A - x", "Option A: x".
         typed_letter=re.compile(
@@ -107,7 +107,7 @@ def clean_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
     belong to the text (5', "double bubble") stay.
     """
     text = clean_text(cell)
-    printed = patterns(count).printed_letter.match(text)
+    printed = option_patterns(count).printed_letter.match(text)
     if printed:
         text = text[printed.end() :]
     if text.endswith((" '", ' "')) and text.count(text[-1]) % 2:
@@ -117,7 +117,7 @@ def clean_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
 
 def typed_choice(cell: str, count: int = 4) -> tuple[str | None, str]:
     """As `clean_choice`, where the letter may have another form: ``"(a) green"`` is ``("A", "green")``."""
-    return clean_choice(patterns(count).typed_letter.sub(lambda typed: f"{typed[1].upper()}:", cell), count)
+    return clean_choice(option_patterns(count).typed_letter.sub(lambda typed: f"{typed[1].upper()}:", cell), count)
 
 
 def choice_cleaner(cells: Sequence[str]) -> Callable[[str], tuple[str | None, str]]:
@@ -155,7 +155,7 @@ def chance(options: Mapping[int, int]) -> dict[str, float]:
 
 def can_be_shuffled(question: str, choices: Sequence[str], reasoning: str = "") -> bool:
     """False where an option, the question or a rationale speaks, or may speak, of the place or letter of an option."""
-    of = patterns(len(choices))
+    of = option_patterns(len(choices))
     if reasoning or any(map(of.names_options.search, (question, *choices))):
         return False
     return not any(map(of.tied_to_its_place.search, choices))

@@ -27,8 +27,15 @@ from sft.evaluation.tasks import Task
 FINGERPRINT = "fingerprint.json"
 # Weights, configurations, templates and vocabularies.
 DECIDE = (".safetensors", ".json", ".jinja", ".txt", ".model")
+# Raised with every change to what a model is asked or how its answers are scored, which the options do not show. Not
+# with a change of parsing or metrics: they are computed anew from the kept answers.
+SCORING_VERSION = 1
 # Words for the parts of a fingerprint, where their names do not say what the user did.
-DIFFERS = {"questions": "questions (another --split, --dataset_path, --num_samples or --seed)", "model": "weights"}
+DIFFERS = {
+    "questions": "questions (another --split, --dataset_path, --num_samples or --seed)",
+    "model": "weights",
+    "scoring_version": "scoring (by another version of this project)",
+}
 
 
 class Answers:
@@ -51,7 +58,7 @@ class Answers:
         """Read the answers of every process, without lines that were cut off."""
         file = self.folder / FINGERPRINT
         try:
-            earlier = json.loads(file.read_text(encoding="utf-8"))
+            earlier = {"scoring_version": 1, **json.loads(file.read_text(encoding="utf-8"))}  # not named at first
             other = [DIFFERS.get(key, key) for key in self.fingerprint if earlier.get(key) != self.fingerprint[key]]
             if other:
                 advice = "pass --overwrite to replace it, or choose another --name"
@@ -146,6 +153,7 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str,
         "model": [part for model in models for part in model["fingerprint"]],
         "questions": data_fingerprint(Dataset.from_list(questions), columns),
         "prompt_version": PROMPT_VERSION,
+        "scoring_version": SCORING_VERSION,
         "chat_template": template,
         "options": {key: getattr(args, key) for key in options},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},

@@ -31,7 +31,7 @@ _NOT_A_PRONOUN = (
 )
 
 
-class Patterns(NamedTuple):
+class AnswerPatterns(NamedTuple):
     """Where a text names an option by its letter."""
 
     letter: re.Pattern[str]
@@ -46,7 +46,7 @@ class Patterns(NamedTuple):
 
 
 @lru_cache
-def patterns(count: int) -> Patterns:
+def answer_patterns(count: int) -> AnswerPatterns:
     """The patterns for questions with `count` options; with few, A to D are read, so that "D" of three names none."""
     letters = LETTERS[: max(4, count)]
     plain = letters.replace("I", "")
@@ -54,7 +54,7 @@ def patterns(count: int) -> Patterns:
     if "I" in letters:
         capital = rf"(?:{capital}|I{_NOT_A_PRONOUN})"
         article = rf"A|(?:(?<=and )|(?<=or )|(?<=[,/&] )|(?<=[,/&]))I{_NOT_A_PRONOUN}"  # and not "type I"
-    return Patterns(
+    return AnswerPatterns(
         # "B", "(b)", "B)", "b.": a capital letter, or a small one that is marked as an option or stands alone.
         letter=re.compile(
             rf"[\"'“‘(\[]*(?:({capital})(?!\w|['’]\w|-|\.\w\.)|({small})(?!\.\w\.)(?=\s*[).:\]]|\W*$))(?P<mark>[\"'”’)\].:]*)"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from sft.common.prompts import LETTERS
-from sft.inference.answer_patterns import DENIAL, IS_RIGHT, NOUN, patterns
+from sft.inference.answer_patterns import DENIAL, IS_RIGHT, NOUN, answer_patterns
 
 
 class ParsedAnswer(NamedTuple):
@@ -76,7 +76,7 @@ def _plain(text: str) -> str:
 def _before(text: str, place: int, choices: Sequence[str]) -> str:
     """What stands before a place in its main clause, at most 150 characters."""
     before = _CERTAIN.sub("", re.split(r"[.;!?\n]", text[max(0, place - 150) : place])[-1])
-    return patterns(len(choices)).subordinate.sub("", _MAIN_CLAUSE.split(before)[-1])
+    return answer_patterns(len(choices)).subordinate.sub("", _MAIN_CLAUSE.split(before)[-1])
 
 
 def _at(letter: str, choices: Sequence[str]) -> set[int]:
@@ -125,7 +125,7 @@ def _letters(text: str, choices: Sequence[str]) -> set[int]:
 
     Where another option is named beside the letter, in letter or text, both are: the answer contradicts itself.
     """
-    of = patterns(len(choices))
+    of = answer_patterns(len(choices))
     letter = of.letter.match(text)
     if not letter:
         return set()
@@ -165,11 +165,11 @@ def _mentioned(clause: str, choices: Sequence[str]) -> set[int]:
     if clause.rstrip().endswith("?"):
         return set()
     options = _options_named(clause, choices)
-    for match in patterns(len(choices)).option.finditer(clause):
+    for match in answer_patterns(len(choices)).option.finditer(clause):
         if not _DENIED_BEFORE.search(clause[max(0, match.start() - FAR) : match.start()]):
             options |= _letters(clause[match.end() :], choices)
     if options:  # a text with another option's letter contradicts itself
-        options.update(*(_at(letter, choices) for letter in patterns(len(choices)).bracketed.findall(clause)))
+        options.update(*(_at(letter, choices) for letter in answer_patterns(len(choices)).bracketed.findall(clause)))
     return options
 
 
@@ -188,7 +188,7 @@ def _statement(text: str, choices: Sequence[str]) -> set[int]:
 def _called_right(text: str, choices: Sequence[str]) -> set[int]:
     """Options that are called right, as in "Option B is correct" or "Prussian blue would be the best answer"."""
     options: set[int] = set()
-    for match in patterns(len(choices)).called_right.finditer(text):
+    for match in answer_patterns(len(choices)).called_right.finditer(text):
         before = _before(text, match.start(match.lastindex), choices)
         if not _DENIED_BEFORE.search(before) and not re.search(rf"(?i)\b(?:and|or)\s+(?:{NOUN}\s+)?\W*$", before):
             options |= _at(match[match.lastindex], choices)
@@ -200,7 +200,7 @@ def _called_right(text: str, choices: Sequence[str]) -> set[int]:
 def _declared(answer: str, choices: Sequence[str]) -> set[int]:
     """Options of "the answer is ..." and "B is correct"; of final answers alone where there are some."""
     # "The wrong answer is", "I doubt that the answer is": nothing is stated.
-    found = patterns(len(choices)).declared.finditer(answer)
+    found = answer_patterns(len(choices)).declared.finditer(answer)
     every = [match for match in found if not _DENIED_BEFORE.search(_before(answer, match.start(), choices))]
     starts = [match.start() for match in every[1:]] + [len(answer)]
     final = any(match["final"] for match in every)
@@ -212,7 +212,7 @@ def _declared(answer: str, choices: Sequence[str]) -> set[int]:
     if not final:
         options |= _called_right(answer, choices)
     if options:
-        options.update(*(_at(letter, choices) for letter in patterns(len(choices)).so_is.findall(answer)))
+        options.update(*(_at(letter, choices) for letter in answer_patterns(len(choices)).so_is.findall(answer)))
     return options
 
 
@@ -222,7 +222,8 @@ def _marked(answer: str, choices: Sequence[str]) -> set[int]:
     if len(lines) > 1 and _LEAD.fullmatch(f"{lines[0]} "):  # a heading
         del lines[0]
     options = _leading(lines[0], choices) if lines else set()
-    if options and len(lines) > 1 and (letter := patterns(len(choices)).letter.match(lines[1])) and letter["mark"]:
+    of = answer_patterns(len(choices))
+    if options and len(lines) > 1 and (letter := of.letter.match(lines[1])) and letter["mark"]:
         options |= _letters(lines[1], choices)
     return options
 

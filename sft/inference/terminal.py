@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from sft.common.chat_template import open_think_prefix, split_thinking, stop_tokens
+from sft.common.chat_template import open_think_prefix, split_thinking, stop_tokens, think_marks, with_think_block
 from sft.common.command import UserError
 from sft.common.display import shows_colour
 from sft.common.prompts import LETTERS, prompt_messages
@@ -23,13 +23,16 @@ HELP = """\
 
 
 class AnswerStreamer(TextStreamer):
-    """Prints a turn as it is written; of its think block, if it is hidden, only that there is one."""
+    """Prints a turn as it is written; of its reasoning, if it is hidden, only that there is some."""
 
     def __init__(self, tokenizer: Any, thinking: str):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=False)
         self.show, self.inside = thinking == "show", False
         # The prompt may open the think block; then the first piece is inside it.
         self.opening = open_think_prefix(tokenizer).strip() if thinking != "off" else ""
+        # Other marks of reasoning, as gpt-oss's channels, are first made those of a think block.
+        self.marks = think_marks(tokenizer)
+        self.held, self.begins = "", True
         self.faint, self.plain = ("\033[2m", "\033[0m") if shows_colour() else ("", "")
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -37,6 +40,8 @@ class AnswerStreamer(TextStreamer):
         for stop in stop_tokens(self.tokenizer):
             text = text.replace(self.tokenizer.decode([stop]), "")
         text, self.opening = self.opening + text, ""
+        if self.marks:
+            text = self.with_think_tags(text, stream_end)
         if "<think>" in text and not self.inside:
             self.inside = True
             before, text = text.split("<think>", 1)
@@ -51,6 +56,17 @@ class AnswerStreamer(TextStreamer):
             print(self.plain)
             text = text.lstrip()
         print(text, end="\n" if stream_end else "", flush=True)
+
+    def with_think_tags(self, text: str, stream_end: bool) -> str:
+        """What may be printed after a piece, with think tags: what may be half of a mark waits for the next piece."""
+        before, behind, direct = self.marks
+        marks = (before, behind, direct.strip() if self.begins else "")
+        text = with_think_block(marks, (self.held + text).lstrip() if self.begins else self.held + text)
+        halves = (mark[:end] for mark in marks for end in range(1, len(mark)))
+        self.held = "" if stream_end else max((half for half in halves if text.endswith(half)), key=len, default="")
+        text = text.removesuffix(self.held)
+        self.begins = self.begins and not text
+        return text
 
 
 class NewQuestion(Exception):

@@ -180,6 +180,24 @@ def test_a_turn_that_ends_with_another_token_than_the_text_has_a_fingerprint_of_
         assert (tokenizer_fingerprint(tokenizer) != known) == other
 
 
+@pytest.mark.parametrize("name", ["gptoss", "gemma4_v5", "diffusion_gemma", "muse_glimmer"])
+@pytest.mark.parametrize("thinking", ["show", "hide"])
+def test_reasoning_between_a_familys_own_marks_is_set_apart_while_it_is_written(tokenizer_of, capsys, name, thinking):
+    from sft.inference.terminal import AnswerStreamer
+
+    tokenizer, family, printed = tokenizer_of(name), FAMILIES[name], []
+    for trained in (family.reasoned, family.direct):
+        streamer = AnswerStreamer(tokenizer, thinking)
+        streamer.put(tokenizer.encode("a prompt", return_tensors="pt"))
+        for token in tokenizer.encode(trained, add_special_tokens=False, return_tensors="pt")[0]:
+            streamer.put(token[None])
+        streamer.end()
+        printed.append(capsys.readouterr().out.split())
+    thought = ["Because."] if thinking == "show" else []
+    assert printed[0] == ["Thinking", "...", *thought, "B.", "green"]
+    assert printed[1] in (["B.", "green"], ["Thinking", "...", "B.", "green"])  # the second where a block was opened
+
+
 def test_a_row_that_does_not_end_where_generation_stops_says_what_to_do(tokenizer_of):
     """As Qwen's base models, whose text ends with <|endoftext|>."""
     tokenizer = tokenizer_of("qwen2_5")

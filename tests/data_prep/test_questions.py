@@ -6,6 +6,7 @@ from data_prep.questions import (
     RejectedRow,
     check_text,
     fingerprint,
+    matches_of,
     number_of,
     position_of,
     reconcile,
@@ -110,6 +111,15 @@ def test_letters_reach_as_far_as_the_options():
     assert position_of("J", 10) == 9
     with pytest.raises(RejectedRow, match=r"label is not one of A, B, C, D, E$"):
         position_of("F", 5)
+
+
+@pytest.mark.parametrize("count", [4, 10])
+def test_an_answer_is_found_behind_the_mark_of_any_option_of_its_question(count):
+    choices = [f"cell type {number}" for number in range(count)]
+    assert [matches_of(f"{letter}: Cell type {i}", choices) for i, letter in enumerate("ABCDEFGHIJ"[:count])] == [
+        [i] for i in range(count)
+    ]
+    assert matches_of("K: Cell type 1", choices) == []
 
 
 def test_a_number_is_one_however_a_spreadsheet_saved_it():

@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from data_prep import worker
 from data_prep.formats import FORMATS
 from data_prep.prepare import with_answers
-from data_prep.questions import Question, comparable
+from data_prep.questions import Question
+from data_prep.questions import comparable as comparable_of
 from data_prep.reading import chunks, read_chunk
 from data_prep.sample_rows import V1_HEADER
 from data_prep.sources import find_sources
@@ -278,6 +280,7 @@ def says(name: str, cells: dict, question: Question, first: int) -> bool:
         texts = [*options.values()] if isinstance(options, dict) else options
     else:
         texts = [cells[column] for column in known.options]
+    comparable = partial(comparable_of, count=len(texts))
     # Without printed letters, a letter in front of one option is its text.
     choices = [clean_choice(text_of(text)) if known.letters else (None, clean_text(text_of(text))) for text in texts]
     same = question.choices == [text for _, text in choices]

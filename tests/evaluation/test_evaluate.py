@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sft.common.command import UserError
 from sft.common.data import draw, load_split
 from sft.common.models import load_model, save_prompt_format
-from sft.evaluation.answer_cache import base_model_of, models_of
+from sft.evaluation.answer_cache import Answers, base_model_of, models_of
 from sft.evaluation.results import generation_score
 from sft.evaluation.tasks import Task
 from sft.inference.generation import Sampling
@@ -232,6 +233,13 @@ def test_the_base_of_a_run_is_the_one_that_its_records_name(adapter, tmp_path):
     assert base_model_of(str(folder), models) == {"name": "someone/base", "commit": commit}
     (folder / "run_manifest.json").write_text("{}")  # of an older version
     assert base_model_of(str(folder), models)["name"] == models[-1]["name"]
+
+
+def test_answers_that_were_scored_otherwise_are_not_used_again(tmp_path):
+    (tmp_path / "fingerprint.json").write_text('{"model": []}')  # of a version that did not name its scoring
+    Answers(tmp_path, {"model": [], "scoring_version": 1}, {}, overwrite=False)
+    with pytest.raises(UserError, match=r"other scoring .*--overwrite"):
+        Answers(tmp_path, {"model": [], "scoring_version": 2}, {}, overwrite=False)
 
 
 def test_an_evaluation_of_an_older_version_is_continued_and_compared(measure, here, tmp_path):
