@@ -87,6 +87,52 @@ FAMILIES = {
     "qwen3_instruct_2507": Family("Qwen3-Instruct-2507", QWEN, PLAIN),
     "qwen3_vl": Family("Qwen3-VL", QWEN, PLAIN),
 }
+# The architectures that families' models have: the families, and what a tiny one needs beside the common sizes.
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+WINDOW = {"sliding_window": 32}
+ARCHITECTURES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "Cohere": (["cohere"], {}),
+    "Cohere2": (["cohere2"], WINDOW),
+    "DeepseekV3": (
+        ["deepseekv3"],
+        {
+            **{**EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+            **{"q_lora_rank": 32, "kv_lora_rank": 16, "num_key_value_heads": 4},
+            **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+        },
+    ),
+    "Gemma": (["gemma"], {}),
+    "Gemma2": (["gemma"], WINDOW),
+    "Gemma3Text": (["gemma3"], WINDOW),
+    "Gemma4Text": (
+        [f"gemma4{version}" for version in ("", "_v2", "_v3", "_v4", "_v5")],
+        {**WINDOW, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "global_head_dim": 16},
+    ),
+    "Glm4Moe": (["glm4moe"], {**EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1}),
+    "GptOss": (["gptoss"], {**EXPERTS, "num_local_experts": 4}),
+    "Lfm2": (["lfm2", "lfm2_v2", "lfm2_2_5", "lfm2_2_5_v2"], {"layer_types": ["conv", "full_attention"]}),
+    "Lfm2Vl": (["lfm2_2_5_vl"], {"layer_types": ["conv", "full_attention"]}),
+    "Llama": (["deepseek_r1_distill", "llama3", "llama3_1", "llama3_2"], {}),
+    "MuseGlimmer": (["muse_glimmer"], WINDOW),
+    "NemotronH": (
+        ["nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"],
+        {
+            "layers_block_type": ["linear_attention", "full_attention", "moe"],
+            **{"mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "chunk_size": 64},
+            **{**EXPERTS, "n_routed_experts": 4, "moe_shared_expert_intermediate_size": 32},
+        },
+    ),
+    "Phi3": (["phi3", "phi3_5"], {}),
+    "Qwen2": (["qwen2_5", "deepseek_r1_distill"], {"tie_word_embeddings": True}),
+    "Qwen2_5_VL": (["qwen2_5_vl"], {}),
+    "Qwen3": (["qwen3", "qwen3_instruct_2507"], {"tie_word_embeddings": True}),
+    "Qwen3Moe": (["qwen3", "qwen3_instruct_2507"], {**EXPERTS, "num_experts": 4}),
+    "Qwen3_5Text": (
+        ["qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "qwen3_8"],
+        {"layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "Qwen3VL": (["qwen3_vl"], {}),
+}
 # Of models of text and images that take a message as a list of parts, and no plain text; and how they are refused.
 OF_PARTS = {
     "idefics3": "leaves out 'Which colour",
@@ -126,6 +172,7 @@ def write_tiny(folder: Path, architecture: str, tokenizer: Any, stops: tuple[str
     text = {"vocab_size": len(tokenizer) + 64, "max_position_embeddings": 2048, **ids, **sizes}
     vision = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     both = {"text_config": text, "vision_config": {**vision, "num_attention_heads": 2}, "mm_tokens_per_image": 4}
+    both |= {"out_hidden_size": 128, "projector_hidden_size": 32}
     config = make(**both, image_token_id=len(tokenizer)) if "text_config" in make.sub_configs else make(**text)
     torch.manual_seed(0)
     model = model_class(config)(config).to(torch.bfloat16)

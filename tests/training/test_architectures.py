@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from sft.common.chat_template import stop_tokens, token_ids
 from sft.common.command import UserError
@@ -19,9 +20,8 @@ from sft.inference.likelihood import batch_log_likelihoods, option_tokens
 from sft.training.base_model import for_base_model
 from sft.training.config import resolve
 from sft.training.launch import Launch
-from tests.families import FAMILIES, text_of, with_family, write_tiny
+from tests.families import ARCHITECTURES, FAMILIES, OWN, text_of, with_family, write_tiny
 
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # As Mistral's instruction-tuned models write it, without tools.
 MISTRAL = (
     "{{- bos_token }}{%- for m in messages %}{%- if m.role == 'user' %}{{- '[INST] ' + m.content + '[/INST]' }}"
@@ -34,24 +34,20 @@ class Case(NamedTuple):
 
     architecture: str
     family: str
-    sizes: dict | None = None
-    values: dict | None = None
+    sizes: dict
 
 
 CASES = [
-    Case("Llama", "llama3_1"),
-    Case("Mistral", "mistral", {"sliding_window": 32}),
-    Case("Qwen2", "qwen2_5", {"tie_word_embeddings": True}),
-    Case("Qwen3", "qwen3", {"tie_word_embeddings": True}),
-    Case("Qwen3", "qwen3_5_think", None, {"enable_thinking": False}),
-    Case("Qwen3Moe", "qwen3", {**EXPERTS, "num_experts": 4}),
-    Case("Qwen3_5Text", "qwen3_5_nothink", {"num_hidden_layers": 4}),
-    Case("Gemma2", "gemma", {"sliding_window": 32}),
-    Case("Gemma3Text", "gemma3", {"sliding_window": 32}),
-    Case("Lfm2", "lfm2", {"layer_types": ["conv", "full_attention"]}),
-    Case("Phi3", "phi3"),
-    Case("GptOss", "gptoss", {**EXPERTS, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    Case(architecture, family, sizes)
+    for architecture, (families, sizes) in ARCHITECTURES.items()
+    for family in families
 ]
+CASES.append(Case("Mistral", "mistral", {"sliding_window": 32}))
+
+
+def values_of(family: str) -> dict:
+    """The values of the template with which the family answers directly."""
+    return {} if family not in FAMILIES or FAMILIES[family].direct else {"enable_thinking": False}
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.architecture}-{case.family}")
@@ -61,15 +57,21 @@ def trained_case(request, tmp_path_factory, succeeds, few_dev, short_tokenizer):
     stops = FAMILIES[case.family].stops if case.family in FAMILIES else ("</s>",)
     template = text_of(case.family) if case.family in FAMILIES else MISTRAL
     tokenizer = with_family(short_tokenizer, template, stops)
-    write_tiny(folder / "base", case.architecture, tokenizer, stops, **(case.sizes or {}))
+    write_tiny(folder / "base", case.architecture, tokenizer, stops, **case.sizes)
     done = succeeds(
         *("sft/run.py", "recipes/quickstart.yaml", "--model_name_or_path", folder / "base", "--chat_template_path="),
         *("--dataset_name", few_dev, "--output_dir", folder / "run", "--lora_target_modules", "all-linear"),
         *("--max_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "steps"),
         *("--save_steps", "3", "--mcq_eval_samples", "8", "--max_length", "512", "--bf16", "no", "--dtype", "float32"),
-        *(("--chat_template_kwargs", json.dumps(case.values)) if case.values else ()),
+        *(("--chat_template_kwargs", json.dumps(values)) if (values := values_of(case.family)) else ()),
     )
     return case, folder / "base", folder / "run", done.stdout
+
+
+def opened_plainly(folder: Path) -> torch.nn.Module:
+    """The model in a folder by the class that its configuration names, as transformers alone opens it."""
+    (name,) = AutoConfig.from_pretrained(folder).architectures
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def always(model, token: int) -> None:
@@ -81,9 +83,11 @@ def always(model, token: int) -> None:
 
 def test_it_trains_and_its_answers_are_scored(trained_case):
     case, _, run, printed = trained_case
-    used = "the model's own" + (", with enable_thinking false" if case.values else "")
-    assert f"Chat template: {used}\n" in printed
-    assert json.loads((run / "final_model/run_manifest.json").read_text())["chat_template"] == used
+    used = FAMILIES[case.family].template if case.family in FAMILIES else OWN
+    assert f"Chat template: {used}" in printed
+    manifest = json.loads((run / "final_model/run_manifest.json").read_text())
+    assert manifest["chat_template"].startswith(used)
+    assert manifest["chat_template"].endswith(", with enable_thinking false") == bool(values_of(case.family))
     losses = [row["loss"] for row in json.loads((run / "history.json").read_text()) if "loss" in row]
     assert all(0 < loss < 20 for loss in losses)
     assert 0 <= json.loads((run / "eval_results.json").read_text())["best"]["eval_mcq_accuracy"] <= 1
@@ -93,7 +97,7 @@ def test_the_final_model_loads_with_transformers_and_peft_alone_and_stops_where_
     _, base, run, _ = trained_case
     final = str(run / "final_model")
     model, tokenizer = load_model(final, torch.float32, device="cpu")
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), final).eval()
+    plain = PeftModel.from_pretrained(opened_plainly(base), final).eval()
     messages = prompt_messages("Which stain shows iron?", ["Congo red", "Prussian blue"])
     (prompt,) = token_ids(tokenizer, [messages], add_generation_prompt=True)
     # The plain tokenizer asks as ours does, without any option.
@@ -116,7 +120,7 @@ def test_a_merged_model_stops_at_the_same_tokens(trained_case, succeeds, tmp_pat
     _, _, run, _ = trained_case
     merged: Path = tmp_path / "merged"
     succeeds("sft/merge.py", "--model_path", run / "final_model", "--output_dir", merged)
-    model = AutoModelForCausalLM.from_pretrained(merged)
+    model = opened_plainly(merged)
     ends = model.generation_config.eos_token_id
     assert set(ends if isinstance(ends, list) else [ends]) == stop_tokens(load_tokenizer(str(merged)))
     assert stop_tokens(load_tokenizer(str(merged))) == stop_tokens(load_tokenizer(str(run / "final_model")))
@@ -140,7 +144,7 @@ def test_the_scores_of_options_are_those_of_each_row_alone(trained_case):
 
 def test_the_rows_of_a_pack_do_not_read_one_another_or_packing_is_refused(trained_case):
     _, base, _, _ = trained_case
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    model = opened_plainly(base)
     row, other, last = torch.arange(50, 110).view(3, 1, 20)
     options = {"position_ids": torch.arange(20).repeat(2)[None], "use_cache": False}
     with torch.inference_mode():
@@ -156,8 +160,6 @@ def test_the_rows_of_a_pack_do_not_read_one_another_or_packing_is_refused(traine
 
 @pytest.mark.parametrize("architecture", ["Bloom", "Mpt", "OPT"])
 def test_packing_is_refused_for_models_that_are_not_told_where_a_row_begins(architecture, tmp_path):
-    import transformers
-
     getattr(transformers, f"{architecture}Config")().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()  # only the configuration is read
     settings = resolve(["recipes/quickstart.yaml", "--model_name_or_path", str(tmp_path), "--packing", "yes"])
@@ -167,8 +169,6 @@ def test_packing_is_refused_for_models_that_are_not_told_where_a_row_begins(arch
 
 @pytest.mark.parametrize("packing", ["yes", "no"])
 def test_a_model_that_does_not_write_text_is_refused_in_words_or_left_to_the_run(packing, tmp_path):
-    import transformers
-
     transformers.T5Config(d_model=32, num_layers=1, num_heads=2, d_ff=32).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()  # only the configuration is read
     settings = resolve(["recipes/quickstart.yaml", "--model_name_or_path", str(tmp_path), "--packing", packing])
