@@ -7,12 +7,12 @@ from typing import Any
 
 from sft.common.command import UserError
 from sft.common.hub import loading_errors
-from sft.common.models import adapts_tied_embeddings, load_config, meta_model, model_class, stored_quantisation
+from sft.common.models import adapts_tied_embeddings, load_config, model_class, stored_quantisation
 from sft.training.checks import check_launch, check_recipe
 from sft.training.config import Settings
 from sft.training.launch import Launch
 from sft.training.libraries import library_refusals
-from sft.training.model import lora_config
+from sft.training.model import empty_model, lora_config
 
 # Layers, and types of models, that do not tell the rows of a pack apart: states that are carried on from token to
 # token, and in gpt-oss and OPT a mask without the rows' positions (transformers 5.23;
@@ -78,12 +78,11 @@ def check_adapter(settings: Settings, config: Any) -> None:
     import torch
     from peft import get_peft_model
 
-    try:
-        model = meta_model(config)
-    except Exception:  # whatever an architecture needs that is not there without weights
+    model = empty_model(config)
+    if model is None:
         return
     modules, parameters = (dict(part) for part in (model.named_modules(), model.named_parameters()))
-    adapter = lora_config(settings)
+    adapter = lora_config(settings, model)
     head, fault = model.get_output_embeddings(), None
     try:
         with library_refusals("the adapter of the recipe does not go onto the base model"), torch.device("meta"):

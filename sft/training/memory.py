@@ -46,7 +46,7 @@ def trained_meta_model(config: Any, settings: Settings) -> Any:
     with torch.device("meta"):
         model = meta_model(config).to(getattr(torch, settings.dtype))
         if settings.use_peft:
-            model = get_peft_model(model, lora_config(settings))
+            model = get_peft_model(model, lora_config(settings, model))
     if settings.quantised in BITSANDBYTES:  # TRL trains their adapters in bf16
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16) if parameter.requires_grad else parameter.data

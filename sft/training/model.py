@@ -6,21 +6,60 @@ import sys
 from collections import Counter
 from typing import Any
 
+from sft.common import model_parts
 from sft.common.hub import loading_errors
-from sft.common.models import load_config, model_class
+from sft.common.model_parts import EXPERTS, HEAD, LANGUAGE
+from sft.common.models import load_config, meta_model, model_class
 from sft.training.config import Settings
 from sft.training.libraries import library_refusals
 
 
-def lora_config(settings: Settings) -> Any:
-    """The adapter that TRL makes of the settings, or None. TRL's single name would be a regular expression to PEFT."""
+def lora_config(settings: Settings, model: Any = None) -> Any:
+    """The adapter that TRL makes of the settings, or None; with the base `model`, one that is on its language model.
+
+    TRL's single name would be a regular expression to PEFT.
+    """
     from trl import ModelConfig, get_peft_config
 
     config = get_peft_config(settings.build(ModelConfig))
     names = settings.lora_target_modules
     if config and names and len(names) == 1 and re.fullmatch(r"\w+", names[0]):
         config.target_modules = set(names)
+    if config and model is not None:
+        keep_to_language_model(config, model)
     return config
+
+
+def keep_to_language_model(adapter: Any, model: Any) -> None:
+    """Change `adapter` so that router, towers and projector of `model` are left out, whatever names they share.
+
+    `all-linear` is every linear layer of the language model. Of a mixture of experts PEFT 0.21 would take the router
+    and the experts too: experts are adapted where the recipe names them.
+    """
+    import torch
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    parts = model_parts.parts_of(model)
+    left_out = [name for name, part in parts.items() if part not in (LANGUAGE, HEAD, EXPERTS) and name]
+    # Mixtures have a router in every layer.
+    patterns = dict.fromkeys(re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)) for name in left_out)
+    if patterns:
+        adapter.exclude_modules = rf"({'|'.join(patterns)})(\..*)?"
+    if EXPERTS in parts.values() and str(adapter.target_modules).lower() == "all-linear":
+        linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+        asked = adapter.target_parameters
+        adapter.target_modules = {name for name in linear if model_parts.part_of(name, parts) == LANGUAGE}
+        # PEFT takes names that are also those of experts (`gate_proj`) for them alone.
+        convert_peft_config_for_transformers(adapter, model, None)
+        adapter.target_parameters, adapter.rank_pattern, adapter.alpha_pattern = asked, {}, {}
+
+
+def empty_model(config: Any) -> Any:
+    """The model on the meta device, or None of an architecture that cannot be built so."""
+    try:
+        return meta_model(config)
+    except Exception:  # whatever an architecture needs that is not there without weights
+        return None
 
 
 def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
@@ -32,7 +71,8 @@ def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
 
     model_args = settings.build(ModelConfig)
     with loading_errors(f"{settings.model} cannot be trained", advice=""):
-        classes = model_class(load_config(settings.model))
+        config = load_config(settings.model)
+        classes = model_class(config)
     attention = model_args.attn_implementation or attention_implementation(
         training_args.device, settings.precision, classes
     )
@@ -61,7 +101,7 @@ def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
             processing_class=data.tokenizer,
             # transformers reads how a model is stored by itself.
             quantization_config=None if settings.stored else get_quantization_config(model_args),
-            peft_config=lora_config(settings),
+            peft_config=lora_config(settings, empty_model(config)),
         )
     model = trainer.model
     if settings.use_peft:
@@ -132,7 +172,9 @@ def describe_model(model: Any) -> list[str]:
         for key in (True, False)
     )
     share = by_type[True].total() / sum(counter.total() for counter in by_type.values())
-    return [f"Frozen parameters: {frozen}", f"Trained parameters: {trained} ({share:.2%} of all)"]
+    lines = [f"Frozen parameters: {frozen}", f"Trained parameters: {trained} ({share:.2%} of all)"]
+    by_part = model_parts.in_words(model_parts.parameters_by_part(model, parameter_size))
+    return [*lines, f"Trained by part: {by_part}"] if by_part else lines
 
 
 def attention_implementation(device: Any, precision: str, model: type) -> str:
