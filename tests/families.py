@@ -90,6 +90,7 @@ FAMILIES = {
 # The architectures that families' models have: the families, and what a tiny one needs beside the common sizes.
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOW = {"sliding_window": 32}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 ARCHITECTURES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "Cohere": (["cohere"], {}),
     "Cohere2": (["cohere2"], WINDOW),
@@ -98,7 +99,7 @@ ARCHITECTURES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {
             **{**EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
             **{"q_lora_rank": 32, "kv_lora_rank": 16, "num_key_value_heads": 4},
-            **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+            **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "head_dim": 8},
         },
     ),
     "Gemma": (["gemma"], {}),
@@ -106,7 +107,7 @@ ARCHITECTURES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "Gemma3Text": (["gemma3"], WINDOW),
     "Gemma4Text": (
         [f"gemma4{version}" for version in ("", "_v2", "_v3", "_v4", "_v5")],
-        {**WINDOW, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "global_head_dim": 16},
+        {**WINDOW, "hidden_size_per_layer_input": 8, "global_head_dim": 16},
     ),
     "Glm4Moe": (["glm4moe"], {**EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1}),
     "GptOss": (["gptoss"], {**EXPERTS, "num_local_experts": 4}),
@@ -124,7 +125,8 @@ ARCHITECTURES: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "Phi3": (["phi3", "phi3_5"], {}),
     "Qwen2": (["qwen2_5", "deepseek_r1_distill"], {"tie_word_embeddings": True}),
-    "Qwen2_5_VL": (["qwen2_5_vl"], {}),
+    "Qwen2VL": (["qwen2_5_vl"], MROPE),
+    "Qwen2_5_VL": (["qwen2_5_vl"], MROPE),
     "Qwen3": (["qwen3", "qwen3_instruct_2507"], {"tie_word_embeddings": True}),
     "Qwen3Moe": (["qwen3", "qwen3_instruct_2507"], {**EXPERTS, "num_experts": 4}),
     "Qwen3_5Text": (
@@ -169,7 +171,8 @@ def write_tiny(folder: Path, architecture: str, tokenizer: Any, stops: tuple[str
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, **heads, **sizes}
     ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     make = getattr(transformers, f"{architecture}Config")
-    text = {"vocab_size": len(tokenizer) + 64, "max_position_embeddings": 2048, **ids, **sizes}
+    vocabulary = dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), len(tokenizer) + 64)
+    text = {**vocabulary, "max_position_embeddings": 2048, **ids, **sizes}
     vision = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     both = {"text_config": text, "vision_config": {**vision, "num_attention_heads": 2}, "mm_tokens_per_image": 4}
     both |= {"out_hidden_size": 128, "projector_hidden_size": 32}
@@ -181,14 +184,21 @@ def write_tiny(folder: Path, architecture: str, tokenizer: Any, stops: tuple[str
     tokenizer.save_pretrained(folder)
 
 
+def trained_as(name: str) -> list[str]:
+    """The architectures with which a family's template is trained, scored, stopped and loaded again."""
+    return [architecture for architecture, (families, _) in ARCHITECTURES.items() if name in families]
+
+
 def table() -> list[str]:
     """The rows of the table in docs/models.md."""
     rows = {}
     for name, family in FAMILIES.items():
         switch = "enable_thinking" in text_of(name)
-        direct = "yes" if family.direct else "with `enable_thinking: false`"
-        reasoned = "yes" if family.reasoned else "with `enable_thinking: true`" if name == "qwen3_5_nothink" else "no"
+        direct = "✓" if family.direct else "✓ switched off"
+        reasoned = "✓" if family.reasoned else "✓ switched on" if name == "qwen3_5_nothink" else "–"
         source = family.template.replace(OURS, f"`{OURS}`")
-        cells = (family.models, source, direct, reasoned, "yes" if switch else "no")
+        trained = ["✓" if trained_as(name) else "–"] * 4  # each in a test of tests/training/test_architectures.py
+        models = ", ".join(trained_as(name)) or "refused: not written from left to right"
+        cells = (family.models, source, direct, reasoned, "✓" if switch else "–", *trained, models)
         rows.setdefault(cells, []).append(f"`{name}`")
     return [f"| {cells[0]} | {', '.join(names)} | {' | '.join(cells[1:])} |" for cells, names in rows.items()]

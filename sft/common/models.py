@@ -184,12 +184,14 @@ def model_class(config: Any) -> Any:
     Of some models of text and images, AutoModelForCausalLM takes the text alone, whose modules have other names: an
     adapter of one class does nothing to the other. Raises `ValueError` for a model that does not write text.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, GenerationMixin
 
     mappings = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
     classes = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
     if not classes:
         raise ValueError(f"a model of type {config.model_type} does not write text")
+    if not issubclass(classes[0], GenerationMixin):  # as DiffusionGemma, which writes a block of text at once
+        raise ValueError(f"a model of type {config.model_type} does not write text from left to right")
     return next((known for known in classes if known.__name__ in (config.architectures or ())), classes[0])
 
 
@@ -216,8 +218,10 @@ def adapts_tied_embeddings(model: Any) -> bool:
     """Whether an adapter is on embeddings that are the output layer too: merged into them, it changes both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    tied = model.config.get_text_config().tie_word_embeddings
-    return bool(tied) and isinstance(model.get_input_embeddings(), BaseTunerLayer)
+    # Of a model of text and images, one of the two configurations has the key.
+    configs = (model.config, model.config.get_text_config())
+    tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
+    return tied and isinstance(model.get_input_embeddings(), BaseTunerLayer)
 
 
 def meta_model(config: Any) -> Any:

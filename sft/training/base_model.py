@@ -15,9 +15,9 @@ from sft.training.libraries import library_refusals
 from sft.training.model import empty_model, lora_config
 
 # Layers, and types of models, that do not tell the rows of a pack apart: states that are carried on from token to
-# token, and in gpt-oss and OPT a mask without the rows' positions (transformers 5.23;
+# token, and in gpt-oss, OPT and the older Qwen-VL a mask without the rows' positions (transformers 5.23;
 # tests/training/test_architectures.py).
-STATEFUL = {"linear_attention", "conv", "hybrid", "gpt_oss", "opt"}
+STATEFUL = {"linear_attention", "conv", "hybrid", "gpt_oss", "opt", "qwen2_vl_text", "qwen2_5_vl_text"}
 
 
 def for_base_model(settings: Settings, launch: Launch) -> Settings:

@@ -30,6 +30,11 @@ def lora_config(settings: Settings, model: Any = None) -> Any:
     return config
 
 
+# Layers whose weights these models read without calling them, so that PEFT refuses adapters there.
+MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+NOT_CALLED = ("out_proj", "conv1d")
+
+
 def keep_to_language_model(adapter: Any, model: Any) -> None:
     """Change `adapter` so that router, towers and projector of `model` are left out, whatever names they share.
 
@@ -45,10 +50,12 @@ def keep_to_language_model(adapter: Any, model: Any) -> None:
     patterns = dict.fromkeys(re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)) for name in left_out)
     if patterns:
         adapter.exclude_modules = rf"({'|'.join(patterns)})(\..*)?"
-    if EXPERTS in parts.values() and str(adapter.target_modules).lower() == "all-linear":
+    mamba = model.config.model_type in MAMBA
+    if (EXPERTS in parts.values() or mamba) and str(adapter.target_modules).lower() == "all-linear":
         linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+        called = (name for name in linear if not (mamba and name.endswith(NOT_CALLED)))
         asked = adapter.target_parameters
-        adapter.target_modules = {name for name in linear if model_parts.part_of(name, parts) == LANGUAGE}
+        adapter.target_modules = {name for name in called if model_parts.part_of(name, parts) == LANGUAGE}
         # PEFT takes names that are also those of experts (`gate_proj`) for them alone.
         convert_peft_config_for_transformers(adapter, model, None)
         adapter.target_parameters, adapter.rank_pattern, adapter.alpha_pattern = asked, {}, {}

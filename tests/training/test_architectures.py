@@ -62,7 +62,18 @@ def trained_case(request, tmp_path_factory, succeeds, few_dev, short_tokenizer):
         *("sft/run.py", "recipes/quickstart.yaml", "--model_name_or_path", folder / "base", "--chat_template_path="),
         *("--dataset_name", few_dev, "--output_dir", folder / "run", "--lora_target_modules", "all-linear"),
         *("--max_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "steps"),
-        *("--save_steps", "3", "--mcq_eval_samples", "8", "--max_length", "512", "--bf16", "no", "--dtype", "float32"),
+        *(
+            "--save_steps",
+            "3",
+            "--mcq_eval_samples",
+            "8",
+            "--max_length",
+            "1024",
+            "--bf16",
+            "no",
+            "--dtype",
+            "float32",
+        ),
         *(("--chat_template_kwargs", json.dumps(values)) if (values := values_of(case.family)) else ()),
     )
     return case, folder / "base", folder / "run", done.stdout
@@ -177,6 +188,19 @@ def test_a_model_that_does_not_write_text_is_refused_in_words_or_left_to_the_run
         return
     with pytest.raises(UserError, match="cannot be trained: a model of type t5 does not write text"):
         for_base_model(settings, Launch())
+
+
+def test_a_model_that_writes_blocks_of_text_is_refused(tmp_path):
+    transformers.DiffusionGemmaConfig().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()  # only the configuration is read
+    settings = resolve(["recipes/quickstart.yaml", "--model_name_or_path", str(tmp_path), "--packing", "yes"])
+    with pytest.raises(UserError, match="a model of type diffusion_gemma does not write text from left to right"):
+        for_base_model(settings, Launch())
+
+
+def test_every_family_is_trained_or_refused():
+    trained = {family for families, _ in ARCHITECTURES.values() for family in families}
+    assert FAMILIES.keys() - trained == {"diffusion_gemma"}
 
 
 def test_the_template_that_stands_in_for_a_models_own_is_said_everywhere(succeeds, few_dev, short_tokenizer, tmp_path):
