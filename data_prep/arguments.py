@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.chat_rows import MAX_ORDERS
+from data_prep.figures import FIGURE_PIXELS, SMALLEST
 from data_prep.formats import FORMATS, wanted_format
 from sft.common.command import UserError, usable_cores
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN
@@ -24,6 +25,12 @@ def parse_arguments(description: str) -> argparse.Namespace:
     source.add_argument("--keep_for_evaluation", action="store_true", help="keep an option twice, outside of train")
     source.add_argument("--max_samples", type=int, help="draw at most this many questions of each source split")
     source.add_argument("--max_rejected", type=float, default=0.01, help="largest share of rows that may be rejected")
+    figures = parser.add_argument_group("figures, for models that see")
+    figures.add_argument(
+        "--figures", type=Path, nargs="+", metavar="PATH", help="folders and ZIP files that hold them"
+    )
+    pixels = f"shrink a figure to so many, keeping its shape (default: {FIGURE_PIXELS:,})"
+    figures.add_argument("--figure_pixels", type=int, metavar="N", help=pixels)
     splits = parser.add_argument_group("splits")
     splits.add_argument("--dev_size", type=int, default=2000, help="questions held out from train (at most 10 %%)")
     splits.add_argument("--check_against", nargs="+", metavar="FOLDER", help="prepared benchmarks to compare with")
@@ -65,7 +72,7 @@ def _check(args: argparse.Namespace) -> None:
     for option, value in vars(args).items():
         if value == "":
             raise UserError(f"--{option} is empty: is a variable of your shell unset?")
-        if option in ("max_samples", "max_length", "num_proc") and value is not None and value < 1:
+        if option in ("max_samples", "max_length", "num_proc", "figure_pixels") and value is not None and value < 1:
             raise UserError(f"--{option} {value}: give a positive number")
     if not (args.dataset_path or args.check):
         raise UserError("--dataset_path is not given: name the folder with train.csv and test.csv")
@@ -83,6 +90,15 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--tokenizer and --pretokenize name different models: --pretokenize alone shows tokens too")
     if args.chat_template and not (args.tokenizer or args.pretokenize):
         raise UserError("--chat_template: name the model with --tokenizer or --pretokenize")
+    if args.figure_pixels and not args.figures:
+        raise UserError("--figure_pixels goes with --figures")
+    if args.figures and args.pretokenize:
+        raise UserError("--pretokenize: with --figures, tokens are made in training, where the figures are opened")
+    if args.figure_pixels and args.figure_pixels < SMALLEST**2:
+        raise UserError(f"--figure_pixels {args.figure_pixels}: give at least {SMALLEST**2}")
+    for path in args.figures or ():
+        if not path.exists():
+            raise UserError(f"--figures {path}: does not exist: name a folder or a ZIP file")
     if args.public and not args.push_to_hub:
         raise UserError("--public goes with --push_to_hub")
 
@@ -96,6 +112,9 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     for key in options.keys() & paths:
         if Path(options[key]).exists():
             options[key] = Path(options[key]).name
+    if args.figures:
+        options["figures"] = " ".join(path.resolve().name for path in args.figures)
+        options["figure_pixels"] = args.figure_pixels or FIGURE_PIXELS
     if args.check_against:
         options["check_against"] = " ".join(Path(folder).resolve().name for folder in args.check_against)
     return options

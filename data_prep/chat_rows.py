@@ -66,10 +66,11 @@ def chat_rows(
             "gold": gold,
             "answer_format": answer_format,
             **{name: question[name] for name in ("question", "article", "figure", "caption", "source")},
+            **{name: question[name] for name in ("images", "figure_sha256") if name in question},
         }
 
 
-def schema(tokenized: bool) -> Any:
+def schema(tokenized: bool, figures: bool = False) -> Any:
     """The `pyarrow` schema of the prepared rows."""
     import pyarrow as pa
 
@@ -84,4 +85,5 @@ def schema(tokenized: bool) -> Any:
         ("gold", pa.int32()),
         *((name, text) for name in ("answer_format", "article", "figure", "caption", "source")),
     ]
+    columns += [("images", pa.list_(text)), ("figure_sha256", text)] * figures
     return pa.schema(columns + [("input_ids", ids), ("labels", ids), ("tokenized_for", text)] * tokenized)

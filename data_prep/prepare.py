@@ -26,6 +26,8 @@ from typing import Any
 from data_prep import worker
 from data_prep.answers import FROM_0, FROM_1, LETTER, NONE, Undecided, judge
 from data_prep.arguments import options_of, parse_arguments
+from data_prep.figure_rows import read_figures
+from data_prep.figures import facts_of_figures
 from data_prep.first_rows import mapping_of, print_understood
 from data_prep.formats import FORMATS
 from data_prep.matching import Overlap, benchmark_files, count_by_kind, known_sets, overlaps, write_overlaps
@@ -54,11 +56,11 @@ CHECK_ROWS = 10  # of each source, with --check
 
 
 def assign_splits(
-    reading: Reading, file: Path, args: argparse.Namespace
+    reading: Reading, outside: Any, file: Path, args: argparse.Namespace
 ) -> tuple[Any, Any, dict[str, int], list[Overlap]]:
     """(split of each question, by index or LEFT_OUT, before and after --drop_overlap; left out by reason; overlaps).
 
-    The overlaps are those of training questions, before dev is held out, with the folders of --check_against.
+    `outside`: not drawn by --max_samples. The overlaps are those of train with the folders of --check_against.
     """
     import numpy as np
 
@@ -69,7 +71,7 @@ def assign_splits(
         split_of[those] = LEFT_OUT
 
     if args.max_samples is not None:
-        leave_out("not drawn by --max_samples", not_drawn(split_of, args.max_samples, args.seed))
+        leave_out("not drawn by --max_samples", outside)
     train, dev = SPLITS.index("train"), SPLITS.index("dev")
     has_own_dev = (split_of == dev).any()
     if args.require_reasoning:
@@ -165,8 +167,10 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         reading = read_sources(sources, file, apply, CHECK_ROWS if args.check else None)
         # Where no row of a check has a rationale, a later one may.
         check_reading(reading, sources, args.max_rejected, None if args.check else worker.rationales)
-        assigned, split_of, left_out, shared = assign_splits(reading, file, args)
-        files, measures, counts = write_splits(file, reading.chunk_lengths, split_of, folder, apply)
+        outside = not_drawn(reading.split_of, args.max_samples, args.seed)
+        figures = read_figures(reading, outside, sources, file, folder, apply, args) if args.figures else {}
+        assigned, split_of, left_out, shared = assign_splits(reading, outside, file, args)
+        files, measures, counts = write_splits(file, reading.chunk_lengths, split_of, folder, apply, figures)
     file.unlink()
     written = int((split_of != LEFT_OUT).sum())
     if reading.kept != written + sum(left_out.values()):
@@ -202,6 +206,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], folder: Path) -> di
         report["overlap_with"] = count_by_kind(shared, benchmark_files(args.check_against))
         names = [*SPLITS, "left out"]  # the last for LEFT_OUT, -1
         write_overlaps(folder / "overlaps.csv", ((names[split_of[overlap.row]], overlap) for overlap in shared))
+    report |= {"figures": facts_of_figures(figures.values())} if args.figures else {}
     report |= counts_of_options(args, reading, sources, counts, too_long)
     write_rejected(folder / "rejected.csv", reading.rejected)
     write_report(folder, report, measures, examples(heads, sources), sources)

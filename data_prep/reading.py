@@ -36,6 +36,8 @@ REMEDIES = {
     "its last lines are not options": "write each option in a line of its own, A. to J., with nothing behind them",
     "an option holds a think tag": "remove the tags, at which chat templates cut the answer",
     "a key stands twice": "rename or remove the wrong one",
+    "figure is missing": "name the folder or ZIP file that holds it, too, with --figures",
+    "no figure is named": "leave these rows out, or prepare them without --figures",
     "a cell is a list or an object": "write one question a line, with text in every cell",
 }
 
@@ -198,6 +200,16 @@ def check_reading(
         raise UserError("the source files hold a header and no rows: is the download complete?")
     if reading.kept:
         check_every_source(reading, sources)
+    check_rejected(reading, max_rejected)
+    if rationales is not None and not reading.has_reasoning.any():
+        known = (
+            f"; its ids look like {next(iter(rationales))!r}" if isinstance(rationales, dict) and rationales else ""
+        )
+        raise UserError(f"--add_reasoning: no question has a rationale there{known}; row ids look like 'train-17'")
+
+
+def check_rejected(reading: Reading, max_rejected: float) -> None:
+    """Raise `UserError` if no row is left, or if more than `max_rejected` of them were rejected."""
     rejected = len(reading.rejected)
     if not reading.kept or rejected > max_rejected * reading.read:
         reasons = Counter(reason for _, _, reason, _ in reading.rejected)
@@ -211,8 +223,3 @@ def check_reading(
             f"{rejected} of {reading.read} rows were rejected, more than --max_rejected {max_rejected:g} allows: "
             f"{commonest}, or allow more, which leaves them out"
         )
-    if rationales is not None and not reading.has_reasoning.any():
-        known = (
-            f"; its ids look like {next(iter(rationales))!r}" if isinstance(rationales, dict) and rationales else ""
-        )
-        raise UserError(f"--add_reasoning: no question has a rationale there{known}; row ids look like 'train-17'")

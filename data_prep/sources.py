@@ -133,7 +133,10 @@ def _readable(folder: Path, files: Sequence[PurePath], folders: Sequence[PurePat
         )
     if described := [str(file) for file in files if file.name in DESCRIPTIONS]:
         print(f"Passed over: {', '.join(described)}, which describes a data set")
-    for unread, advice in ((others, HOW_TO_READ), (folders, "name a folder by itself")):
+    archives = [file for file in others if file.suffix == ".zip"]
+    others = [file for file in others if file not in archives]
+    kinds = (others, HOW_TO_READ), (archives, "figures go with --figures"), (folders, "name a folder by itself")
+    for unread, advice in kinds:
         if unread:
             print(f"Not read: {', '.join(map(str, unread))} ({advice})")
     return tables

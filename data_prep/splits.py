@@ -16,6 +16,8 @@ MAX_DEV_SHARE = 0.1  # of the training questions, whatever --dev_size says
 
 # What two splits can share, and the hash column that shows it.
 OVERLAPS = {"article": "article_hash", "figure": "figure_hash", "question and options": "question_hash"}
+# And where figures were read: pictures that are equal, whatever their names.
+PICTURE = {"picture": "picture_hash"}
 
 
 def hash64(text: str) -> int:
@@ -32,10 +34,12 @@ def first_occurrences(hashes: Any) -> Any:
     return first
 
 
-def not_drawn(split_of: Any, size: int, seed: int) -> Any:
-    """Boolean array: is this question outside a random sample of `size` questions of its split?"""
+def not_drawn(split_of: Any, size: int | None, seed: int) -> Any:
+    """Boolean array: is this question outside a random sample of `size` questions of its split (None: all)?"""
     import numpy as np
 
+    if size is None:
+        return np.zeros(len(split_of), dtype=bool)
     outside = split_of != LEFT_OUT
     for code in range(len(SPLITS)):
         indices = np.flatnonzero(split_of == code)
@@ -84,7 +88,9 @@ def overlap_table(split_of: Any, hashes: Mapping[str, Any]) -> list[dict[str, An
     present = [code for code in range(len(SPLITS)) if (split_of == code).any()]
     table = []
     for first, second in combinations(present, 2):
-        for by, column in OVERLAPS.items():
+        for by, column in (OVERLAPS | PICTURE).items():
+            if column not in hashes:
+                continue
             a, b = hashes[column][split_of == first], hashes[column][split_of == second]
             shared = np.setdiff1d(np.intersect1d(a, b), [0])
             touched = [int(np.isin(side, shared).sum()) for side in (a, b)]
@@ -99,6 +105,6 @@ def leaked(split_of: Any, hashes: Mapping[str, Any]) -> Any:
     train = split_of == SPLITS.index("train")
     others = (split_of != LEFT_OUT) & ~train
     leaks = np.zeros(len(split_of), dtype=bool)
-    for column in OVERLAPS.values():
+    for column in {*OVERLAPS.values(), *PICTURE.values()} & hashes.keys():
         leaks |= np.isin(hashes[column], np.setdiff1d(hashes[column][others], [0]))
     return leaks & train

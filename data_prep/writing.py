@@ -9,28 +9,39 @@ from typing import Any
 
 from data_prep import worker
 from data_prep.chat_rows import chat_rows, is_answered_directly, schema
+from data_prep.figure_files import base_name
+from data_prep.figures import Figure
 from data_prep.report import Measures
 from data_prep.splits import LEFT_OUT, SPLITS
 from sft.common.command import sha256
+from sft.common.figures import ARCHIVE
 
 ROW_GROUP = 10_000  # rows
 # What a prepared folder holds beside a folder for each split.
-FILES = ("README.md", "report.json", "report.html", "rejected.csv", "examples.json", "overlaps.csv")
+FILES = ("README.md", "report.json", "report.html", "rejected.csv", "examples.json", "overlaps.csv", ARCHIVE)
 
 
-def write_chunk(piece: tuple[Path, int, Any]) -> tuple[dict[str, tuple[Any, Measures]], Counter]:
-    """({split: (table of chat rows, their measures)}, counts of what is special) of one chunk of questions."""
+def write_chunk(
+    piece: tuple[Path, int, Any, dict[str, tuple[str, str]]],
+) -> tuple[dict[str, tuple[Any, Measures]], Counter]:
+    """({split: (table of chat rows, their measures)}, counts of what is special) of one chunk of questions.
+
+    The piece has the names in figures.zip and the SHA-256 of its figures, by the names in the rows.
+    """
     import pyarrow as pa
 
-    file, number, split_of = piece
+    file, number, split_of, figures = piece
     with pa.OSFile(str(file)) as content:
         questions = pa.ipc.open_file(content).get_batch(number)
     options, tables, counts = worker.options, {}, Counter()
-    columns = schema(tokenized=options.pretokenize is not None)
+    columns = schema(tokenized=options.pretokenize is not None, figures=bool(options.figures))
     for code in set(split_of.tolist()) - {LEFT_OUT}:
         split, rows = SPLITS[code], []
         orders = options.shuffle_choices if split == "train" else 0
         for question in questions.filter(pa.array(split_of == code)).to_pylist():
+            if options.figures:
+                name, digest = figures.get(base_name(question["figure"]), (None, ""))
+                question |= {"images": [name] if name else [], "figure_sha256": digest}
             direct = options.direct_share if split == "train" else 0.0
             if split != "train":  # a question that stood there several times would count so often
                 question["reasoning"] = question["reasoning"][:1]
@@ -98,18 +109,33 @@ class SplitWriter:
         return self.file.rename(self.file.with_name(f"{sha256(self.file)[:16]}.parquet")).name
 
 
+def figures_of_chunk(file: Path, number: int, figures: dict[str, Figure]) -> dict[str, tuple[str, str]]:
+    """The names in figures.zip and the SHA-256 of the figures of one chunk of questions, by the names in its rows."""
+    import pyarrow as pa
+
+    if not figures:
+        return {}
+    with pa.OSFile(str(file)) as content:
+        names = {base_name(name) for name in pa.ipc.open_file(content).get_batch(number)["figure"].to_pylist()}
+    known = (figures[name] for name in names if name in figures)
+    return {figure.name: (figure.stored, figure.sha256) for figure in known if not figure.reason}
+
+
 def write_splits(
-    file: Path, lengths: list[int], split_of: Any, folder: Path, apply: Callable
+    file: Path, lengths: list[int], split_of: Any, folder: Path, apply: Callable, figures: dict[str, Figure]
 ) -> tuple[dict[str, str], dict[str, Measures], Counter]:
     """Write each split's Parquet file; returns file names and measures by split, and the counts of `write_chunk`."""
     import numpy as np
     from tqdm import tqdm
 
-    columns = schema(tokenized=worker.options.pretokenize is not None)
+    columns = schema(tokenized=worker.options.pretokenize is not None, figures=bool(worker.options.figures))
     writers = {split: SplitWriter(folder / split, columns) for code, split in enumerate(SPLITS) if code in split_of}
     measures = {split: Measures.of([]) for split in writers}
     counts: Counter = Counter()
-    pieces = ((file, number, codes) for number, codes in enumerate(np.split(split_of, np.cumsum(lengths)[:-1])))
+    pieces = (
+        (file, number, codes, figures_of_chunk(file, number, figures))
+        for number, codes in enumerate(np.split(split_of, np.cumsum(lengths)[:-1]))
+    )
     with tqdm(total=len(split_of), desc="Writing", unit=" rows") as progress:
         for length, (tables, chunk_counts) in zip(lengths, apply(write_chunk, pieces), strict=True):
             for split, (table, measured) in tables.items():

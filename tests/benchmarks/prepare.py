@@ -2,6 +2,7 @@
 
     python tests/benchmarks/prepare.py --tokenizer MODEL [--chat_template FILE] [--start] [--overlap]
         [--times 10 --skip_plain]
+    python tests/benchmarks/prepare.py --figures 2000
 
 In:  nothing but a seed: 176,948 training and 50,000 test rows (PMC-VQA version 1), or `--times` as many.
 Out: a table on the terminal. Memory is the peak of the proportional set size, summed over all processes of a run.
@@ -174,6 +175,35 @@ def time_overlap(work: Path, rows: int) -> None:
     print(f"{'overlap':<10}{seconds:>10.1f} s {memory:>7.2f} GiB", flush=True)
 
 
+def time_figures(work: Path, count: int) -> None:
+    """Time preparation with so many figures of 0.6 megapixels and about 130 kB, as those of PMC-VQA are."""
+    import numpy as np
+    from PIL import Image
+
+    work.mkdir(exist_ok=True)
+    (work / "images").mkdir()
+    write_synthetic(work, {"train": count})
+    with open(work / "train.csv", newline="", encoding="utf-8") as file:
+        names = sorted({row["Figure_path"] for row in csv.DictReader(file)})
+    numbers = np.random.default_rng(0)
+    for name in names:
+        coarse = numbers.integers(0, 256, (90, 120, 3), np.uint8)
+        picture = np.asarray(Image.fromarray(coarse).resize((900, 675), Image.Resampling.BICUBIC)).astype(np.int16)
+        noisy = (picture + numbers.integers(-6, 7, picture.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(work / "images" / name, "JPEG", quality=76)
+    size = sum(file.stat().st_size for file in (work / "images").iterdir()) / len(names)
+    words = ["--dataset_path", str(work), "--figures", str(work / "images"), "--output_dir", str(work / "out")]
+    before = os.times()
+    memory, seconds = peak_and_seconds([sys.executable, "data_prep/prepare.py", *words])
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    print(
+        f"{len(names):,} figures of {size / 1000:.0f} kB: {seconds:.1f} s, {len(names) / seconds:.0f} a second, ",
+        end="",
+    )
+    print(f"{1000 * spent / len(names):.1f} ms of a core each, peak {memory:.2f} GiB", flush=True)
+
+
 def tokenizer_alone(tokenizer: str, files: str) -> float:
     """Seconds of the tokenizer on every text of these Parquet files, on all cores."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
@@ -185,7 +215,8 @@ def tokenizer_alone(tokenizer: str, files: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", required=True, help="folder or Hub id of the model whose tokens are made")
+    parser.add_argument("--figures", type=int, help="time so many figures alone")
+    parser.add_argument("--tokenizer", help="folder or Hub id of the model whose tokens are made")
     parser.add_argument("--chat_template", default="")
     parser.add_argument("--times", type=int, default=1, help="multiple of PMC-VQA's size")
     parser.add_argument("--start", action="store_true", help="also time sft/run.py up to its first step")
@@ -194,6 +225,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.times < 1:
         raise UserError(f"--times {args.times}: give a positive number")
+    if args.figures:
+        with tempfile.TemporaryDirectory() as name:
+            return time_figures(Path(name), args.figures)
+    if not args.tokenizer:
+        raise UserError("--tokenizer is not given: name the model whose tokens are made")
 
     from sft.common.models import load_tokenizer
 
