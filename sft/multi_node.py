@@ -3,8 +3,8 @@
     python sft/multi_node.py --machine_rank 0 --main_process_ip 10.0.0.1 sft/run.py recipes/pmcvqa_ddp.yaml ...
 
 Machine 0 is the one with the address --main_process_ip. The machines first meet there: a wrong address, port or rank,
-or a machine that does not come within a minute, ends the command on every machine in one line. Then `accelerate launch`
-takes the words. docs/cluster.md has the steps, docs/slurm.sh the same for Slurm.
+or a machine that does not come within a minute, ends the command on every machine in one line. Then it becomes
+`accelerate launch`. docs/cluster.md has the steps, docs/slurm.sh is the same for Slurm.
 
 In:  a launch file (accelerate_configs/multi_node.yaml: two machines with eight GPUs each), and what to start.
 Out: what is started writes it.
@@ -44,8 +44,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("nothing to start: name sft/run.py and a recipe, or sft/evaluate.py, behind the options")
     if args.num_machines < 1 or args.num_processes % args.num_machines or args.num_processes < 1:
         raise UserError(
-            f"--num_processes {args.num_processes} on --num_machines {args.num_machines}: give a multiple, the number of "
-            "processes (GPUs) of all machines together"
+            f"--num_processes {args.num_processes} on --num_machines {args.num_machines}: give a multiple, the "
+            "number of processes (GPUs) of all machines together"
         )
     if not 0 <= args.machine_rank < args.num_machines:
         raise UserError(f"--machine_rank {args.machine_rank}: number the machines from 0 to {args.num_machines - 1}")
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("num_machines", "num_processes", "machine_rank", "main_process_ip", "main_process_port"):
         words += [f"--{name}", getattr(args, name)]
     words = ["-m", "accelerate.commands.accelerate_cli", "launch", *words, *args.command]
-    os.execv(sys.executable, [sys.executable, *map(str, words)])
+    os.execv(sys.executable, [sys.executable, *map(str, words)])  # noqa: S606: the same process, for its signals
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def _reached(host: str, port: int, seconds: float, rank: int) -> socket.socket:
             )
         if time.monotonic() > deadline:
             raise UserError(
-                f"machine {rank} reached nothing at {host}:{port} in {seconds:.0f} s ({reason}): start the same command "
-                "with --machine_rank 0 on the machine with this address, give every machine the same --main_process_ip "
-                "and --main_process_port, and let no firewall between them close the port"
+                f"machine {rank} reached nothing at {host}:{port} in {seconds:.0f} s ({reason}): start the same "
+                "command with --machine_rank 0 on the machine with this address, give every machine the same "
+                "--main_process_ip and --main_process_port, and let no firewall between them close the port"
             )
         time.sleep(0.2)
 
@@ -123,8 +123,8 @@ class _Host(threading.Thread):
             rank, *told = map(int, greeting.groups())
             if tuple(told) != self.told:
                 fault = (
-                    f"machine {rank} was told of {told[0]} machines and {told[1]} processes, machine 0 of {self.told[0]} "
-                    f"and {self.told[1]}: give all the same --num_machines and --num_processes"
+                    f"machine {rank} was told of {told[0]} machines and {told[1]} processes, machine 0 of "
+                    f"{self.told[0]} and {self.told[1]}: give all the same --num_machines and --num_processes"
                 )
             elif rank in there:
                 fault = f"two machines have --machine_rank {rank}: number them from 0 to {self.told[0] - 1}"
@@ -133,8 +133,8 @@ class _Host(threading.Thread):
             there[rank if rank not in there else -1] = connection
         if missing := [str(rank) for rank in range(self.told[0]) if rank not in there]:
             fault = fault or (
-                f"machine {', '.join(missing)} did not come in {self.seconds:.0f} s: start the same command there, with "
-                "its --machine_rank and the same --main_process_ip and --main_process_port"
+                f"machine {', '.join(missing)} did not come in {self.seconds:.0f} s: start the same command there, "
+                "with its --machine_rank and the same --main_process_ip and --main_process_port"
             )
         self.listener.close()
         for connection in there.values():
