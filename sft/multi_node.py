@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("num_machines", "num_processes", "machine_rank", "main_process_ip", "main_process_port"):
         words += [f"--{name}", getattr(args, name)]
     words = ["-m", "accelerate.commands.accelerate_cli", "launch", *words, *args.command]
-    os.execv(sys.executable, [sys.executable, *map(str, words)])  # noqa: S606: the same process, for its signals
+    # The same process, which the scheduler signals.
+    os.execv(sys.executable, [sys.executable, *map(str, words)])  # noqa: S606
 
 
 if __name__ == "__main__":
