@@ -25,7 +25,7 @@ export MAIN PORT=$((20000 + SLURM_JOB_ID % 10000)) GPUS=${SLURM_GPUS_ON_NODE:-1}
 # SLURM sends SIGUSR1 to this script, and this script sends it to the processes of the step. Those that train save and
 # leave; the launchers, which do not handle this signal, must ignore it (trap '' is inherited through exec).
 trap 'WARNED=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
-srun --kill-on-bad-exit=1 bash -c '
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 bash -c '
     trap "" USR1
     exec python sft/multi_node.py --num_machines "$SLURM_NTASKS" --num_processes "$((SLURM_NTASKS * GPUS))" \
         --machine_rank "$SLURM_PROCID" --main_process_ip "$MAIN" --main_process_port "$PORT" \

@@ -86,7 +86,8 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
             stack.callback(stop, process)
         wait_for(lambda: b"State=IDLE" in shown(environment, "node", "localhost"), folder)
         yield environment
-        subprocess.run(["scancel", "--signal=KILL", "--full", "--user=root"], env={**os.environ, **environment})
+        words = (which("scancel"), "--signal=KILL", "--full", "--user=root")  # whatever a failed test left
+        subprocess.run(words, env={**os.environ, **environment}, check=False)
 
 
 def stop(process: subprocess.Popen) -> None:
