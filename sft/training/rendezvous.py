@@ -4,6 +4,7 @@ torchrun's launchers meet too, but they wait for ten minutes, and then print the
 """
 
 import contextlib
+import os
 import re
 import socket
 import threading
@@ -102,7 +103,7 @@ class _Host(threading.Thread):
             self.listener = socket.create_server(("", port))
         except OSError as error:
             raise UserError(
-                f"port {port} cannot be used on machine 0 ({error.strerror}): choose another --main_process_port, the "
+                f"port {port} cannot be used on machine 0 ({os.strerror(error.errno)}): choose another --main_process_port, the "
                 "same on all machines"
             ) from error
         self.start()

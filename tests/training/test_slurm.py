@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-import slurm
 import yaml
 
 from sft.training.checkpoints import checkpoints_in, complete_manifest
+from tests import slurm
 
 ROOT = Path(__file__).parents[2]
 # Two tasks on the CPU, one process each, instead of two machines with eight GPUs. The rest is as in the script.
