@@ -103,8 +103,8 @@ class _Host(threading.Thread):
             self.listener = socket.create_server(("", port))
         except OSError as error:
             raise UserError(
-                f"port {port} cannot be used on machine 0 ({os.strerror(error.errno)}): choose another --main_process_port, the "
-                "same on all machines"
+                f"port {port} cannot be used on machine 0 ({os.strerror(error.errno)}): choose another "
+                "--main_process_port, the same on all machines"
             ) from error
         self.start()
 
