@@ -67,11 +67,12 @@ def test_a_job_is_cancelled_submitted_again_warned_requeued_and_finished(cluster
     wait_until(lambda: not output(cluster, "squeue", "--noheader"), log)
     latest = [folder for folder in checkpoints_in(out) if complete_manifest(folder)][-1]
 
-    # Slurm looks at time limits every half minute, so a job of two minutes is warned in its first minute or so.
-    job = submit(cluster, log, *words, options=(*HERE, "--signal=B:USR1@60"))
+    job = submit(cluster, log, *words, options=(*HERE, "--signal=B:USR1@200"))
     wait_until(lambda: f"continuing from {latest}" in log.read_text(), log)
     wait_until(lambda: len(checkpoints_in(out)) and checkpoints_in(out)[-1] != latest, log)
-    output(cluster, "scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    # Two to three minutes are left now, so the warning comes when Slurm next looks at time limits, each half minute.
+    hours, minutes, _ = state(cluster, job)["RunTime"].split(":")
+    output(cluster, "scontrol", "update", f"JobId={job}", f"TimeLimit={60 * int(hours) + int(minutes) + 3}")
     stopped = "Stopped by a signal after step (\\d+); the checkpoint is saved"
     before = len(re.findall(stopped, log.read_text()))
     wait_until(lambda: len(re.findall(stopped, log.read_text())) > before, log)
