@@ -5,7 +5,7 @@
 #
 # Five minutes before the time limit the training saves a checkpoint, and the job is queued again; `auto` continues from
 # there, until final_model/ is written. Cancelled or failed, it is not queued again: submit it with the same arguments.
-# For other machines change the lines below, or give them to sbatch: sbatch --nodes=4 docs/slurm.sh … (docs/cluster.md).
+# For other machines change the lines below, or give their words to sbatch, as docs/cluster.md shows.
 #SBATCH --job-name=pmcvqa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

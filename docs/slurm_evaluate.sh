@@ -14,4 +14,5 @@
 set -euo pipefail
 
 source .venv/bin/activate
-exec python sft/evaluate.py "$@" --part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    python sft/evaluate.py "$@" --part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"

@@ -28,7 +28,7 @@ MODULES = sorted(file for place in ("sft", "data_prep") for file in ROOT.glob(f"
 # Programs of others, whose words are theirs.
 OTHERS = {
     *("apptainer", "cd", "df", "export", "git", "hf", "ip", "kill", "lm_eval", "ls", "module", "nvidia-smi", "salloc"),
-    *("scancel", "source", "squeue", "srun", "ssh", "transformers", "trl", "unset"),
+    *("scancel", "source", "squeue", "srun", "ssh", "transformers", "trl", "unset", "venv"),
 }
 PIP_OPTIONS = {"-c", "--constraint", "-e", "--editable", "--no-deps", "-q", "--quiet", "-U", "--upgrade"}
 PYTEST_OPTIONS = {"-k", "-m", "-q", "-v", "-x", "--lf"}
