@@ -11,7 +11,8 @@ In:  --model_path, a base model, an adapter folder or a merged model (folder or 
 Out: OUTPUT_DIR/NAME/ with results.json, predictions.parquet (one row a question), report.html, and answers/, from
      which a stopped evaluation continues when the same command is given again.
 
-`accelerate launch sft/evaluate.py ...` uses several GPUs. docs/evaluation.md explains every number.
+`accelerate launch sft/evaluate.py ...` uses several GPUs, `--part 1/4` to `--part 4/4` are several jobs.
+docs/evaluation.md explains every number.
 """
 
 import argparse
@@ -60,6 +61,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and not value > 0:  # so that NaN is refused
             raise UserError(f"--{option} {value}: give a positive number")
+    if args.overwrite and args.part[1] > 1:
+        raise UserError("--overwrite: each --part would delete what the others have answered: delete the folder first")
     if args.retries < 0:
         raise UserError(f"--retries {args.retries}: give 0 or more")
     if not 1 <= args.permutations <= len(LETTERS):
@@ -72,6 +75,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--generation_seeds: --temperature 0 (greedy) gives every seed the same text: name one")
     if args.thinking_budgets and GENERATION not in args.method:
         raise UserError("--thinking_budgets goes with --method generation")
+    if args.thinking_budgets and args.part[1] > 1:
+        raise UserError("--thinking_budgets needs the answers of all parts: add it when they are there, without --part")
     if any(budget < 1 for budget in args.thinking_budgets):
         raise UserError(f"--thinking_budgets {min(args.thinking_budgets)}: give positive numbers of tokens")
     if args.name and (Path(args.name).name != args.name or args.name in (".", "..") or len(args.name) > 100):
@@ -93,6 +98,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--base_url goes with --backend openai")
 
 
+def part_of(words: str) -> tuple[int, int]:
+    """``K/N`` as (k, n), k counted from 0."""
+    part, parts = map(int, words.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError
+    return part - 1, parts
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,6 +118,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/eval"))
     parser.add_argument("--name", help="name of the folder in --output_dir (default: the model folder's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace an evaluation of the same name")
+
+    part = "answer the Kth of N parts only (a job each); the one that ends last writes the results"
+    parser.add_argument("--part", type=part_of, default=(0, 1), metavar="K/N", help=part)
 
     scores = parser.add_argument_group("scores")
     scores.add_argument("--method", nargs="+", choices=[*SCORE_OF], help="default: likelihood (openai: generation)")
@@ -164,14 +180,15 @@ def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Ans
         answers.begin()
         (answers.folder.parent / RESULTS).unlink(missing_ok=True)  # until it is true again
     state.wait_for_everyone()
-    share = -(-len(missing) // state.num_processes)
+    part, parts = args.part
+    share = -(-len(missing) // (state.num_processes * parts))
     with tqdm(total=share, desc="Asking", unit=" answers", disable=not is_main) as progress:
-        for count in answers.write(state.process_index, batches):
+        for count in answers.write(f"{part}-{state.process_index}" if parts > 1 else state.process_index, batches):
             progress.update(count)
     state.wait_for_everyone()
     if is_main:
         answers.read()
-        if wanted - answers.by_key.keys():
+        if parts == 1 and wanted - answers.by_key.keys():
             advice = "put --output_dir where all machines see it"
             raise UserError(f"answers of other processes are missing in {answers.folder}: {advice}")
 
@@ -216,6 +233,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         tasks += with_cut_reasoning(args, cuts, tasks, answers.by_key)
         answer_missing(args, tasks, answers, state)
     if not state.is_main_process:
+        return
+    if missing := sum((task.name, q["id"]) not in answers.by_key for task in tasks for q in task.questions):
+        part, parts = args.part
+        print(f"Part {part + 1} of {parts} is answered; {missing} answers of other parts are not there yet")
         return
 
     scores, columns = results_of(questions, tasks, answers.by_key)

@@ -41,6 +41,7 @@ def main() -> None:
     from sft.common.models import check_model_folder
     from sft.training import base_model, checks, model, publication, trial
     from sft.training.launch import current_launch
+    from sft.training.rendezvous import lost_processes
 
     launch = current_launch()
     settings = checks.for_this_cpu(settings.for_world_size(launch.processes), launch)
@@ -62,7 +63,8 @@ def main() -> None:
     publishes = settings.push_to_hub and is_main_process
     if publishes:
         publication.check_hub(settings)
-    final = train(settings, launch, hardware)
+    with lost_processes():
+        final = train(settings, launch, hardware)
     if final and publishes:
         publication.publish(settings, final)
     if launch.processes > 1:

@@ -35,6 +35,7 @@ SHARED = ROOT.parent / "shared/data"
 # Files that launch two processes or look at what those left; elsewhere, two_processes in the name of a test says so.
 # They share the runs of recipes, and two launchers at a time could take the same port; test_launch.py finds it taken.
 LAUNCHING = ("test_recipes.py", "test_invariance.py", "test_launch.py", "test_callbacks.py", "test_stopping.py")
+LAUNCHING += ("test_slurm.py",)
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which `make test` uses
@@ -134,7 +135,7 @@ TOY = ("--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--max_leng
 
 
 # Recipes whose toy runs other tests compare or continue from; the others need one evaluation and one checkpoint.
-CONTINUED = ("pmcvqa", "pmcvqa_zero2", "pmcvqa_zero3")
+CONTINUED = ("pmcvqa", "pmcvqa_ddp", "pmcvqa_zero2", "pmcvqa_zero3")
 AT_THE_END = ("--eval_steps", "4", "--save_steps", "4")
 
 

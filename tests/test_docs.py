@@ -27,8 +27,8 @@ MODULES = sorted(file for place in ("sft", "data_prep") for file in ROOT.glob(f"
 
 # Programs of others, whose words are theirs.
 OTHERS = {
-    *("cd", "df", "export", "git", "hf", "kill", "lm_eval", "ls", "nvidia-smi", "source", "squeue", "ssh"),
-    *("transformers", "trl", "unset"),
+    *("apptainer", "cd", "df", "export", "git", "hf", "ip", "kill", "lm_eval", "ls", "module", "nvidia-smi", "salloc"),
+    *("scancel", "source", "squeue", "srun", "ssh", "transformers", "trl", "unset", "venv"),
 }
 PIP_OPTIONS = {"-c", "--constraint", "-e", "--editable", "--no-deps", "-q", "--quiet", "-U", "--upgrade"}
 PYTEST_OPTIONS = {"-k", "-m", "-q", "-v", "-x", "--lf"}
@@ -202,8 +202,13 @@ def check_program(program: str, words: list[str], partly: bool, here) -> None:
     elif program == "pytest":
         check_options(words, PYTEST_OPTIONS)
     elif program == "sbatch":
-        check_exists(words[0])
-        check_training(words[1:], launch_of("accelerate_configs/multi_node.yaml", None), partly)
+        options = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+        script, *words = words[len(options) :]
+        check_exists(script)
+        if "evaluate" in script:
+            return check_script("sft/evaluate.py", words, partly, here)
+        machines = {"--nodes=1": 8}.get(options[0]) if options else None
+        check_training(words, launch_of("accelerate_configs/multi_node.yaml", machines), partly)
     else:
         pytest.fail(f"unknown program {program}")
 
@@ -273,6 +278,8 @@ def check_training(words: list[str], launch, partly: bool) -> None:
 def check_script(script: str, words: list[str], partly: bool, here) -> None:
     """Fail unless a script of ours takes these words. It runs up to its parser, sft/preflight.py up to its checks."""
     check_exists(script)
+    if script == "sft/multi_node.py":  # its options are accelerate's
+        return check_launch_command(["--config_file", "accelerate_configs/multi_node.yaml", *words], partly, here)
     if script == "sft/run.py":
         return check_training(words, None, partly)
     if "argparse" not in (ROOT / script).read_text(encoding="utf-8"):
@@ -465,6 +472,8 @@ def test_every_refusal_that_is_quoted_is_one(quote):
         "pip install '.[deepspeeds]'",
         "sbatch docs/nowhere.sh recipes/pmcvqa.yaml",
         "sbatch docs/slurm.sh recipes/pmcvqa_ddp.yaml --global_batch_size 15",
+        "sbatch --nodes=1 docs/slurm_evaluate.sh --model_path M --dataset_path D --parts 4",
+        "python sft/multi_node.py --rank 0 --main_process_ip 10.0.0.1 sft/run.py recipes/pmcvqa_ddp.yaml",
         "pythn sft/run.py",
         "pmcvqa-trains recipes/pmcvqa.yaml",
         "pmcvqa-train recipes/nowhere.yaml",

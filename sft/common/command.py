@@ -40,8 +40,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UserError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         message = str(error) if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
-        # Under a launcher every process meets the same fault; the first of them reports it.
-        if os.environ.get("RANK", "0") == "0":
+        # Under a launcher every process meets the same fault; the first of each machine reports it.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print("error: " + " ".join(as_named_here(message).split()), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough

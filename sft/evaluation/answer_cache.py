@@ -1,16 +1,19 @@
 """Answers are written as they come, so that an evaluation that was stopped continues where it stopped.
 
-The folder holds fingerprint.json (what decides the answers: model, data, options) and one answers-N.jsonl a process,
-one line an answer. Answers are written a batch at a time, and a batch of which a line is missing is asked again.
+The folder holds fingerprint.json (what decides the answers: model, data, options) and one answers-N.jsonl a process
+(of part K answers-K-N.jsonl), one line an answer. Answers are written a batch at a time, and a batch of which a line
+is missing is asked again.
 """
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,7 @@ class Answers:
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], owners: dict[str, Any], overwrite: bool):
-        self.folder, self.fingerprint, self.owners = folder, fingerprint, owners
+        self.folder, self.fingerprint, self.owners, self.overwrite = folder, fingerprint, owners, overwrite
         self.by_key: dict[tuple[str, str], dict] = {}
         finds_answers = (folder / FINGERPRINT).is_file()
         if not finds_answers and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -71,17 +74,25 @@ class Answers:
             raise UserError(f"{file} is damaged: pass --overwrite to ask anew") from error
 
     def begin(self) -> None:
-        """Make the folder ready; one process does so, before any writes."""
-        if self.starts_empty:
+        """Make the folder ready; one process does so, before any writes. Another part may have made it just now."""
+        if not self.starts_empty:
+            return
+        if self.overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
-            try:
-                self.folder.mkdir(parents=True)
-            except OSError as error:
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=".answers.") as temporary:
+                new = Path(temporary) / self.folder.name
+                new.mkdir()
+                write_json(new / FINGERPRINT, {**self.fingerprint, "fingerprint_of": self.owners})
+                new.rename(self.folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise UserError(f"--output_dir: cannot write {self.folder}: {error.strerror}") from error
-            write_json(self.folder / FINGERPRINT, {**self.fingerprint, "fingerprint_of": self.owners})
-            self.starts_empty = False
+            self.read()  # whether it answers the same questions
+        self.starts_empty = False
 
-    def write(self, process: int, batches: Iterable[tuple[str, dict[str, dict]]]) -> Iterator[int]:
+    def write(self, process: str | int, batches: Iterable[tuple[str, dict[str, dict]]]) -> Iterator[int]:
         """Append batches, (task, {id: answer}), to the file of a process; yields the size of each once it is there."""
         file = self.folder / f"answers-{process}.jsonl"
         if file.is_file():  # the last line of a run that was killed may be half a line

@@ -1,6 +1,7 @@
 """The passes of an evaluation over its questions, and who answers them: a model here, or a server."""
 
 import argparse
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -96,12 +97,15 @@ def with_cut_reasoning(args: argparse.Namespace, cuts: list[Task], tasks: Sequen
 def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
     """Yield (task name, {id: answer}) a batch, for this process's share of the batches that are not answered yet.
 
-    Batches depend neither on the number of processes nor on what is answered already, and neither do the answers.
+    Of all batches, `args.part` = (k, n) takes every nth from the kth on, answered or not, so that parts that begin at
+    different times share none. Batches depend neither on the number of processes nor on what is answered already, and
+    neither do the answers.
     A question that is too long is refused by the call, before the model loads.
     """
     tokenizer = load_tokenizer(args.model_path, args.chat_template)
     context = context_length(args.model_path)
-    work = []
+    work, batches = [], itertools.count()
+    part, parts = args.part
     for task in tasks:
         if task.sampling:
             tokens = generation_prompts(tokenizer, task)
@@ -113,7 +117,7 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
             check_context(context, prompt, new, f"question {question['id']}")
         for number, batch in enumerate(longest_first([prompt for prompt, _ in lengths], args.batch_size)):
             ids = [task.questions[i]["id"] for i in batch]
-            if not all((task.name, id) in answered for id in ids):
+            if next(batches) % parts == part and not all((task.name, id) in answered for id in ids):
                 work.append((number, task, ids, [tokens[i] for i in batch]))
 
     def answers() -> Iterator[tuple]:
@@ -147,10 +151,12 @@ def generation_prompts(tokenizer: Any, task: Task) -> list[list[int]]:
 def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
     """Yield (task name, {id: answer}) a question, for this process's share; the call refuses a silent server."""
     server = Server(args.base_url, args.model_path, args.concurrency, args.retries, args.request_timeout)
+    part, parts = args.part
 
     def answers() -> Iterator[tuple]:
         for task in tasks:
-            missing = [(i, q) for i, q in enumerate(task.questions) if (task.name, q["id"]) not in answered]
+            mine = list(enumerate(task.questions))[part::parts]
+            missing = [(i, q) for i, q in mine if (task.name, q["id"]) not in answered]
             share = missing[state.process_index :: state.num_processes]
             conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for _, q in share]
             samplings = [replace(task.sampling, seed=batch_seed(task.sampling.seed, number)) for number, _ in share]

@@ -78,6 +78,7 @@ def test_an_evaluation_reports_budgets_and_continues(here, refused, tiny_deepsee
     words += ["--output_dir", tmp_path, "--name", "budgets"]
     assert "--thinking_budgets goes with" in refused(*words, "--method", "likelihood", "--thinking_budgets", 4)
     words += ["--thinking_budgets", 8, 4]
+    assert "needs the answers of all parts" in refused(*words, "--part", "1/2")
     done = here(*words)
     assert done.returncode == 0, done.stderr
     assert "by thinking tokens allowed 4: " in done.stdout

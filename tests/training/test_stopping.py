@@ -18,6 +18,7 @@ from sft.common.command import UserError
 from sft.training.checkpoints import compare, complete_manifest, mark_complete, remove_incomplete, resume_point
 from sft.training.config import resolve
 from sft.training.stopping import resume_command
+from tests.slurm import free_ports
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +104,32 @@ def test_killed_and_continued_the_loss_curve_is_that_of_the_unbroken_run(
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-3000:]
     last = "checkpoint-4" if left.get("checkpoint-4") else "checkpoint-2"
     assert f"continuing from {out / last}" in again.stdout
+    assert curve(out) == curve(unbroken)
+    assert final_adapter(out) == final_adapter(unbroken)
+
+
+def test_two_machines_train_as_one_and_one_that_is_lost_is_named_and_continued(
+    recipe_run, started, toy_options, tmp_path
+):
+    """Two launchers, here on loopback; docs/cluster.md says what was seen between two network namespaces."""
+    unbroken, _ = recipe_run("pmcvqa_ddp")  # two processes of one machine
+    out, port = tmp_path / "out", free_ports(1)[0]
+    words = ("sft/run.py", *toy_options("pmcvqa_ddp"), "--output_dir", out, "--resume_from_checkpoint", "auto")
+    where = ("--main_process_ip", "127.0.0.1", "--main_process_port", port, "--num_processes", "2")
+
+    def machine(rank: int, log: Path, file: Path) -> subprocess.Popen:
+        return started(file, "sft/multi_node.py", *where, "--machine_rank", rank, *words, log=log)
+
+    logs = [tmp_path / f"log{number}" for number in range(4)]
+    survivor, lost = machine(0, logs[0], logs[0]), machine(1, logs[1], out / "checkpoint-2/run_manifest.json")
+    send(lost, signal.SIGKILL)
+    assert survivor.wait(timeout=1800) == 1
+    assert "error: another process of this run is gone, or its machine is" in logs[0].read_text()
+    assert not (out / "final_model").exists()
+
+    again = [machine(rank, logs[2 + rank], logs[2 + rank]) for rank in (0, 1)]
+    assert [process.wait(timeout=1800) for process in again] == [0, 0], logs[2].read_text()[-4000:]
+    assert f"continuing from {out / 'checkpoint-2'}" in logs[2].read_text()
     assert curve(out) == curve(unbroken)
     assert final_adapter(out) == final_adapter(unbroken)
 
