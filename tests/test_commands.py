@@ -7,7 +7,7 @@ import pytest
 OF_SFT = ("embedded_model", "preflight", "run", "evaluate", "compare", "infer", "merge", "publish", "quickstart")
 COMMANDS = [
     *("data_prep/sample.py", "data_prep/prepare.py", "data_prep/overlap.py", *(f"sft/{name}.py" for name in OF_SFT)),
-    *("tests/benchmarks/train.py", "tests/benchmarks/growth.py"),
+    *(f"tests/benchmarks/{name}.py" for name in ("train", "growth", "gpu")),
 ]
 
 
