@@ -31,7 +31,8 @@ def heading(results: Results) -> list[str]:
 
 
 def command_of(state: dict) -> str:
-    options = f" --model {state['of']['model']}" if state["of"]["model"] else ""
+    # The report is for others: without the path of a folder here.
+    options = f" --model {Path(state['of']['model']).name}" if state["of"]["model"] else ""
     return f"python tests/benchmarks/gpu.py{options}{' --rehearse' if state['of']['rehearsal'] else ''}"
 
 

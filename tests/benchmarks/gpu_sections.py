@@ -177,7 +177,7 @@ def speed_section(results: Results) -> Section:
     add_speeds(section, results, results.steps(3))
     section.notes.append(
         "MFU and HFU as in docs/benchmarks.md, the first two steps left out; hours are for three epochs of 176,948 "
-        "questions, without evaluations."
+        "questions, without evaluations. With torch.compile, some of the counted steps still compile."
     )
     base = results.variant()
     for name, recipe in (("8-bit", EIGHT), ("NF4", f"{SMALL} {IN_BF16}")):

@@ -69,7 +69,7 @@ STEPS = [
         "--per_device_train_batch_size 4",
         "--lora_dropout 0",
         "--seed 43",  # how far apart two equal runs are
-        "--torch_compile yes",
+        "--torch_compile yes",  # goes on compiling in steps that are counted
     ),
     Step(3, "variant", "LIGER=1"),
     Step(6, "attention"),
