@@ -14,7 +14,7 @@ FULL := $(VENV)/.installed-tests
 MODEL := outputs/models/SmolLM2-135M-Instruct/model.safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint audit format clean
+.PHONY: help quickstart test gpu lint audit format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -52,6 +52,9 @@ quickstart: $(BASE) $(MODEL)  ## prepare, train, evaluate and ask on embedded da
 test: $(FULL) $(MODEL)  ## run the whole test suite, offline
 	@# Two tests at a time: nearly all of them are work for one core (tests/conftest.py divides them).
 	@$(BIN)/python -m pytest --numprocesses 2
+
+gpu: $(FULL)  ## measure the recipes on this machine's GPU, in ten minutes
+	@$(BIN)/python tests/benchmarks/gpu.py
 
 lint: $(FULL)  ## check style, formatting, and the packages for known vulnerabilities
 	@$(BIN)/ruff check .

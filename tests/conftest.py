@@ -173,7 +173,7 @@ def tiny_base(tiny_deepseek, short_tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def toy_options(launched_as, tiny_base, few_dev):
     """The options that run a recipe on a tiny random model of its family on this CPU, four steps long."""
-    from tests.benchmarks.train import ON_CPU
+    from tests.benchmarks.bench import ON_CPU
 
     def options(recipe: str, data: Path = few_dev) -> tuple:
         return (

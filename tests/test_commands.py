@@ -18,7 +18,7 @@ OF_SFT = (
 )
 COMMANDS = [
     *("data_prep/sample.py", "data_prep/prepare.py", "data_prep/overlap.py", *(f"sft/{name}.py" for name in OF_SFT)),
-    *("tests/benchmarks/train.py", "tests/benchmarks/growth.py"),
+    *(f"tests/benchmarks/{name}.py" for name in ("train", "growth", "gpu")),
 ]
 
 

@@ -12,7 +12,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from train import SMOLLM2, Bench, check_folder, one_line, speed_and_memory
+from bench import Bench, speed_and_memory
+from inputs import ROOT, SMOLLM2, write_inputs
+from train import check_folder, one_line
 
 from sft.common.command import UserError, atomic_write, run
 
@@ -43,8 +45,8 @@ def measure(rows: int) -> dict[str, dict]:
         for point, contender in points.items():
             size = point if axis == "rows" else rows
             with tempfile.TemporaryDirectory() as name:
-                given = argparse.Namespace(model=str(SMOLLM2), recipe=Path(RECIPE), dataset_path=None, rows=size)
-                bench = Bench(given, Path(name))
+                write_inputs(str(SMOLLM2), RECIPE, Path(name), size)
+                bench = Bench(Path(name), RECIPE)
                 result = bench.measure(contender)
             print(f"{axis} {point}: {one_line(result, bench.flops, 1.0)}", flush=True)
             if "failed" not in result:
@@ -101,7 +103,6 @@ def many_gpus(utilisation: float, tflops: float) -> list[str]:
     neither is in here.
     """
     from memory import LLAMA_8B
-    from train import ROOT
 
     from sft.training.config import resolve
     from sft.training.memory import trained_meta_model

@@ -10,10 +10,13 @@ RESULT.json, written when training ends:
     seconds        from the start of the command (STARTED in the environment) to the end of the first step, by stage
     together       all of these seconds, by the clock on the wall
     steps          of each: [its end in seconds, examples, tokens read, tokens without padding, tokens with a label]
-    peak_gib       at the end of training: allocated on the GPU, or else resident in memory
+    peak_gib       of the training steps: allocated on the GPU, or else resident in memory at any time
+    reserved_gib   on the GPU, of the training steps: what the allocator holds, allocated or not
+    loading_gib    on the GPU, before the first step: the peak of loading, where weights are quantised
     processes      that train together; steps and memory are those of the first
     checkpointing  whether activations are recomputed
     losses         as the Trainer logged them
+    grad_norms     likewise
     held_out       mean loss of a completion's tokens on the rows of HELD_OUT, the same measure for every program
 """
 
@@ -22,6 +25,7 @@ import json
 import os
 import runpy
 import sys
+import threading
 import time
 from functools import wraps
 from pathlib import Path
@@ -80,6 +84,10 @@ def watch_imports(stopwatch: Stopwatch, out: Path) -> None:
 
     def find_and_load(name, import_):
         module = load(name, import_)
+        watch(name, module)
+        return module
+
+    def watch(name, module):
         # Another import may ask for a module that is half loaded: what is missing then is wrapped the next time.
         for function, stage in list(TIMED.get(name, {}).items()):
             holder = module
@@ -94,11 +102,34 @@ def watch_imports(stopwatch: Stopwatch, out: Path) -> None:
                 setattr(holder, last, classmethod(stopwatch.timed(plain.__func__, stage)))
             else:
                 setattr(holder, last, stopwatch.timed(plain, stage))
+        if name == "transformers.models.llama.modeling_llama" and os.environ.get("LIGER"):
+            use_liger_kernels()
         if name == "transformers.trainer" and len(getattr(module, "DEFAULT_CALLBACKS", ())) == 1:
             module.DEFAULT_CALLBACKS.append(observer(stopwatch, out))
-        return module
 
     imports._find_and_load = find_and_load
+    for name in (*TIMED, "transformers.trainer"):  # in a fork they are there already
+        if name in sys.modules:
+            watch(name, sys.modules[name])
+
+
+def use_liger_kernels() -> None:
+    """Liger's kernels for rotation, norms and gates of a Llama; the loss stays TRL's, of labelled positions alone."""
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    apply_liger_kernel_to_llama(cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def end_with_owner() -> None:
+    """End this process when the benchmark that started it is gone, however that ended: it would hold the GPU."""
+    owner = Path("/proc", os.environ.get("BENCHMARK_OWNER", "self"))
+
+    def watch():
+        while owner.exists():
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def observer(stopwatch: Stopwatch, out: Path):
@@ -112,6 +143,9 @@ def observer(stopwatch: Stopwatch, out: Path):
         def on_train_begin(self, args, state, control, model=None, **_):
             self.checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
             self.counts, self.steps, self.first = [], [], None
+            self.loading = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
+            if gpu:
+                torch.cuda.reset_peak_memory_stats()
             self.hook = model.register_forward_pre_hook(self.count, with_kwargs=True)
 
         @torch.compiler.disable
@@ -141,6 +175,7 @@ def observer(stopwatch: Stopwatch, out: Path):
         def on_train_end(self, args, state, control, model=None, **_):
             self.hook.remove()
             peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else resident_peak()
+            reserved = torch.cuda.max_memory_reserved() / 2**30 if gpu else None
             held_out = held_out_loss(model, args)
             if not state.is_world_process_zero:
                 return
@@ -149,10 +184,12 @@ def observer(stopwatch: Stopwatch, out: Path):
                 totals = [sum(map(int, column)) for column in zip(*self.counts[done:upto], strict=True)]
                 steps.append([end - self.steps[0][0], *totals])
                 done = upto
-            losses = [row["loss"] for row in state.log_history if "loss" in row]
+            logged = {key: [row[key] for row in state.log_history if key in row] for key in ("loss", "grad_norm")}
             result = {"seconds": self.first, "together": self.together, "steps": steps, "peak_gib": peak}
             result |= {"processes": args.world_size, "checkpointing": self.checkpointing}
-            out.write_text(json.dumps({**result, "losses": losses, "held_out": held_out}), encoding="utf-8")
+            result |= {"reserved_gib": reserved, "loading_gib": self.loading, "held_out": held_out}
+            result |= {"losses": logged["loss"], "grad_norms": logged["grad_norm"]}
+            out.write_text(json.dumps(result), encoding="utf-8")
 
     return Observer
 
@@ -184,10 +221,11 @@ def held_out_loss(model, args) -> float:
 
 def main() -> None:
     if len(sys.argv) < 3 or "STARTED" not in os.environ or "HELD_OUT" not in os.environ:
-        print(f"error: {Path(__file__).name} is started by tests/benchmarks/train.py", file=sys.stderr)
+        print(f"error: {Path(__file__).name} is started by tests/benchmarks/bench.py", file=sys.stderr)
         sys.exit(2)
     out, program, *words = sys.argv[1:]
     sys.argv = [program, *words]
+    end_with_owner()
     watch_imports(Stopwatch(), Path(out))
     if program.endswith(".py"):
         sys.path[0] = str(Path(program).resolve().parent)
