@@ -158,7 +158,7 @@ def count_activations(model: Any, settings: Settings, tokens: int) -> Activation
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
     model.train()
-    if settings.use_peft:
+    if settings.use_peft and settings.activation_checkpointing:  # as TRL
         model.enable_input_require_grads()
     body = (model.get_base_model() if settings.use_peft else model).base_model
     layers: list[int] = []
