@@ -189,7 +189,8 @@ def count_activations(model: Any, settings: Settings, tokens: int) -> Activation
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
                 for name, tensor in (*body.named_parameters(), *body.named_buffers())
             }
-            given = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
+            ids, every = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, tokens, dtype=torch.long)
+            given = {"input_ids": ids, "attention_mask": every, "use_cache": False}  # a mask, as packed rows have it
             autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
             with saved_by_autograd(weights.values()) as saved, autocast:
                 torch.func.functional_call(body, weights, kwargs=given)

@@ -95,11 +95,10 @@ def test_activations_are_what_autograd_keeps_of_a_real_model(architecture, lora)
     chosen = settings("--use_peft", "yes" if lora else "no", "--dtype", dtype, *ALL_LINEAR)
     model = model_class(config)(config).to(getattr(torch, chosen.dtype)).train()
     model = get_peft_model(model, lora_config(chosen)) if lora else model
-    # Without data, the mask that packed rows need is made, in Gemma 3 alone not.
-    packed = {} if architecture == "Gemma3" else {"position_ids": torch.arange(48).repeat(2)[None]}
+    packed = torch.arange(48).repeat(2)[None]
     with saved_by_autograd(model.parameters()) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
         body = (model.get_base_model() if lora else model).base_model
-        body(input_ids=torch.zeros(1, 96, dtype=torch.long), use_cache=False, **packed)
+        body(input_ids=torch.zeros(1, 96, dtype=torch.long), position_ids=packed, use_cache=False)
         kept = sum(storage.nbytes() for storage in saved.values())
     counted = count_activations(trained_meta_model(config, chosen), chosen, 96)
     assert sum(counted.layers) + counted.outside == pytest.approx(kept, rel=0.01)
