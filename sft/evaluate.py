@@ -76,9 +76,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.thinking_budgets and GENERATION not in args.method:
         raise UserError("--thinking_budgets goes with --method generation")
     if args.thinking_budgets and args.part[1] > 1:
-        raise UserError(
-            "--thinking_budgets needs the answers of all parts: add it when they are there, without --part"
-        )
+        raise UserError("--thinking_budgets needs the answers of all parts: add it once they are there")
     if any(budget < 1 for budget in args.thinking_budgets):
         raise UserError(f"--thinking_budgets {min(args.thinking_budgets)}: give positive numbers of tokens")
     if args.name and (Path(args.name).name != args.name or args.name in (".", "..") or len(args.name) > 100):

@@ -1,15 +1,17 @@
 """Peak GPU memory of a recipe before it runs, part by part, in GiB on each GPU.
 
 Parameters are counted on the model itself, built without memory (PyTorch's meta device). Activations are counted by
-running two layers on fake tensors, which have shapes but no data, and adding up what autograd keeps for the backward
-pass (of packed rows under sdpa, which keeps a little more than FlashAttention). The rest is arithmetic.
+running its text part on fake tensors, which have shapes but no data, and adding up what autograd keeps for the
+backward pass (of packed rows under sdpa, which keeps a little more than FlashAttention). The rest is arithmetic.
 """
 
 import copy
+import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft.common.command import GIB
 from sft.common.models import meta_model, model_class
@@ -21,31 +23,53 @@ from sft.training.model import lora_config, parameter_counts
 ZERO3_LIVE, ZERO_BUCKET = 1_000_000_000, 500_000_000
 # The kinds of quantised weights whose adapters TRL casts.
 BITSANDBYTES = ("8-bit", "4-bit")
+# Where configurations of stored weights name the modules that are not quantised.
+SKIPPED_KEYS = ("llm_int8_skip_modules", "modules_to_not_convert", "ignore")
 # TRL's fused LM head works on tiles of so many tokens by so many words of the vocabulary (read in trl 1.16).
 HEAD_TOKENS, HEAD_VOCABULARY = 4096, 32768
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters there are, how many are trained, and how many of the frozen ones are quantised."""
+    """How many parameters a model has, how many are trained, and the bytes of the frozen ones on the device."""
 
+    model: Any  # on the meta device, with its adapter
     total: int
     trained: int
-    quantised: int
-    quantised_rows: int  # output rows of the quantised matrices: each has a scale of its own in 8-bit
+    frozen_bytes: float
+    largest_quantised: int  # elements of the largest quantised matrix
+
+
+class Activations(NamedTuple):
+    """Bytes that autograd keeps of a forward pass through all layers."""
+
+    layers: list[int]  # of each layer that can be recomputed, in order
+    inputs: int  # what is kept of each layer instead, where it is recomputed
+    outside: int  # behind the embeddings, and before the output layer
 
 
 def trained_meta_model(config: Any, settings: Settings) -> Any:
     """The model with its adapter, on the meta device: every shape, no memory."""
+    return with_adapter(base_meta_model(config, settings), settings)
+
+
+def base_meta_model(config: Any, settings: Settings) -> Any:
+    """The model without its adapter, on the meta device, with the attention that a CPU has."""
     import torch
-    from peft import get_peft_model
 
     config = copy.deepcopy(config)
     eager = settings.attn_implementation == "eager" or not model_class(config)._supports_sdpa  # as of Gemma 2
     config._attn_implementation = "eager" if eager else "sdpa"
-    with torch.device("meta"):
-        model = meta_model(config).to(getattr(torch, settings.dtype))
-        if settings.use_peft:
+    return meta_model(config).to(getattr(torch, settings.dtype))
+
+
+def with_adapter(model: Any, settings: Settings) -> Any:
+    """The model with the recipe's adapter, if it has one, in the type in which it is trained."""
+    import torch
+    from peft import get_peft_model
+
+    if settings.use_peft:
+        with torch.device("meta"):
             model = get_peft_model(model, lora_config(settings, model))
     if settings.quantised in BITSANDBYTES:  # TRL trains their adapters in bf16
         for parameter in model.parameters():
@@ -54,18 +78,54 @@ def trained_meta_model(config: Any, settings: Settings) -> Any:
 
 
 def count_parameters(config: Any, settings: Settings) -> Parameters:
-    """Count the parameters of a model; quantised, like bitsandbytes, is every linear layer but the output layer."""
-    from torch.nn import Linear
+    """Build the model without memory, and count."""
+    model = base_meta_model(config, settings)
+    matrices = quantised_matrices(model, settings) if settings.quantised else {}
+    kept_in_float32 = re.compile("|".join(model._get_dtype_plan(model.dtype)) or "$^")
+    size = 0.0
+    for name, parameter in model.named_parameters():
+        if name in matrices:
+            size += quantised_bytes(parameter.numel(), matrices[name], settings)
+        else:
+            size += parameter.numel() * (4 if kept_in_float32.search(name) else parameter.element_size())
+    largest = max((model.get_parameter(name).numel() for name in matrices), default=0)
+    model = with_adapter(model, settings)
+    counts = parameter_counts(model)
+    return Parameters(model, **counts, frozen_bytes=size if settings.use_peft else 0.0, largest_quantised=largest)
 
-    model = trained_meta_model(config, settings)
-    head = model.get_output_embeddings()
-    modules = [module for name, module in model.named_modules() if "lora_" not in name and module is not head]
-    quantised = [module for module in modules if isinstance(module, Linear)] if settings.quantised else []
-    return Parameters(
-        **parameter_counts(model),
-        quantised=sum(layer.weight.numel() for layer in quantised),
-        quantised_rows=sum(layer.out_features for layer in quantised),
-    )
+
+def quantised_matrices(model: Any, settings: Settings) -> dict[str, int]:
+    """{name: rows, each with a scale of its own in 8-bit} of the weights that are quantised when a model is loaded.
+
+    As transformers chooses them: linear layers, but not the output layer, and no class that only derives from them
+    (routers). Experts that are one parameter stay as they are in bitsandbytes, and are quantised in other kinds.
+    """
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    stored = getattr(model.config, "quantization_config", None) or {}
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    skipped = next((stored[key] for key in SKIPPED_KEYS if stored.get(key)), None) or get_keys_to_not_convert(model)
+    skipped = [*skipped, *(model._keep_in_fp32_modules or ())]
+    matrices = {}
+    for name, module in model.named_modules():
+        if should_convert_module(name, skipped):
+            if type(module) is Linear or isinstance(module, Conv1D):
+                matrices[f"{name}.weight"] = module.weight.shape[isinstance(module, Conv1D)]
+            elif settings.quantised not in BITSANDBYTES:
+                own = module.named_parameters(prefix=name, recurse=False)
+                matrices |= {key: value.shape[:-1].numel() for key, value in own if value.dim() == 3}
+    return matrices
+
+
+def quantised_bytes(elements: int, rows: int, settings: Settings) -> float:
+    """Bytes of a quantised matrix: in 8-bit 1 an element and 4 a row, in NF4 half and 4 per 64, nested fewer."""
+    if "8-bit" in (settings.quantised or ""):
+        return elements + 4 * rows
+    blocks = math.ceil(elements / 64)
+    return elements / 2 + (blocks + blocks / 64 if settings.use_bnb_nested_quant else 4 * blocks)
 
 
 @contextmanager
@@ -86,33 +146,59 @@ def saved_by_autograd(parameters: Iterable[Any]) -> Iterator[dict[int, Any]]:
         yield saved
 
 
-def layer_activations(config: Any, settings: Settings, tokens: int) -> int:
-    """Bytes that autograd keeps of one layer for `tokens` tokens, without activation checkpointing."""
+def count_activations(model: Any, settings: Settings, tokens: int) -> Activations:
+    """What autograd keeps of a model that `trained_meta_model` built, for a row of `tokens` tokens.
+
+    The text part runs on tensors without data. A layer is what activation checkpointing recomputes at once.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._pytree import tree_leaves
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
-    sizes = []
-    for layers in (1, 2):
-        smaller = copy.deepcopy(config)
-        smaller.num_hidden_layers = layers
-        if getattr(smaller, "layer_types", None):
-            smaller.layer_types = smaller.layer_types[:layers]
-        model = trained_meta_model(smaller, settings).train()
-        if settings.use_peft:
-            model.enable_input_require_grads()
-        body = (model.get_base_model() if settings.use_peft else model).base_model
+    model.train()
+    if settings.use_peft and settings.activation_checkpointing:  # as TRL
+        model.enable_input_require_grads()
+    body = (model.get_base_model() if settings.use_peft else model).base_model
+    layers: list[int] = []
+    inputs: dict[int, Any] = {}
+    open_layers: list[int] = []
+
+    def total() -> int:
+        return sum(storage.nbytes() for storage in saved.values())
+
+    def begin(layer: Any, args: Any, kwargs: Any) -> None:
+        if not open_layers:
+            given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+            inputs.update({t.untyped_storage()._cdata: t.untyped_storage() for t in given if t.requires_grad})
+        open_layers.append(total())
+
+    def end(layer: Any, args: Any, output: Any) -> None:
+        before = open_layers.pop()
+        if not open_layers:
+            layers.append(total() - before)
+
+    hooks = []
+    for module in body.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            hooks += [module.register_forward_pre_hook(begin, with_kwargs=True), module.register_forward_hook(end)]
+    try:
         with FakeTensorMode():
             weights = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
                 for name, tensor in (*body.named_parameters(), *body.named_buffers())
             }
-            inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
+            ids, every = torch.zeros(1, tokens, dtype=torch.long), torch.ones(1, tokens, dtype=torch.long)
+            given = {"input_ids": ids, "attention_mask": every, "use_cache": False}  # a mask, as packed rows have it
             autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
             with saved_by_autograd(weights.values()) as saved, autocast:
-                torch.func.functional_call(body, weights, kwargs=inputs)
-                sizes.append(sum(storage.nbytes() for storage in saved.values()))
-    return sizes[1] - sizes[0]
+                torch.func.functional_call(body, weights, kwargs=given)
+                kept = total()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Activations(layers, sum(storage.nbytes() for storage in inputs.values()), kept - sum(layers))
 
 
 def weight_bytes(settings: Settings) -> int:
@@ -131,23 +217,16 @@ def trained_bytes(settings: Settings, launch: Launch) -> int:
     return 4 if in_float32 else weight_bytes(settings)
 
 
-def frozen_bytes(settings: Settings, parameters: Parameters) -> float:
-    """Bytes of the frozen weights: in 8-bit 1 each and 4 a row, in NF4 half each and 4 per 64, else as their type."""
-    size = (parameters.total - parameters.trained - parameters.quantised) * weight_bytes(settings)
-    if "8-bit" in (settings.quantised or ""):
-        return size + parameters.quantised + 4 * parameters.quantised_rows
-    scales = 1 / 64 + 4 / (64 * 256) if settings.use_bnb_nested_quant else 4 / 64
-    return size + parameters.quantised * (0.5 + scales)
-
-
-def gathered_bytes(config: Any, launch: Launch, parameters: Parameters) -> float:
+def gathered_bytes(head: Any, launch: Launch, parameters: Parameters) -> float:
     """Bytes of what DeepSpeed and FSDP gather from the processes: gradient buckets, and weights that are in use."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     if launch.kind == "deepspeed":
         weights = min(ZERO3_LIVE, parameters.total) if launch.zero_stage == 3 else 0
         return 2 * (min(ZERO_BUCKET, parameters.trained) + weights)
-    embeddings = config.vocab_size * config.hidden_size
-    layer = (parameters.total - 2 * embeddings) / config.num_hidden_layers
-    return 2 * (2 * layer + embeddings)
+    layers = [module for module in parameters.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layer = max(sum(parameter.numel() for parameter in module.parameters()) for module in layers)
+    return 2 * (2 * layer + head.numel())
 
 
 def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parameters, tokens: int) -> dict[str, float]:
@@ -155,14 +234,15 @@ def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parame
 
     Optimizer: two states a trained parameter in its own type (AdamW), under DeepSpeed 12 bytes divided among the
     processes (float32 copy and states). Gradients: as the trained parameter, twice under DDP (its buckets).
-    Activations: one layer's, counted, and with checkpointing the input of every layer, else all layers'.
+    Activations: all layers', counted, and with checkpointing the largest layer's and the inputs of all.
     """
-    config = config.get_text_config()
+    head = parameters.model.get_output_embeddings().weight
+    vocabulary, hidden = head.shape
     shards = launch.processes if launch.shards_weights else 1
     each = trained_bytes(settings, launch)
     trained = parameters.trained * each / shards
 
-    weights = frozen_bytes(settings, parameters) / shards if settings.use_peft else trained
+    weights = parameters.frozen_bytes / shards if settings.use_peft else trained
     if launch.kind == "deepspeed" and settings.precision != "no":
         optimizer = 12 * parameters.trained / launch.processes
     else:
@@ -172,19 +252,16 @@ def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parame
         optimizer = 0.0
         weights /= launch.processes  # and most of a ZeRO-3 shard waits in the machine's memory
 
-    layer = layer_activations(config, settings, tokens)
+    kept = count_activations(parameters.model, settings, tokens)
     width = 2 if settings.precision != "no" else weight_bytes(settings)
-    if settings.activation_checkpointing:
-        activations = layer + config.num_hidden_layers * tokens * config.hidden_size * width
-    else:
-        activations = layer * config.num_hidden_layers
-    if settings.quantised:  # one matrix at a time is unpacked to 16 bits
-        activations += 2 * config.hidden_size * config.intermediate_size
+    recomputed = settings.activation_checkpointing and kept.layers
+    activations = kept.outside + (max(kept.layers) + kept.inputs if recomputed else sum(kept.layers))
+    activations += 2 * parameters.largest_quantised  # one matrix at a time is unpacked to 16 bits
 
-    tile = min(tokens, HEAD_TOKENS) * min(config.vocab_size, HEAD_VOCABULARY)
-    logits = tile * width + tokens * config.hidden_size * (4 + width)
+    tile = min(tokens, HEAD_TOKENS) * min(vocabulary, HEAD_VOCABULARY)
+    logits = tile * width + tokens * hidden * (4 + width)
     if not settings.use_peft:
-        logits += 4 * config.vocab_size * config.hidden_size  # the output layer's gradient, in float32
+        logits += 4 * vocabulary * hidden  # the output layer's gradient, in float32
 
     parts = {
         "weights": weights,
@@ -195,5 +272,5 @@ def estimate(config: Any, settings: Settings, launch: Launch, parameters: Parame
         "logits": logits,
     }
     if launch.kind in ("deepspeed", "fsdp"):
-        parts["gathered"] = gathered_bytes(config, launch, parameters)
+        parts["gathered"] = gathered_bytes(head, launch, parameters)
     return {name: size / GIB for name, size in parts.items()}

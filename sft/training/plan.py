@@ -108,21 +108,25 @@ def make_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: l
 def plan_memory(settings: Settings, launch: Launch, hardware: Hardware, longest: int) -> Plan:
     """The plan's part about trained parameters and memory; `longest` is the longest row in tokens.
 
-    An architecture that cannot be counted gets a line that says why: an estimate refuses no run.
+    An architecture that cannot be counted, or run without data, gets a line that says why: an estimate refuses no run.
     """
     config = load_config(settings.model)
     tokens = settings.per_device_train_batch_size * (settings.max_length if settings.packing else longest)
+    counted = parameters = None
     try:
         parameters = count_parameters(config, settings)
+        share = parameters.trained / parameters.total
+        counted = f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({share:.2%})"
         parts = estimate(config, settings, launch, parameters, tokens)
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return Plan([f"Peak memory: not estimated for this architecture ({first_line(error)})"])
-    peak, share = sum(parts.values()), parameters.trained / parameters.total
+    except Exception as error:  # whatever an architecture needs that is not there without weights
+        why = f"Peak memory: not estimated for this architecture ({first_line(error)})"
+        return Plan([*([counted] if counted else []), why], parameters and parameters.trained)
+    peak = sum(parts.values())
     listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
     # On the CPU --probe_steps showed 0.6 to 0.9 GiB above the estimate: Python and the libraries.
     where, rest = (" on each GPU", "CUDA itself") if hardware.count else ("", "the libraries")
     lines = [
-        f"Trained: {parameters.trained:,} of {parameters.total:,} parameters ({share:.2%})",
+        counted,
         f"Peak memory, estimated: {peak:.1f} GiB{where} ({listed}), and about 1 GiB for {rest}",
     ]
     if hardware.count and peak + 1 > hardware.memory:
