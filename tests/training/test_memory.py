@@ -73,7 +73,7 @@ def test_weights_and_trained_parameters_are_those_of_the_loaded_model(architectu
     model = model_class(config).from_pretrained(tmp_path, dtype="bfloat16", quantization_config=quantised)
     counted = count_parameters(config, chosen)
     assert counted.frozen_bytes == pytest.approx(bytes_held(model), rel=0.002)
-    real = parameter_counts(get_peft_model(model, lora_config(chosen)))
+    real = parameter_counts(get_peft_model(model, lora_config(chosen, model)))
     assert (counted.trained, counted.total) == (real["trained"], real["total"])
 
 
@@ -94,7 +94,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_model(architecture, lora)
     dtype = "bfloat16" if architecture == "Qwen3Moe" else "float32"
     chosen = settings("--use_peft", "yes" if lora else "no", "--dtype", dtype, *ALL_LINEAR)
     model = model_class(config)(config).to(getattr(torch, chosen.dtype)).train()
-    model = get_peft_model(model, lora_config(chosen)) if lora else model
+    model = get_peft_model(model, lora_config(chosen, model)) if lora else model
     packed = torch.arange(48).repeat(2)[None]
     with saved_by_autograd(model.parameters()) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
         body = (model.get_base_model() if lora else model).base_model
