@@ -160,7 +160,7 @@ def _advice(tokenizer: Any, prompt: str, completion: list[dict]) -> str:
         remedy += " (elsewhere --chat_template RUN/final_model/chat_template.jinja)"
     if opened and reasoned and "</think>" in rest:
         return f"The prompt closes the think block before the row's rationale: {remedy}"
-    if opened and not reasoned and "<｜Assistant｜>" not in prompt:
+    if opened and not reasoned and "</think>" not in rest and "<｜Assistant｜>" not in prompt:
         return f"The prompt opens a think block, and the row has no rationale: {remedy}"
     family = "recipes/templates/deepseek_r1.jinja" if "<｜Assistant｜>" in prompt else "one that writes both alike"
     return f"Name another template, {family}: chat_template_path in a recipe, --chat_template elsewhere"

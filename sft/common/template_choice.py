@@ -1,5 +1,6 @@
 """Which chat template a tokenizer gets: a file's, or the model's own, or in place of that one which can be trained."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,13 @@ _FIXED_DATE = date(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 # Values of variables, as they are written at the beginning of a template.
 _SETTINGS = re.compile(r'(?:\{%- set \w+ = (?:true|false|[-+.\de]+|"(?:[^"\\]|\\.)*") %\}\n?)*')
+# Writes the rationale of the last turn into its text, in the form of SmolLM3's closed think block.
+_RATIONALE_AS_TEXT = (
+    "{%- if messages[-1].reasoning_content %}"
+    "{%- set messages = messages[:-1] + [{'role': messages[-1].role, 'content': "
+    "'<think>\\n' ~ messages[-1].reasoning_content ~ '\\n</think>\\n' ~ messages[-1].content}] %}"
+    "{%- endif %}\n"
+)
 # What transformers passes to a template itself.
 _GIVEN = re.compile(r"messages|tools|documents|add_generation_prompt|\w+_token|raise_exception|strftime_now")
 
@@ -26,9 +34,10 @@ def set_chat_template(tokenizer: Any, template: str | Path | None, values: Mappi
     """Give `tokenizer` the Jinja template in the file `template`; without one, its own, which it must have.
 
     A model's own template that fails the proof of `split_completions` is replaced by one that passes it and writes the
-    same prompt, if there is one. `values` of a template's variables (enable_thinking) are written into it. A template
-    that writes today's date gets a fixed one instead, so that its tokens are the same tomorrow. The tokenizer
-    keeps in words, as `template_source`, what was taken.
+    same prompt, if there is one. One that takes rationales in the answer's text alone gets them there. `values` of a
+    template's variables (enable_thinking) are written into it. A template that writes today's date gets a fixed one
+    instead, so that its tokens are the same tomorrow. The tokenizer keeps in words, as `template_source`, what was
+    taken.
 
     Raises `UserError` if there is no template, if it has no variable of a name in `values`, if the date that it writes
     cannot be fixed, or if a marker that the file writes between turns is not a token of the vocabulary: the model
@@ -44,6 +53,7 @@ def set_chat_template(tokenizer: Any, template: str | Path | None, values: Mappi
     tokenizer.template_source = f"{template or OWN}{_in_words(values)}"
     if not template:
         _replace_if_refused(tokenizer, own, values or {})
+        _take_rationales(tokenizer)
     elif tokenizer.chat_template != own:
         try:
             _check_markers(tokenizer)
@@ -144,6 +154,33 @@ def _replace_if_refused(tokenizer: Any, own: str | dict[str, str], values: Mappi
             continue
         if same and _fault(tokenizer) is None:
             tokenizer.template_source = f"{source}{_in_words(values)}, because the model's own is refused ({fault})"
+            return
+    tokenizer.chat_template = kept
+
+
+def _take_rationales(tokenizer: Any) -> None:
+    """Let the template of a model that thinks write rationales, where it takes them in the answer's text alone.
+
+    As SmolLM3's. Its prompt stays as it is, and so do rows without rationale.
+    """
+    kept = tokenizer.chat_template
+    # Of a model that does not think, the marks are words.
+    if not isinstance(kept, str) or "</think>" not in kept or len(encode(tokenizer, ["<think>"])[0]) != 1:
+        return
+    why = [[{**turns[0], "reasoning_content": "Because."}] for turns in SAMPLE_ANSWERS[:1]]
+    with contextlib.suppress(UserError):
+        (direct,) = split_completions(tokenizer, [SAMPLE_PROMPT], SAMPLE_ANSWERS[:1])
+        earlier = _SETTINGS.match(kept).end()
+        try:
+            split_completions(tokenizer, [SAMPLE_PROMPT], why)
+            return
+        except UserError:
+            tokenizer.chat_template = kept[:earlier] + _RATIONALE_AS_TEXT + kept[earlier:]
+        (prompt,) = render(tokenizer, [SAMPLE_PROMPT], add_generation_prompt=True)
+        (row,) = split_completions(tokenizer, [SAMPLE_PROMPT], why)
+        block = tokenizer.decode(row["completion_ids"]).removesuffix(tokenizer.decode(direct["completion_ids"]))
+        if block == "<think>\nBecause.\n</think>\n" and "</think>" not in prompt.rpartition("Which?")[2]:
+            tokenizer.template_source += ", with rationales as a think block of the answer"
             return
     tokenizer.chat_template = kept
 
