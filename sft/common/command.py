@@ -81,8 +81,9 @@ def outlive_output() -> None:
 def run_by_name() -> None:
     """Every installed command begins here: `pmcvqa-evaluate` runs `main` of sft/evaluate.py."""
     name = Path(sys.argv[0]).stem.removeprefix("pmcvqa-")
-    others = {"train": "sft.run", **{name: f"data_prep.{name}" for name in ("overlap", "prepare", "preview", "rationales")}}
-    module = importlib.import_module(others.get(name, f"sft.{name}"))
+    of_data = ("overlap", "prepare", "preview", "rationales")
+    place = "sft.run" if name == "train" else f"{'data_prep' if name in of_data else 'sft'}.{name}"
+    module = importlib.import_module(place)
     module.__doc__ = as_named_here(module.__doc__)  # which --help shows
     run(module.main)
 
