@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from sft.common.command import UserError, atomic_folder, run
 from sft.common.drawn_figures import SIZE, VALUES, Facts, draw, random_facts
-from sft.embedded_model import MODEL_FOLDER
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+MODEL_FOLDER = Path("outputs/models/SmolLM2-135M-Instruct")  # written by sft/embedded_model.py
 VLM_FOLDER = Path("outputs/models/SmolLM2-135M-Vision")
 TEMPLATE = Path(__file__).parents[1] / "recipes/templates/smollm2_vision.jinja"
 # One of SmolLM2's special tokens that its chats never use: so no token is added, and the embeddings stay tied.
