@@ -36,7 +36,7 @@ def start(new: argparse.Namespace, new_rationales: dict[str, list[str]] | str | 
         from sft.common.chat_template import tokenizer_fingerprint
         from sft.common.models import load_tokenizer
 
-        tokenizer = load_tokenizer(model, new.chat_template)
+        tokenizer = load_tokenizer(model, new.chat_template, new.chat_template_kwargs)
         fingerprint = tokenizer_fingerprint(tokenizer)
 
 

@@ -157,7 +157,7 @@ def _advice(tokenizer: Any, prompt: str, completion: list[dict]) -> str:
     if "enable_thinking" in str(tokenizer.chat_template):
         value = str(reasoned).lower()
         remedy += f", or set chat_template_kwargs: {{enable_thinking: {value}}} in the recipe"
-        remedy += " (elsewhere --chat_template RUN/final_model/chat_template.jinja)"
+        remedy += f" (elsewhere --chat_template_kwargs '{{\"enable_thinking\": {value}}}')"
     if opened and reasoned and "</think>" in rest:
         return f"The prompt closes the think block before the row's rationale: {remedy}"
     if opened and not reasoned and "<｜Assistant｜>" not in prompt:

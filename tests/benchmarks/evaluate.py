@@ -74,10 +74,11 @@ def main() -> None:
     import transformers
 
     from sft.common.data import load_split
-    from sft.common.models import load_model
+    from sft.common.models import load_model, load_tokenizer
     from sft.inference.likelihood import most_likely, option_log_likelihoods
 
-    model, tokenizer = load_model(str(args.model_path), args.dtype, str(args.chat_template))
+    tokenizer = load_tokenizer(str(args.model_path), str(args.chat_template))
+    model, _ = load_model(str(args.model_path), args.dtype, tokenizer)
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=args.batch_size)
     scored, seconds = harness.loglikelihood, []
 
