@@ -98,11 +98,14 @@ def last_added_token(tokenizer: Any, prompt: str) -> str | None:
     return places[max(places)] if places and max(places) >= 0 else None
 
 
-def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]]) -> list[dict]:
+def split_completions(
+    tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]], to_stop: bool = True
+) -> list[dict]:
     """``{"prompt_ids", "completion_ids"}`` of each row, cut where generation would start.
 
     Raises `UserError` if in some row the prompt's tokens are not a prefix of the row's tokens, a text is left out, the
-    begin-of-text token stands twice, the completion is empty, or the row does not end where generation stops.
+    begin-of-text token stands twice, the completion is empty, or the row does not end where generation stops. Without
+    `to_stop` that end is neither demanded nor cut at.
     """
     prompt_texts = render(tokenizer, prompts, add_generation_prompt=True)
     full_texts = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
@@ -136,7 +139,9 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             raise UserError(f"chat template writes the begin-of-text token twice in {row}")
         if not completion_ids:
             raise UserError(f"the completion is empty in {row}: nothing would be trained")
-        rows.append({"prompt_ids": prompt_ids, "completion_ids": _up_to_end_of_turn(tokenizer, completion_ids, row)})
+        if to_stop:
+            completion_ids = _up_to_end_of_turn(tokenizer, completion_ids, row)
+        rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
     return rows
 
 
@@ -192,6 +197,22 @@ def _up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
         + (f"Set eos_token: {tokenizer.decode([last])!r} in the recipe, or use" if ends_turn else "Use")
         + " the template of the model's family (chat_template_path in a recipe, --chat_template elsewhere)"
     )
+
+
+def check_generation_stops(tokenizer: Any) -> None:
+    """Raise `UserError` if a turn does not end where generation stops: generated answers would not end.
+
+    As of base models that have the template of the chat model, but stop at the end of a text.
+    """
+    ids = encode(tokenizer, render(tokenizer, [SAMPLE_PROMPT + SAMPLE_ANSWERS[0]]))[0]
+    try:
+        _up_to_end_of_turn(tokenizer, ids, "a turn")
+    except UserError as error:
+        fault = str(error).split(": ")[0]
+        raise UserError(
+            f"{fault}: generated answers would not end. Before training, evaluate by --method likelihood alone "
+            "(answer format letter or letter_text)"
+        ) from error
 
 
 def closed_think_ids(tokenizer: Any) -> list[int]:

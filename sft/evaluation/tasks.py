@@ -6,7 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sft.common.chat_template import common_prefix, split_completions, split_thinking, token_ids
+from sft.common.chat_template import (
+    check_generation_stops,
+    common_prefix,
+    split_completions,
+    split_thinking,
+    token_ids,
+)
 from sft.common.command import UserError
 from sft.common.models import context_length, load_model
 from sft.common.prompts import LETTERS, MIN_OPTIONS, OPEN, can_be_shuffled, completion_messages, prompt_messages
@@ -99,6 +105,8 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
     A question that is too long is refused by the call, before the model loads.
     """
     tokenizer = args.tokenizer
+    if any(task.sampling for task in tasks):
+        check_generation_stops(tokenizer)
     context = context_length(args.model_path)
     work = []
     for task in tasks:

@@ -63,3 +63,27 @@ def test_values_of_the_templates_variables_hold_for_training_data_evaluation_and
     done = here("sft/infer.py", "--model_path", model, "--question", "Why?", "--max_new_tokens", 4, *values, "--json")
     assert form in done.stderr
     assert json.loads(done.stdout)["reasoning"] == ""
+
+
+def test_a_base_model_that_cannot_end_its_turn_is_scored_by_letters_and_does_not_generate(
+    base, words, here, refused, prepare, tmp_path
+):
+    """As Qwen2.5-7B, which has the template of the chat model and stops at the end of a text."""
+    model = base("qwen2_5", "Qwen2", stops=("<|endoftext|>",))
+    done = here(*words(model, "--method", "likelihood"))
+    assert done.returncode == 0, done.stderr
+    generation = ("--method", "generation", "--name", "written")
+    assert "'<|endoftext|>': generated answers would not end" in refused(*words(model, *generation))
+    assert "would not end" in refused("sft/infer.py", "--model_path", model, "--question", "Why?")
+    texts = prepare("--answer_format", "text")
+    assert "Set eos_token: '<|im_end|>' in the recipe" in refused(*words(model, "--name", "text", data=texts))
+    # Where the model's settings name the end of the turn, the scores are the same.
+    file, added = (json.loads((model / name).read_text()) for name in ("generation_config.json", "tokenizer.json"))
+    end = next(token["id"] for token in added["added_tokens"] if token["content"] == "<|im_end|>")
+    (model / "generation_config.json").write_text(json.dumps(file | {"eos_token_id": end}))
+    for options in ("--method", "likelihood", "--name", "knows"), generation:
+        done = here(*words(model, *options))
+        assert done.returncode == 0, done.stderr
+    evaluations = (tmp_path / "eval" / name / "results.json" for name in ("qwen2_5", "knows"))
+    unknown, known = (json.loads(file.read_text())["scores"] for file in evaluations)
+    assert unknown == known
