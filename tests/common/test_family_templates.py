@@ -26,6 +26,7 @@ from tests.families import FAMILIES, OF_PARTS, TEMPLATES, table, text_of, with_f
 # In this format every token of an answer is scored, the end of the turn too.
 QUESTION = {"question": "Which colour?", "choices": ["red", "green"], "answer_format": "text"}
 PROMPT = [{"role": "user", "content": "Which colour?\nA. red"}]
+QWENS = [name for name in FAMILIES if name.startswith("qwen")]
 SWITCHED = [name for name in FAMILIES if "enable_thinking" in text_of(name)]
 
 
@@ -67,9 +68,26 @@ def test_every_template_of_trl_has_a_row_in_the_table():
     assert {name for name in stock if not name.endswith("_training")} == FAMILIES.keys() | OF_PARTS.keys()
 
 
+@pytest.fixture(scope="module")
+def qwen_with_markers(qwen_tokenizer):
+    """Qwen's vocabulary with the special tokens of all its templates."""
+    return with_family(qwen_tokenizer, "".join(map(text_of, QWENS)), FAMILIES["qwen3"].stops)
+
+
+@pytest.mark.parametrize("name", QWENS)
+def test_what_is_trained_with_qwens_own_vocabulary(qwen_with_markers, name):
+    qwen_with_markers.chat_template = text_of(name)
+    set_chat_template(qwen_with_markers, None)
+    check_family(qwen_with_markers, FAMILIES[name])
+    assert qwen_with_markers.encode("Hello! 1234") == [9707, 0, 220, 16, 17, 18, 19]  # Qwen's ids
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_trained_with_a_familys_template(tokenizer_of, name):
-    family, tokenizer = FAMILIES[name], tokenizer_of(name)
+    check_family(tokenizer_of(name), FAMILIES[name])
+
+
+def check_family(tokenizer, family):
     assert tokenizer.template_source.startswith(family.template)
     for rationale, trained in (("", family.direct), ("Because.", family.reasoned)):
         if trained:
