@@ -233,8 +233,8 @@ def open_think_prefix(tokenizer: Any) -> str:
     return tag + rest if tag and "</think>" not in rest else ""
 
 
-def think_marks(tokenizer: Any) -> tuple[str, str, str] | None:
-    """What a family writes before reasoning, behind it, and before a direct answer, if not a think block.
+def think_marks(tokenizer: Any) -> tuple[str, str, tuple[str, ...]] | None:
+    """What a family writes before reasoning, behind it, and before direct answers, if not a think block.
 
     As in gpt-oss, which has channels; None for families without reasoning, or with a think block.
     """
@@ -246,17 +246,23 @@ def think_marks(tokenizer: Any) -> tuple[str, str, str] | None:
         return None
     reasoned, direct = (tokenizer.decode(row["completion_ids"]) for row in rows)
     before, _, rest = reasoned.partition(why)
-    behind = rest.partition(what)[0]
-    marks = (before.strip(), behind.strip(), direct.partition(what)[0])
-    return None if "think>" in before + behind or not all(marks[:2]) else marks
+    behind = rest.partition(what)[0].strip()
+    if "think>" in before + behind or not (before.strip() and behind):
+        return None
+    # A channel of answers, which follows the channel of reasoning as a turn of its own, may also begin the turn.
+    (prompt,) = render(tokenizer, [SAMPLE_PROMPT], add_generation_prompt=True)
+    begins_turn = prompt[prompt.rfind(last_added_token(tokenizer, prompt) or prompt) :]
+    alone = behind.rpartition(begins_turn)[2] if begins_turn in behind else ""
+    return before.strip(), behind, tuple(filter(None, (direct.partition(what)[0], alone)))
 
 
-def with_think_block(marks: tuple[str, str, str] | None, turn: str) -> str:
+def with_think_block(marks: tuple[str, str, tuple[str, ...]] | None, turn: str) -> str:
     """A turn in which the family's own marks, as `think_marks` found them, are those of a think block."""
     if not marks:
         return turn
     before, behind, direct = marks
-    return turn.replace(before, "<think>\n", 1).replace(behind, "\n</think>\n\n", 1).removeprefix(direct)
+    turn = turn.replace(before, "<think>\n", 1).replace(behind, "\n</think>\n\n", 1)
+    return turn.removeprefix(next((mark for mark in direct if turn.startswith(mark)), ""))
 
 
 def split_thinking(text: str) -> tuple[str, str]:

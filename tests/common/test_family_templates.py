@@ -204,7 +204,8 @@ def test_reasoning_between_a_familys_own_marks_is_set_apart_while_it_is_written(
     from sft.inference.terminal import AnswerStreamer
 
     tokenizer, family, printed = tokenizer_of(name), FAMILIES[name], []
-    for trained in (family.reasoned, family.direct):
+    alone = ["<|channel|>final<|message|>B. green<|return|>"] if name == "gptoss" else []  # it may not reason at all
+    for trained in (family.reasoned, family.direct, *alone):
         streamer = AnswerStreamer(tokenizer, thinking)
         streamer.put(tokenizer.encode("a prompt", return_tensors="pt"))
         for token in tokenizer.encode(trained, add_special_tokens=False, return_tensors="pt")[0]:
@@ -214,6 +215,9 @@ def test_reasoning_between_a_familys_own_marks_is_set_apart_while_it_is_written(
     thought = ["Because."] if thinking == "show" else []
     assert printed[0] == ["Thinking", "...", *thought, "B.", "green"]
     assert printed[1] in (["B.", "green"], ["Thinking", "...", "B.", "green"])  # the second where a block was opened
+    if alone:
+        assert printed[2] == ["B.", "green"]
+        assert with_think_block(think_marks(tokenizer), alone[0]) == "B. green<|return|>"
 
 
 def test_a_row_that_does_not_end_where_generation_stops_says_what_to_do(tokenizer_of):
