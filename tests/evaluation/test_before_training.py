@@ -63,6 +63,9 @@ def test_values_of_the_templates_variables_hold_for_training_data_evaluation_and
     done = here("sft/infer.py", "--model_path", model, "--question", "Why?", "--max_new_tokens", 4, *values, "--json")
     assert form in done.stderr
     assert json.loads(done.stdout)["reasoning"] == ""
+    options = ("--evaluate", "--dataset_path", folder, "--num_samples", 2, "--max_new_tokens", 4)
+    done = here("sft/infer.py", "--model_path", model, *options, "--output_dir", tmp_path / "eval", *values)
+    assert form in done.stdout
 
 
 def test_a_base_model_that_cannot_end_its_turn_is_scored_by_letters_and_does_not_generate(

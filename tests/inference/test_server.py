@@ -28,12 +28,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def templated(embedded_model, smollm2_tokenizer, tmp_path_factory):
-    """The embedded model with the template that it is asked with, as a server needs it."""
+    """The embedded model with the template that it is asked with, as a server needs it, and a variable in that."""
     folder = tmp_path_factory.mktemp("served") / "SmolLM2"
     folder.mkdir()
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (folder / name).symlink_to(embedded_model / name)
     smollm2_tokenizer.save_pretrained(folder)
+    template = folder / "chat_template.jinja"
+    template.write_text("{%- if opening is defined %}{{ opening }}{% endif %}" + template.read_text())
     return folder
 
 
@@ -70,6 +72,7 @@ def test_a_served_model_answers_as_the_same_model_here(here, served, templated, 
     import pyarrow.parquet as pq
 
     common = ("--model_path", templated, "--dataset_path", prepared, "--output_dir", tmp_path, *GREEDY)
+    common += ("--chat_template_kwargs", '{"opening": "Antworte immer auf Deutsch. "}')
     for name, options in ("served", ("--backend", "openai", "--base_url", served)), ("here", ("--dtype", "float32")):
         done = here("sft/evaluate.py", *common, *options, "--name", name)
         assert done.returncode == 0, done.stderr
