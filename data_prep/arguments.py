@@ -9,6 +9,7 @@ from data_prep.figures import FIGURE_PIXELS, SMALLEST
 from data_prep.formats import FORMATS, wanted_format
 from sft.common.command import UserError, usable_cores
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT, OPEN
+from sft.common.template_choice import template_values
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
@@ -47,6 +48,8 @@ def parse_arguments(description: str) -> argparse.Namespace:
     tokens.add_argument("--tokenizer", metavar="MODEL", help="show tokens in examples.json and report.html")
     tokens.add_argument("--pretokenize", metavar="MODEL", help="write input_ids and labels too, for this model")
     tokens.add_argument("--chat_template", help="Jinja file; default: the tokenizer's own")
+    values = "JSON: values of the template's variables, as in '{\"enable_thinking\": false}'"
+    tokens.add_argument("--chat_template_kwargs", type=template_values, metavar="JSON", help=values)
     tokens.add_argument("--max_length", type=int, help="in tokens: longer rows leave train and dev (--pretokenize)")
     output = parser.add_argument_group("what is written")
     output.add_argument("--output_dir", type=Path, default=Path("PMC-VQA-Processed"))
@@ -88,8 +91,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--max_length counts tokens: name the model with --pretokenize")
     if args.tokenizer and args.pretokenize and args.tokenizer != args.pretokenize:
         raise UserError("--tokenizer and --pretokenize name different models: --pretokenize alone shows tokens too")
-    if args.chat_template and not (args.tokenizer or args.pretokenize):
-        raise UserError("--chat_template: name the model with --tokenizer or --pretokenize")
+    for option in ("chat_template", "chat_template_kwargs"):
+        if getattr(args, option) and not (args.tokenizer or args.pretokenize):
+            raise UserError(f"--{option}: name the model with --tokenizer or --pretokenize")
     if args.figure_pixels and not args.figures:
         raise UserError("--figure_pixels goes with --figures")
     if args.figures and args.pretokenize:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sft.common.command import UserError
 
-STOPPING = {signal.SIGINT, signal.SIGTERM}
+STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 options = argparse.Namespace()  # of data_prep/prepare.py
@@ -36,7 +36,7 @@ def start(new: argparse.Namespace, new_rationales: dict[str, list[str]] | str | 
         from sft.common.chat_template import tokenizer_fingerprint
         from sft.common.models import load_tokenizer
 
-        tokenizer = load_tokenizer(model, new.chat_template)
+        tokenizer = load_tokenizer(model, new.chat_template, new.chat_template_kwargs)
         fingerprint = tokenizer_fingerprint(tokenizer)
 
 
@@ -44,6 +44,8 @@ def _start_process(*words: Any) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone answers to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     # One process a core: threads of the tokenizer's own would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -139,7 +139,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     server.add_argument("--retries", type=int, default=5, help="of a failed request, with growing pauses")
     server.add_argument("--request_timeout", type=float, default=600.0, help="seconds that a request may take")
     args = parser.parse_args(argv)
-    args.template_source = OWN  # on a server; of a model here, `check_model` looks it up
+    args.tokenizer = None  # of a model here, which `check_model` loads; a server has its own
     args.method = args.method or [GENERATION if args.backend == "openai" else LIKELIHOOD]
     check_arguments(args)
     return args
@@ -157,8 +157,7 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
     if args.chat_template and not Path(args.chat_template).is_file():
         raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
     context_length(args.model_path)  # reads the configuration of an adapter's base
-    tokenizer = load_tokenizer(args.model_path, args.chat_template)
-    args.template_source, args.template = tokenizer.template_source, tokenizer.chat_template
+    args.tokenizer = load_tokenizer(args.model_path, args.chat_template, args.chat_template_kwargs)
 
 
 def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Answers, state: Any) -> None:
@@ -217,9 +216,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = models_of(args.model_path) if args.backend == "local" else model_at(args.base_url, args.model_path)
     fingerprint = fingerprint_of(args, questions, state.device.type, models)
     if state.is_main_process and args.backend == "local":
-        print(f"Chat template: {args.template_source}", flush=True)
+        print(f"Chat template: {args.tokenizer.template_source}", flush=True)
     dataset = strip_local_paths(args.dataset_path)
-    template = strip_local_paths(args.template_source)
+    template = strip_local_paths(args.tokenizer.template_source if args.tokenizer else OWN)
     owners = {"model": models, "questions": f"split {args.split} of {dataset}", "chat_template": template}
     if baseline:
         comparison.common_scores(folder.name, fingerprint["questions"], [SCORE_OF[m] for m in args.method], baseline)
@@ -230,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     answer_missing(args, tasks, answers, state)
     if cuts:
         answers.read()  # each process needs those of the others
-        tasks += with_cut_reasoning(args, cuts, tasks, answers.by_key)
+        tasks += with_cut_reasoning(args.tokenizer, cuts, tasks, answers.by_key)
         answer_missing(args, tasks, answers, state)
     if not state.is_main_process:
         return

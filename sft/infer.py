@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sft.common.command import UserError, run
-from sft.common.models import check_model_folder, context_length, dtype_on, load_model, prompt_format
+from sft.common.models import check_model_folder, context_length, dtype_on, load_model, load_tokenizer, prompt_format
 from sft.common.prompts import ANSWER_FORMATS, DEFAULT_ANSWER_FORMAT
 from sft.inference.assistant import DEMO, Answer, Assistant, clean_question, print_probabilities, sampled
 from sft.inference.generation import Sampling
@@ -98,7 +98,8 @@ def main() -> None:
     answer_format = args.answer_format or prompt_format(args.model_path) or DEFAULT_ANSWER_FORMAT
     context = context_length(args.model_path)
     dtype = dtype_on("cuda" if torch.cuda.is_available() else "cpu", args.dtype)
-    model, tokenizer = load_model(args.model_path, dtype, args.chat_template, args.quantization)
+    tokenizer = load_tokenizer(args.model_path, args.chat_template, args.chat_template_kwargs)
+    model, _ = load_model(args.model_path, dtype, tokenizer, args.quantization)
     assistant = Assistant(model, tokenizer, answer_format, context)
     print(f"Chat template: {tokenizer.template_source}", file=sys.stderr)
     if args.interactive:
@@ -138,6 +139,7 @@ def evaluate(args: argparse.Namespace) -> None:
     of_model = ("model_path", "chat_template", "dtype", "quantization", "batch_size")
     of_run = ("dataset_path", "num_samples", "output_dir", "max_new_tokens", "temperature", "top_p")
     options = {option: getattr(args, option) for option in of_model + of_run}
+    options["chat_template_kwargs"] = args.chat_template_kwargs and json.dumps(args.chat_template_kwargs)
     options |= {"generation_seeds": args.seed, "name": f"{Path(args.model_path).resolve().name}-sample"}
     words = [word for option, value in options.items() if value is not None for word in (f"--{option}", str(value))]
     measure([*words, "--method", "likelihood", "generation", *["--overwrite"] * args.overwrite])

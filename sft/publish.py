@@ -16,8 +16,9 @@ import argparse
 import re
 from pathlib import Path
 
-from sft.common.command import UserError, atomic_folder, run
+from sft.common.command import UserError, atomic_folder, check_holds_only, run
 from sft.common.hub import is_id, make_public, push
+from sft.common.models import ADAPTER_CONFIG, load_config
 from sft.publishing.staging import CARD_FILE, UPLOADED_FILES, check_base, check_facts, read_results, stage
 from sft.publishing.upload import check_repository, set_tag, verify
 
@@ -49,6 +50,7 @@ def main() -> None:
     base, base_here = check_base(args.model_path, args.base_model)
     evaluations = read_results(args.evaluation, model)
     folder, repo = args.output_dir / args.repo.replace("/", "--"), ("--repo", args.repo, "model")
+    check_holds_only(folder, UPLOADED_FILES, "what was published")
     merged_onto = None
     if args.merged:
         from sft.publishing.merging import check_mergeable, check_space
@@ -63,6 +65,8 @@ def main() -> None:
         check_space(merged_onto, folder, copies=1 if args.dry_run else 2)  # verification downloads it again
     parent = None if args.dry_run else check_repository(args.repo, model, args.public, args.update, args.tag)
 
+    if not args.dry_run and not args.merged and (model / ADAPTER_CONFIG).is_file():
+        load_config(base)  # the base model on the Hub, which verification puts the adapter onto
     with atomic_folder(folder, overwrite=True) as temporary:
         stage(args, base, base_here, merged_onto, evaluations, temporary)
     files = sorted(path for path in folder.rglob("*") if path.is_file())

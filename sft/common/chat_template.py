@@ -98,11 +98,14 @@ def last_added_token(tokenizer: Any, prompt: str) -> str | None:
     return places[max(places)] if places and max(places) >= 0 else None
 
 
-def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]]) -> list[dict]:
+def split_completions(
+    tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]], to_stop: bool = True
+) -> list[dict]:
     """``{"prompt_ids", "completion_ids"}`` of each row, cut where generation would start.
 
     Raises `UserError` if in some row the prompt's tokens are not a prefix of the row's tokens, a text is left out, the
-    begin-of-text token stands twice, the completion is empty, or the row does not end where generation stops.
+    begin-of-text token stands twice, the completion is empty, or the row does not end where generation stops. Without
+    `to_stop` that end is neither demanded nor cut at.
     """
     prompt_texts = render(tokenizer, prompts, add_generation_prompt=True)
     full_texts = render(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
@@ -136,7 +139,9 @@ def split_completions(tokenizer: Any, prompts: list[list[dict]], completions: li
             raise UserError(f"chat template writes the begin-of-text token twice in {row}")
         if not completion_ids:
             raise UserError(f"the completion is empty in {row}: nothing would be trained")
-        rows.append({"prompt_ids": prompt_ids, "completion_ids": _up_to_end_of_turn(tokenizer, completion_ids, row)})
+        if to_stop:
+            completion_ids = _up_to_end_of_turn(tokenizer, completion_ids, row)
+        rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
     return rows
 
 
@@ -157,7 +162,7 @@ def _advice(tokenizer: Any, prompt: str, completion: list[dict]) -> str:
     if "enable_thinking" in str(tokenizer.chat_template):
         value = str(reasoned).lower()
         remedy += f", or set chat_template_kwargs: {{enable_thinking: {value}}} in the recipe"
-        remedy += " (elsewhere --chat_template RUN/final_model/chat_template.jinja)"
+        remedy += f" (elsewhere --chat_template_kwargs '{{\"enable_thinking\": {value}}}')"
     if opened and reasoned and "</think>" in rest:
         return f"The prompt closes the think block before the row's rationale: {remedy}"
     if opened and not reasoned and "</think>" not in rest and "<｜Assistant｜>" not in prompt:
@@ -194,6 +199,22 @@ def _up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
     )
 
 
+def check_generation_stops(tokenizer: Any) -> None:
+    """Raise `UserError` if a turn does not end where generation stops: generated answers would not end.
+
+    As of base models that have the template of the chat model, but stop at the end of a text.
+    """
+    ids = encode(tokenizer, render(tokenizer, [SAMPLE_PROMPT + SAMPLE_ANSWERS[0]]))[0]
+    try:
+        _up_to_end_of_turn(tokenizer, ids, "a turn")
+    except UserError as error:
+        fault = str(error).split(": ")[0]
+        raise UserError(
+            f"{fault}: generated answers would not end. Before training, evaluate by --method likelihood alone "
+            "(answer format letter or letter_text)"
+        ) from error
+
+
 def closed_think_ids(tokenizer: Any) -> list[int]:
     """Token ids between a prompt and an answer without thinking: a closed think block; none for other families."""
     rows = split_completions(tokenizer, [SAMPLE_PROMPT, SAMPLE_PROMPT], SAMPLE_ANSWERS)
@@ -212,8 +233,8 @@ def open_think_prefix(tokenizer: Any) -> str:
     return tag + rest if tag and "</think>" not in rest else ""
 
 
-def think_marks(tokenizer: Any) -> tuple[str, str, str] | None:
-    """What a family writes before reasoning, behind it, and before a direct answer, if not a think block.
+def think_marks(tokenizer: Any) -> tuple[str, str, tuple[str, ...]] | None:
+    """What a family writes before reasoning, behind it, and before direct answers, if not a think block.
 
     As in gpt-oss, which has channels; None for families without reasoning, or with a think block.
     """
@@ -225,17 +246,23 @@ def think_marks(tokenizer: Any) -> tuple[str, str, str] | None:
         return None
     reasoned, direct = (tokenizer.decode(row["completion_ids"]) for row in rows)
     before, _, rest = reasoned.partition(why)
-    behind = rest.partition(what)[0]
-    marks = (before.strip(), behind.strip(), direct.partition(what)[0])
-    return None if "think>" in before + behind or not all(marks[:2]) else marks
+    behind = rest.partition(what)[0].strip()
+    if "think>" in before + behind or not (before.strip() and behind):
+        return None
+    # A channel of answers, which follows the channel of reasoning as a turn of its own, may also begin the turn.
+    (prompt,) = render(tokenizer, [SAMPLE_PROMPT], add_generation_prompt=True)
+    begins_turn = prompt[prompt.rfind(last_added_token(tokenizer, prompt) or prompt) :]
+    alone = behind.rpartition(begins_turn)[2] if begins_turn in behind else ""
+    return before.strip(), behind, tuple(filter(None, (direct.partition(what)[0], alone)))
 
 
-def with_think_block(marks: tuple[str, str, str] | None, turn: str) -> str:
+def with_think_block(marks: tuple[str, str, tuple[str, ...]] | None, turn: str) -> str:
     """A turn in which the family's own marks, as `think_marks` found them, are those of a think block."""
     if not marks:
         return turn
     before, behind, direct = marks
-    return turn.replace(before, "<think>\n", 1).replace(behind, "\n</think>\n\n", 1).removeprefix(direct)
+    turn = turn.replace(before, "<think>\n", 1).replace(behind, "\n</think>\n\n", 1)
+    return turn.removeprefix(next((mark for mark in direct if turn.startswith(mark)), ""))
 
 
 def split_thinking(text: str) -> tuple[str, str]:

@@ -133,8 +133,8 @@ def first_line(error: BaseException) -> str:
 def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which takes its name only if the block succeeds.
 
-    Raises `UserError` if `path` exists and `overwrite` is false, or if the disk refuses. Ctrl-C and SIGTERM leave
-    neither folder behind; the one that was there before goes only when the new one is complete.
+    Raises `UserError` if `path` exists and `overwrite` is false, or if the disk refuses. Ctrl-C, SIGTERM and SIGHUP
+    leave neither folder behind; the one that was there before goes only when the new one is complete.
     """
     check_output_path(path, overwrite)
     path = path.resolve()  # what a link points to is replaced, not the link
@@ -196,20 +196,28 @@ def check_holds_only(folder: Path, patterns: Iterable[str], what: str) -> None:
     entries = (path for path in folder.rglob("*") if path not in known)
     if other := next((path for path in entries if path.is_symlink() or not path.is_dir()), None):
         name = other.relative_to(folder)
-        raise UserError(f"--overwrite: {folder} is not only {what}, it holds {name}: choose another folder")
+        raise UserError(f"{folder} is not only {what}, it holds {name}, which would be lost: choose another folder")
 
 
 @contextlib.contextmanager
 def terminated_as_exit() -> Iterator[None]:
-    """Let SIGTERM (a scheduler's way to stop a job) unwind the stack, so that temporary files go."""
+    """Let SIGTERM (a scheduler's way to stop a job) unwind the stack, so that temporary files go.
+
+    So does SIGHUP (the terminal is closed), unless it is ignored, as under nohup.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    names = (name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has one of them
+    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, names)}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def usable_cores() -> int:

@@ -111,6 +111,8 @@ def loading_errors(
                 "it needs code from its own repository, which is never run here (SECURITY.md): use a model that "
                 "transformers knows"
             )
+        elif why := unwritable_cache(error):
+            reason = why
         elif cause(error, LocalEntryNotFoundError) and (why := unreached()):
             reason = f"it is not in the cache, and {why}, or give a local folder"
         elif isinstance(error, OSError | ValueError | also):
@@ -133,6 +135,17 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 def cause(error: BaseException, *kinds: type[BaseException]) -> Any:
     """The first error of these kinds in the chain, or None."""
     return next((link for link in chain(error) if isinstance(link, kinds)), None)
+
+
+def unwritable_cache(error: BaseException) -> str:
+    """Why the Hub's cache cannot be written, where that is the error, or ""."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for link in chain(error):
+        place = str(getattr(link, "filename", None) or "-")
+        if HF_HUB_CACHE.startswith(place) or place.startswith(HF_HUB_CACHE):
+            return f"the cache {HF_HUB_CACHE} cannot be written ({link.strerror}): set HF_HOME to another folder"
+    return ""
 
 
 def status_of(error: BaseException) -> int | None:

@@ -236,12 +236,12 @@ def meta_model(config: Any) -> Any:
 def load_model(
     model_path: str,
     dtype: Any = "auto",
-    chat_template: str | None = None,
+    tokenizer: Any = None,
     quantization: str = "none",
     device: Any = None,
     base: str | None = None,
 ) -> tuple[Any, Any]:
-    """(model in evaluation mode, tokenizer with a chat template) from a folder or a Hub id.
+    """(model in evaluation mode, its tokenizer) from a folder or a Hub id; `tokenizer` is one of `load_tokenizer`.
 
     An adapter is put onto `base`, by default the model that its adapter_config.json names. `quantization` is "none",
     "8bit" or "4bit" (NF4), as in training; `device` is by default the first GPU or the CPU. Raises `UserError` without
@@ -251,7 +251,7 @@ def load_model(
     import torch
     from transformers import AutoConfig, BitsAndBytesConfig
 
-    tokenizer = load_tokenizer(model_path, chat_template, base=base)
+    tokenizer = tokenizer or load_tokenizer(model_path, base=base)
     if repo_file(model_path, ADAPTER_CONFIG) and not repo_file(model_path, ADAPTER_WEIGHTS):
         raise UserError(f"{model_path} holds no {ADAPTER_WEIGHTS}: other files of weights are not read (SECURITY.md)")
     in_4bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}

@@ -30,6 +30,17 @@ _RATIONALE_AS_TEXT = (
 _GIVEN = re.compile(r"messages|tools|documents|add_generation_prompt|\w+_token|raise_exception|strftime_now")
 
 
+def template_values(text: str) -> dict[str, Any]:
+    """The values of a template's variables that --chat_template_kwargs gives; raises `UserError` for other JSON."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"--chat_template_kwargs {text}: write JSON in quotes, as in '{{\"enable_thinking\": false}}'")
+    return values
+
+
 def set_chat_template(tokenizer: Any, template: str | Path | None, values: Mapping[str, Any] | None = None) -> None:
     """Give `tokenizer` the Jinja template in the file `template`; without one, its own, which it must have.
 

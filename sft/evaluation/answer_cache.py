@@ -157,16 +157,21 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str,
 
     columns = ["id", "question", "choices", "gold", "answer_format"]
     options = ("backend", "dtype", "quantization", "batch_size") if args.backend == "local" else ("backend",)
-    template = sha256(Path(args.chat_template)) if args.chat_template else None
-    if not template and args.template_source != OWN:  # one that stands in for the model's own
-        template = hashlib.sha256(args.template.encode()).hexdigest()
+    options = {key: getattr(args, key) for key in options}
+    template = None
+    if not args.tokenizer:
+        options |= {"chat_template_kwargs": args.chat_template_kwargs} if args.chat_template_kwargs else {}
+    elif args.chat_template and not args.chat_template_kwargs:
+        template = sha256(Path(args.chat_template))
+    elif args.tokenizer.template_source != OWN:  # one that stands in for the model's own, or has values of variables
+        template = hashlib.sha256(str(args.tokenizer.chat_template).encode()).hexdigest()
     return {
         "model": [part for model in models for part in model["fingerprint"]],
         "questions": data_fingerprint(Dataset.from_list(questions), columns),
         "prompt_version": PROMPT_VERSION,
         "scoring_version": SCORING_VERSION,
         "chat_template": template,
-        "options": {key: getattr(args, key) for key in options},
+        "options": options,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "device": device,
     }

@@ -7,9 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sft.common.chat_template import common_prefix, split_completions, split_thinking, token_ids
+from sft.common.chat_template import (
+    check_generation_stops,
+    common_prefix,
+    split_completions,
+    split_thinking,
+    token_ids,
+)
 from sft.common.command import UserError
-from sft.common.models import context_length, load_model, load_tokenizer
+from sft.common.models import context_length, load_model
 from sft.common.prompts import LETTERS, MIN_OPTIONS, OPEN, can_be_shuffled, completion_messages, prompt_messages
 from sft.inference.generation import Sampling, batch_seed, check_context, generate
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
@@ -76,9 +82,8 @@ def cut_tasks(tasks: Sequence[Task], budgets: Sequence[int]) -> list[Task]:
     ]
 
 
-def with_cut_reasoning(args: argparse.Namespace, cuts: list[Task], tasks: Sequence[Task], answers: dict) -> list[Task]:
+def with_cut_reasoning(tokenizer: Any, cuts: list[Task], tasks: Sequence[Task], answers: dict) -> list[Task]:
     """The passes of `cut_tasks` with the questions whose reasoning is longer than the budget, or never ended."""
-    tokenizer = load_tokenizer(args.model_path, args.chat_template)
     by_name = {task.name: task for task in tasks}
     filled = []
     for cut in cuts:
@@ -102,7 +107,9 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
     neither do the answers.
     A question that is too long is refused by the call, before the model loads.
     """
-    tokenizer = load_tokenizer(args.model_path, args.chat_template)
+    tokenizer = args.tokenizer
+    if any(task.sampling for task in tasks):
+        check_generation_stops(tokenizer)
     context = context_length(args.model_path)
     work, batches = [], itertools.count()
     part, parts = args.part
@@ -121,7 +128,7 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
                 work.append((number, task, ids, [tokens[i] for i in batch]))
 
     def answers() -> Iterator[tuple]:
-        model, tokenizer = load_model(args.model_path, args.dtype, args.chat_template, args.quantization, state.device)
+        model, _ = load_model(args.model_path, args.dtype, tokenizer, args.quantization, state.device)
         for number, task, ids, tokens in work[state.process_index :: state.num_processes]:
             if task.sampling:
                 sampling = replace(task.sampling, seed=batch_seed(task.sampling.seed, number))
@@ -150,7 +157,8 @@ def generation_prompts(tokenizer: Any, task: Task) -> list[list[int]]:
 
 def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:
     """Yield (task name, {id: answer}) a question, for this process's share; the call refuses a silent server."""
-    server = Server(args.base_url, args.model_path, args.concurrency, args.retries, args.request_timeout)
+    limits = (args.concurrency, args.retries, args.request_timeout)
+    server = Server(args.base_url, args.model_path, *limits, args.chat_template_kwargs)
     part, parts = args.part
 
     def answers() -> Iterator[tuple]:

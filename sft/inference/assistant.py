@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sft.common.chat_template import split_thinking, token_ids
+from sft.common.chat_template import check_generation_stops, split_thinking, token_ids
 from sft.common.command import UserError
 from sft.common.prompts import (
     DEFAULT_ANSWER_FORMAT,
@@ -99,6 +99,10 @@ class Assistant:
     tokenizer: Any
     answer_format: str
     context: int | None
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` if the model would not end its answers."""
+        check_generation_stops(self.tokenizer)
 
     def reply(self, messages: list[dict], sampling: Sampling, streamer: Any = None) -> Generated:
         """Continue a conversation; raises `UserError` if that does not fit into the context."""

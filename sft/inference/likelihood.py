@@ -24,7 +24,9 @@ def option_tokens(tokenizer: Any, questions: Sequence[dict]) -> list[dict]:
         prompts += [prompt_messages(q["question"], q["choices"], q["answer_format"])] * len(q["choices"])
         answers = [answer_text(q["choices"], index, q["answer_format"]) for index in range(len(q["choices"]))]
         completions += [completion_messages(answer) for answer in answers]
-    rows = iter(split_completions(tokenizer, prompts, completions))
+    # A letter is scored without the end of its turn, which a base model may not know.
+    to_stop = not all(q["answer_format"].startswith("letter") for q in questions)
+    rows = iter(split_completions(tokenizer, prompts, completions, to_stop))
     tokens = []
     for q in questions:
         own = list(islice(rows, len(q["choices"])))

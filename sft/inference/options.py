@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from sft.common.template_choice import template_values
 from sft.inference.generation import Sampling
 
 
@@ -10,6 +11,8 @@ def add_shared_options(parser: argparse.ArgumentParser, temperature: float | Non
     """Add how a local model is loaded and how it generates; returns the latter's group, without seeds."""
     local = parser.add_argument_group("a model of your own")
     local.add_argument("--chat_template", help="Jinja file; a model tuned here brings its own, a base model needs one")
+    values_help = "JSON: values of the template's variables, as in '{\"enable_thinking\": false}'"
+    local.add_argument("--chat_template_kwargs", type=template_values, metavar="JSON", help=values_help)
     dtype_help = "auto: that of the weights; on a CPU without bfloat16 float32 (up to 30 x faster, twice the memory)"
     local.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto", help=dtype_help)
     local.add_argument("--quantization", choices=["none", "8bit", "4bit"], default="none", help="with bitsandbytes")

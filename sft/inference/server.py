@@ -36,6 +36,7 @@ ADVICE = {
     "top_p": "--top_p 1 leaves the field out, if the server does not take it",
     "max_tokens": "lower --max_new_tokens",
     "context": "lower --max_new_tokens",
+    "chat_template_kwargs": "start the server with a template that has these values in place of the option",
     "chat template": "start the server with the model's chat template",
 }
 # How a server says that it does not take max_tokens at all; a number that is too large is the user's to change.
@@ -68,13 +69,17 @@ def writable(text: str) -> str:
 
 @dataclass
 class Server:
-    """A model on a server. `retries` and `timeout` (seconds) are of one request; OPENAI_API_KEY is sent along."""
+    """A model on a server. `retries` and `timeout` (seconds) are of one request; OPENAI_API_KEY is sent along.
+
+    `template_values` are those of variables of the server's chat template, as vLLM and SGLang take them.
+    """
 
     url: str
     model: str
     concurrency: int
     retries: int
     timeout: float
+    template_values: dict[str, Any] | None = None
     refused: set[str] = field(default_factory=set, init=False)  # fields of a request
 
     def __post_init__(self) -> None:
@@ -119,6 +124,7 @@ class Server:
         """The fields of a request; of those that the server has refused, the substitute, or none."""
         options = {key: getattr(sampling, key) for key in ("temperature", "top_p", "seed") if key not in refused}
         limit = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
+        options |= {"extra_body": {"chat_template_kwargs": self.template_values}} if self.template_values else {}
         return options | {"model": self.model, limit: sampling.max_new_tokens}
 
     def refused_field(self, error: Any, sampling: Sampling, refused: set[str]) -> str | None:

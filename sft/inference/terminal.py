@@ -60,9 +60,11 @@ class AnswerStreamer(TextStreamer):
     def with_think_tags(self, text: str, stream_end: bool) -> str:
         """What may be printed after a piece, with think tags: what may be half of a mark waits for the next piece."""
         before, behind, direct = self.marks
-        marks = (before, behind, direct.strip() if self.begins else "")
-        text = with_think_block(marks, (self.held + text).lstrip() if self.begins else self.held + text)
-        halves = (mark[:end] for mark in marks for end in range(1, len(mark)))
+        direct = tuple(mark.strip() for mark in direct) if self.begins else ()
+        text = with_think_block(
+            (before, behind, direct), (self.held + text).lstrip() if self.begins else self.held + text
+        )
+        halves = (mark[:end] for mark in (before, behind, *direct) for end in range(1, len(mark)))
         self.held = "" if stream_end else max((half for half in halves if text.endswith(half)), key=len, default="")
         text = text.removesuffix(self.held)
         self.begins = self.begins and not text

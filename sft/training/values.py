@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from sft.training.config import OTHER_NAMES, Settings, argument_classes
@@ -57,6 +58,31 @@ def value_faults(settings: Settings) -> Iterator[str]:
                 yield f"{key} {value}: give a number from {low:g}, " + (most if high < math.inf else "that is finite")
         elif key in MAPPINGS and not _is_mapping(value):
             yield f"{key} {value}: write a mapping, {{name: value}} (on the command line with quotes: JSON)"
+    if settings.optim_args:
+        yield from _optim_args_faults(settings)
+
+
+def _optim_args_faults(settings: Settings) -> Iterator[str]:
+    """Keys of `optim_args` that the optimizer does not have: transformers ignores them without a word."""
+    from transformers import Trainer
+
+    def made(optim_args: str) -> Any:
+        args = SimpleNamespace(**{**settings.values, "optim_args": optim_args})
+        try:
+            return Trainer.get_optimizer_cls_and_kwargs(args)
+        except Exception as error:  # whatever the optimizer says of this value
+            return repr(error)
+
+    plain = made("")
+    if isinstance(plain, str):  # a package or the model is missing, which is said elsewhere
+        return
+    for part in settings.optim_args.replace(" ", "").split(","):
+        key, sign, _ = part.partition("=")
+        if not (key and sign) or part.count("=") > 1:
+            yield f"optim_args {settings.optim_args}: write key=value, key=value"
+        # No default is both, so that a key that is read changes something.
+        elif made(f"{key}=0") == made(f"{key}=1") == plain:
+            yield f"optim_args: the optimizer {settings.optim} reads no {key}: check its name, or leave it out"
 
 
 def _is_mapping(value: Any) -> bool:

@@ -180,10 +180,11 @@ def main() -> None:
     import transformers
 
     from sft.common.data import load_split
-    from sft.common.models import dtype_on, load_model
+    from sft.common.models import dtype_on, load_model, load_tokenizer
 
     dtype = dtype_on("cuda" if torch.cuda.is_available() else "cpu", args.dtype)
-    model, tokenizer = load_model(str(args.model_path), dtype, args.chat_template and str(args.chat_template))
+    tokenizer = load_tokenizer(str(args.model_path), args.chat_template and str(args.chat_template))
+    model, _ = load_model(str(args.model_path), dtype, tokenizer)
     result: dict = {"likelihood": [], "generation": []}
     with tempfile.TemporaryDirectory() as folder:
         for answer_format in ("as prepared",) if args.prepared else ("letter", "text"):

@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sft.common.command import GIB, UserError, atomic_write, check_disk, write_json
+from sft.common.command import GIB, UserError, atomic_folder, atomic_write, check_disk, write_json
 
 
 def test_a_file_takes_its_name_when_it_is_complete_under_a_temporary_name_of_this_process(tmp_path):
@@ -107,3 +108,13 @@ def test_a_run_outlives_a_log_on_a_full_disk(printing):
     with open("/dev/full", "wb") as full:
         assert printing("outlive_output()", full) == (0, None, True)
         assert printing("", full) == (2, None, False)
+
+
+def test_nohup_still_keeps_a_command_running_when_its_terminal_is_closed(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with atomic_folder(tmp_path / "out"):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "out").is_dir()

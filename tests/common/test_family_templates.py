@@ -26,6 +26,7 @@ from tests.families import FAMILIES, OF_PARTS, TEMPLATES, table, text_of, with_f
 # In this format every token of an answer is scored, the end of the turn too.
 QUESTION = {"question": "Which colour?", "choices": ["red", "green"], "answer_format": "text"}
 PROMPT = [{"role": "user", "content": "Which colour?\nA. red"}]
+QWENS = [name for name in FAMILIES if name.startswith("qwen")]
 SWITCHED = [name for name in FAMILIES if "enable_thinking" in text_of(name)]
 
 
@@ -67,9 +68,26 @@ def test_every_template_of_trl_has_a_row_in_the_table():
     assert {name for name in stock if not name.endswith("_training")} == FAMILIES.keys() | OF_PARTS.keys()
 
 
+@pytest.fixture(scope="module")
+def qwen_with_markers(qwen_tokenizer):
+    """Qwen's vocabulary with the special tokens of all its templates."""
+    return with_family(qwen_tokenizer, "".join(map(text_of, QWENS)), FAMILIES["qwen3"].stops)
+
+
+@pytest.mark.parametrize("name", QWENS)
+def test_what_is_trained_with_qwens_own_vocabulary(qwen_with_markers, name):
+    qwen_with_markers.chat_template = text_of(name)
+    set_chat_template(qwen_with_markers, None)
+    check_family(qwen_with_markers, FAMILIES[name])
+    assert qwen_with_markers.encode("Hello! 1234") == [9707, 0, 220, 16, 17, 18, 19]  # Qwen's ids
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_trained_with_a_familys_template(tokenizer_of, name):
-    family, tokenizer = FAMILIES[name], tokenizer_of(name)
+    check_family(tokenizer_of(name), FAMILIES[name])
+
+
+def check_family(tokenizer, family):
     assert tokenizer.template_source.startswith(family.template)
     for rationale, trained in (("", family.direct), ("Because.", family.reasoned)):
         if trained:
@@ -186,7 +204,8 @@ def test_reasoning_between_a_familys_own_marks_is_set_apart_while_it_is_written(
     from sft.inference.terminal import AnswerStreamer
 
     tokenizer, family, printed = tokenizer_of(name), FAMILIES[name], []
-    for trained in (family.reasoned, family.direct):
+    alone = ["<|channel|>final<|message|>B. green<|return|>"] if name == "gptoss" else []  # it may not reason at all
+    for trained in (family.reasoned, family.direct, *alone):
         streamer = AnswerStreamer(tokenizer, thinking)
         streamer.put(tokenizer.encode("a prompt", return_tensors="pt"))
         for token in tokenizer.encode(trained, add_special_tokens=False, return_tensors="pt")[0]:
@@ -196,6 +215,9 @@ def test_reasoning_between_a_familys_own_marks_is_set_apart_while_it_is_written(
     thought = ["Because."] if thinking == "show" else []
     assert printed[0] == ["Thinking", "...", *thought, "B.", "green"]
     assert printed[1] in (["B.", "green"], ["Thinking", "...", "B.", "green"])  # the second where a block was opened
+    if alone:
+        assert printed[2] == ["B.", "green"]
+        assert with_think_block(think_marks(tokenizer), alone[0]) == "B. green<|return|>"
 
 
 def test_a_row_that_does_not_end_where_generation_stops_says_what_to_do(tokenizer_of):

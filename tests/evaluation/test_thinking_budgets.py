@@ -29,12 +29,12 @@ WRITTEN = [
 @pytest.fixture(scope="module")
 def passes(tiny_deepseek):
     """(tokenizer, passes, cut passes with their questions, answers)."""
-    args = argparse.Namespace(method=["generation"], model_path=str(tiny_deepseek), chat_template=TEMPLATE)
-    tasks = tasks_of(args, QUESTIONS, [Sampling(seed=1)])
+    tokenizer = load_tokenizer(str(tiny_deepseek), TEMPLATE)
+    tasks = tasks_of(argparse.Namespace(method=["generation"]), QUESTIONS, [Sampling(seed=1)])
     texts = [{"text": text, "tokens": len(text), "hit_limit": hit} for text, hit in WRITTEN]
     answers = {(tasks[0].name, q["id"]): answer for q, answer in zip(QUESTIONS, texts, strict=True)}
-    cuts = with_cut_reasoning(args, cut_tasks(tasks, [4, 2000]), tasks, answers)
-    return load_tokenizer(str(tiny_deepseek), TEMPLATE), tasks, cuts, answers
+    cuts = with_cut_reasoning(tokenizer, cut_tasks(tasks, [4, 2000]), tasks, answers)
+    return tokenizer, tasks, cuts, answers
 
 
 def test_reasoning_is_cut_where_it_is_too_long_or_never_ended(passes):

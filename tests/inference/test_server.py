@@ -28,12 +28,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def templated(embedded_model, smollm2_tokenizer, tmp_path_factory):
-    """The embedded model with the template that it is asked with, as a server needs it."""
+    """The embedded model with the template that it is asked with, as a server needs it, and a variable in that."""
     folder = tmp_path_factory.mktemp("served") / "SmolLM2"
     folder.mkdir()
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (folder / name).symlink_to(embedded_model / name)
     smollm2_tokenizer.save_pretrained(folder)
+    template = folder / "chat_template.jinja"
+    template.write_text("{%- if opening is defined %}{{ opening }}{% endif %}" + template.read_text())
     return folder
 
 
@@ -70,6 +72,7 @@ def test_a_served_model_answers_as_the_same_model_here(here, served, templated, 
     import pyarrow.parquet as pq
 
     common = ("--model_path", templated, "--dataset_path", prepared, "--output_dir", tmp_path, *GREEDY)
+    common += ("--chat_template_kwargs", '{"opening": "Antworte immer auf Deutsch. "}')
     for name, options in ("served", ("--backend", "openai", "--base_url", served)), ("here", ("--dtype", "float32")):
         done = here("sft/evaluate.py", *common, *options, "--name", name)
         assert done.returncode == 0, done.stderr
@@ -86,6 +89,7 @@ PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "It is A."}]
 MESSAGES = {
     "parts": {"content": PARTS, "reasoning_content": None},
     "refusal": {"content": None, "reasoning_content": None, "refusal": "I cannot say that it is B."},
+    "reasoning of newer vLLM": {"content": "B", "reasoning_content": None, "reasoning": "It is A."},
     "answer behind the reasoning": {"content": "", "reasoning_content": "It is A.</think>\n\nB"},
     "an error in the choice": {"content": "", "reasoning_content": None},
     "inline": {"content": "<think>\nIt is A.\n</think>\n\nB", "reasoning_content": None},
@@ -111,7 +115,7 @@ REFUSALS = {
 class Misbehaving(http.server.BaseHTTPRequestHandler):
     """A server that answers as its `way` says."""
 
-    way, requests, under_way, most = "", 0, 0, 0
+    way, requests, under_way, most, last = "", 0, 0, 0, None
     lock = threading.Lock()
 
     def do_GET(self):
@@ -125,6 +129,7 @@ class Misbehaving(http.server.BaseHTTPRequestHandler):
             kind.most = max(kind.most, kind.under_way)
             first = kind.requests == 1
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind.last = request
         time.sleep({"silent": 5, "hangs": 60}.get(self.way, 0.1))
         content = {"null": None, "a list": ["B"], "half a character": "B \ud800"}.get(self.way, "B")
         message = {"role": "assistant", "content": content, "reasoning_content": "It could be A."}
@@ -253,6 +258,7 @@ def test_a_server_that_fails_is_named_in_one_line(refused, misbehaving, words, w
         ("half a character", "answered"),
         ("parts", "answered"),
         ("refusal", "unparsed"),
+        ("reasoning of newer vLLM", "answered"),
         ("answer behind the reasoning", "answered"),
         ("inline", "answered"),
         ("closing tag alone", "answered"),
@@ -297,6 +303,17 @@ def test_a_field_that_a_server_refuses_is_replaced_and_recorded(evaluate, misbeh
     assert generation_of(tmp_path)["refused_fields"] == [field]
     # An evaluation that is continued knows it from its answers.
     assert f"fields of a request: {field} (" in evaluate(url, *options)
+
+
+def test_values_of_the_servers_template_are_sent_and_decide_the_answers(evaluate, refused, misbehaving, words):
+    url, server = misbehaving("reasoning of newer vLLM")
+    values = ("--chat_template_kwargs", '{"enable_thinking": false}')
+    evaluate(url, *values)
+    assert server.last["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "other options" in refused(*words(url))  # these answers are not those of the template as it stands
+    evaluate(url, "--overwrite")
+    assert "chat_template_kwargs" not in server.last
+    assert "write JSON in quotes" in refused(*words(url, "--chat_template_kwargs", "enable_thinking=false"))
 
 
 def test_another_models_name_in_the_answers_is_shown_once_and_recorded(evaluate, misbehaving, tmp_path):

@@ -128,6 +128,23 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_sends_nothing(publish, hub,
         assert f"{name} " in done.stdout
 
 
+def test_files_of_the_users_own_are_not_deleted_with_what_was_written_before(not_published, trained, tmp_path):
+    folder = tmp_path / "staged/someone--pmc-vqa"
+    folder.mkdir(parents=True)
+    (folder / "README.md").touch()
+    (folder / "thesis.txt").touch()
+    assert "is not only what was published, it holds thesis.txt, which would be lost" in not_published(trained)
+    assert (folder / "thesis.txt").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_the_upload(publish, hub):
+    cache = Path(hub.environment["HF_HOME"]) / "hub"
+    cache.parent.mkdir(exist_ok=True)
+    cache.touch()
+    assert f"the cache {cache} cannot be written (Not a directory): set HF_HOME" in the_line(publish())
+    assert ("models", REPO) not in hub.repos
+
+
 def test_the_same_run_is_published_twice_to_the_same_commit(publish, hub):
     assert publish().returncode == 0
     first = hub.model(REPO).head

@@ -1,6 +1,7 @@
 """What a recipe asks of its base model is looked up before the model loads: names, stored weights, architecture."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -186,3 +187,18 @@ def test_a_vocabulary_in_tekken_json_alone_is_refused_in_words(refused, tiny_dee
     shutil.copytree(tiny_deepseek, folder, ignore=shutil.ignore_patterns("token*", "chat_template*"))
     (folder / "tekken.json").write_text('{"config": {}, "vocab": []}')
     assert "use a copy of the model with tokenizer.json" in refused(*PREFLIGHT, "--model_name_or_path", folder, *data)
+
+
+def test_a_recipe_sets_no_variable_that_another_version_of_its_model_lacks(
+    refused, succeeds, short_tokenizer, few_dev, tmp_path
+):
+    """Qwen3-8B can think or not; Qwen3's Instruct-2507 never does, and its template has no variable for it."""
+    from tests.families import FAMILIES, text_of, with_family, write_tiny
+
+    model, stops = tmp_path / "instruct", FAMILIES["qwen3_instruct_2507"].stops
+    write_tiny(model, "Qwen3", with_family(short_tokenizer, text_of("qwen3_instruct_2507"), stops), stops)
+    words = ("sft/preflight.py", "recipes/qwen3_8b.yaml", "--gpu", "A100-80GB", "--model_name_or_path", model)
+    words += ("--dataset_name", few_dev)
+    advised = "--chat_template_kwargs '{}'"
+    assert f"has no variable enable_thinking: check its name, or leave it out ({advised})" in refused(*words)
+    assert "Chat template: the model's own\n" in succeeds(*words, *shlex.split(advised)).stdout

@@ -57,6 +57,8 @@ OPTIONS = {
     "a probe backwards": ("--probe_steps -3", "probe_steps -3: give a number from 0"),
     "price without a probe": ("--price_per_hour 2", "--probe_steps 20"),
     "dry run and probe": ("--dry_run yes --probe_steps 3", "choose one"),
+    "an argument of another optimizer": ("--optim_args rank=3", "the optimizer adamw_torch_fused reads no rank"),
+    "an argument without a value": ("--optim sgd --optim_args momentum", "write key=value"),
     "a pack without a length": ("--max_length none", "packing needs max_length"),
     "another task": ("--lora_task_type SEQ_CLS", "a language model is trained here"),
     "a metric that nobody measures": ("--metric_for_best_model f1", "is measured by no evaluation here"),
