@@ -79,10 +79,13 @@ def test_a_job_is_cancelled_submitted_again_warned_requeued_and_finished(cluster
     step = int(re.findall(stopped, log.read_text())[-1])
     assert state(cluster, job)["JobState"] in ("RUNNING", "COMPLETING", "PENDING", "REQUEUED")
     recipe.write_text(yaml.safe_dump(endless | {"max_steps": step + 5}))  # so that the end is near
-    # The next start has time enough: on a slow machine three minutes are over before the model is loaded. Slurm refuses
-    # this while a job is completing.
+    # The next start has time enough: on a slow machine three minutes are over before the model is loaded.
     longer = ("scontrol", "update", f"JobId={job}", "TimeLimit=600")
-    wait_until(lambda: not subprocess.run(longer, cwd=ROOT, env=cluster, capture_output=True, check=False).returncode, log)
+
+    def changed() -> bool:  # not while the job is completing
+        return subprocess.run(longer, cwd=ROOT, env=cluster, capture_output=True, check=False).returncode == 0
+
+    wait_until(changed, log)
 
     wait_until(lambda: state(cluster, job)["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"), log)
     assert state(cluster, job)["JobState"] == "COMPLETED", log.read_text()[-4000:]
