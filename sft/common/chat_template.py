@@ -57,7 +57,7 @@ def render(tokenizer: Any, conversations: list[list[dict]], add_generation_promp
     patterns: dict[tuple, str] = {}
     for index, turns in enumerate(conversations if tokenizer.chat_template in _copying_templates() else ()):
         values = [text for turn in turns for key, text in turn.items() if key != "role" and text]
-        if any(_MARKUP.search(text) or text != text.strip() for text in values):
+        if any(not isinstance(text, str) or _MARKUP.search(text) or text != text.strip() for text in values):
             continue
         shape = tuple((key, text if key == "role" else bool(text)) for turn in turns for key, text in turn.items())
         if shape not in patterns:
@@ -98,6 +98,12 @@ def last_added_token(tokenizer: Any, prompt: str) -> str | None:
     return places[max(places)] if places and max(places) >= 0 else None
 
 
+def words_of(message: dict) -> str:
+    """The text of a message, which may be in parts."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
 def split_completions(
     tokenizer: Any, prompts: list[list[dict]], completions: list[list[dict]], to_stop: bool = True
 ) -> list[dict]:
@@ -119,7 +125,8 @@ def split_completions(
     rows = []
     columns = (prompts, completions, prompt_texts, full_texts, heads, ends, rests)
     for prompt, completion, prompt_text, full_text, head, end, rest in zip(*columns, strict=True):
-        row = f"the row that asks {prompt[-1]['content'][:60]!r}"
+        asked, answered = words_of(prompt[-1]), words_of(completion[-1])
+        row = f"the row that asks {asked[:60]!r}"
         if not full_text.startswith(prompt_text) or rest[: len(end)] != end:
             prompt_ids, full_ids = encode(tokenizer, [prompt_text, full_text])
             same = len(common_prefix([prompt_ids, full_ids]))
@@ -128,7 +135,7 @@ def split_completions(
                 f"{tokenizer.decode(prompt_ids[same:])!r}, training continues with "
                 f"{tokenizer.decode(full_ids[same : same + 8])!r}. {_advice(tokenizer, prompt_text, completion)}"
             )
-        for text in (prompt[-1]["content"], completion[-1]["content"], completion[-1].get("reasoning_content") or ""):
+        for text in (asked, answered, completion[-1].get("reasoning_content") or ""):
             if text.strip() not in full_text:
                 advice = "use another template"
                 if text == completion[-1].get("reasoning_content"):
@@ -140,7 +147,7 @@ def split_completions(
         if not completion_ids:
             raise UserError(f"the completion is empty in {row}: nothing would be trained")
         if to_stop:
-            completion_ids = _up_to_end_of_turn(tokenizer, completion_ids, row)
+            completion_ids = up_to_end_of_turn(tokenizer, completion_ids, row)
         rows.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
     return rows
 
@@ -176,7 +183,7 @@ def stop_tokens(tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id, *getattr(tokenizer, "generation_stops", ())} - {None}
 
 
-def _up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
+def up_to_end_of_turn(tokenizer: Any, ids: list[int], row: str) -> list[int]:
     """The ids up to the first token at which generation stops and behind which nothing else matters.
 
     Many templates write white space behind the end of a turn, some (Phi-3) the end of the text as well. Raises
@@ -206,7 +213,7 @@ def check_generation_stops(tokenizer: Any) -> None:
     """
     ids = encode(tokenizer, render(tokenizer, [SAMPLE_PROMPT + SAMPLE_ANSWERS[0]]))[0]
     try:
-        _up_to_end_of_turn(tokenizer, ids, "a turn")
+        up_to_end_of_turn(tokenizer, ids, "a turn")
     except UserError as error:
         fault = str(error).split(": ")[0]
         raise UserError(

@@ -45,6 +45,18 @@ def parts_of(model: Any) -> dict[str, str]:
     return parts | _mixtures(model, parts)
 
 
+def unquantised(model: Any) -> list[str]:
+    """Names of the modules that bitsandbytes is to leave as they are, for `llm_int8_skip_modules`.
+
+    Beside those that transformers leaves (the output layer), the towers and the projector of a model that sees or
+    hears: they are small, and 8 or 4 bits cost them accuracy.
+    """
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    left = [name for name, part in parts_of(model).items() if part in (VISION, AUDIO, PROJECTOR) and name]
+    return sorted({*get_keys_to_not_convert(model), *left})
+
+
 def _beside(names: Iterable[str], parts: dict[str, str]) -> list[str]:
     """The modules that are neither in one of these parts nor around one, without those below them."""
     around = {"", *(name[: dot.start()] for name in parts for dot in re.finditer(r"\.", name))} - parts.keys() | {""}

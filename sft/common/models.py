@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sft.common import model_parts
 from sft.common.command import UserError, read_json, write_json
 from sft.common.hub import loading_errors, pinned, repo_file, unreached
 from sft.common.prompts import PROMPT_VERSION
@@ -25,9 +26,19 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 STORED_BITS = {"mxfp4": 4, "nvfp4": 4, "awq": 4, "gptq": 4}
 
 
-def save_prompt_format(folder: Path, answer_format: str) -> None:
-    """Write the form of a model's training prompts into its folder."""
-    write_json(folder / PROMPT_FILE, {"answer_format": answer_format, "prompt_version": PROMPT_VERSION})
+def save_prompt_format(folder: Path, tokenizer: Any, answer_format: str) -> None:
+    """Write the form of a model's training prompts into its folder, and what its processor lacks there."""
+    form = {"answer_format": answer_format, "prompt_version": PROMPT_VERSION}
+    if vision := getattr(tokenizer, "vision", None):
+        vision.complete(folder)
+        form["figures"] = vision.fingerprint()
+    write_json(folder / PROMPT_FILE, form)
+
+
+def trained_on_figures(model_path: str) -> str | None:
+    """What made the pixels of the figures that a model was trained on, or None; raises as `prompt_format`."""
+    file = repo_file(model_path, PROMPT_FILE)
+    return object_in(file).get("figures") if file else None
 
 
 def commit_of(model_path: str) -> str | None:
@@ -261,6 +272,9 @@ def load_model(
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         if quantization in kinds and (stored := stored_quantisation(config)):
             raise UserError(f"--quantization {quantization}: its weights are stored quantised, {stored}: leave it out")
+        in_bits = kinds.get(quantization)
+        if in_bits and "text_config" in config.sub_configs:
+            in_bits["llm_int8_skip_modules"] = model_parts.unquantised(meta_model(config))
         model = model_class(config).from_pretrained(
             name,
             revision=revision,
@@ -269,7 +283,7 @@ def load_model(
             device_map={"": device or ("cuda" if torch.cuda.is_available() else "cpu")},
             use_safetensors=True,
             trust_remote_code=False,
-            quantization_config=BitsAndBytesConfig(**kinds[quantization]) if quantization in kinds else None,
+            quantization_config=BitsAndBytesConfig(**in_bits) if in_bits else None,
         )
     return (model if base == model_path else put_adapter_on(model, model_path, base)).eval(), tokenizer
 

@@ -12,9 +12,11 @@ from sft.common.chat_template import (
     with_think_block,
 )
 from sft.common.command import UserError
+from sft.common.vision import vision_of
 from sft.inference.likelihood import pad
 
 Ids = list[list[int]]  # token ids of each sequence of a batch
+Prompts = Ids | list[dict]  # token ids, or what `VisionInputs.read` takes
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ def check_context(context: int | None, prompt: int, new: int, where: str) -> Non
         raise UserError(f"{where} has {prompt} tokens, {new} more may follow, and the model reads {context}: {advice}")
 
 
-def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> Ids:
+def generate_ids(model: Any, tokenizer: Any, prompts: Prompts, sampling: Sampling, streamer: Any = None) -> Ids:
     """The tokens that a model writes behind each prompt, to the limit or the end of its turn, as the seed decides."""
     import torch
     from transformers import set_seed
 
-    ids, mask = pad(model, tokenizer, prompts, "left")
+    if vision := vision_of(tokenizer):
+        inputs = {name: tensor.to(model.device) for name, tensor in vision.read(prompts, "left").items()}
+    else:
+        inputs = dict(zip(("input_ids", "attention_mask"), pad(model, tokenizer, prompts, "left"), strict=True))
     ends = stop_tokens(tokenizer)
     if not ends:
         raise UserError("neither the tokenizer nor the model names a token at which generation stops")
@@ -69,18 +74,22 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, s
     options |= {"do_sample": sampling.temperature > 0} | (sampled if sampling.temperature else dict.fromkeys(sampled))
     set_seed(sampling.seed)
     with torch.inference_mode():
-        output = model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **options)
-    rows = output[:, ids.shape[1] :].tolist()
+        output = model.generate(**inputs, streamer=streamer, **options)
+    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
     return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 
-def generate(model: Any, tokenizer: Any, prompts: Ids, sampling: Sampling, streamer: Any = None) -> list[Generated]:
+def generate(
+    model: Any, tokenizer: Any, prompts: Prompts, sampling: Sampling, streamer: Any = None
+) -> list[Generated]:
     """Continue a batch of prompts as `generate_ids` does. `streamer` is one of transformers, for a batch of one."""
     opening = open_think_prefix(tokenizer)
     if not sampling.thinking:
         closed = closed_think_ids(tokenizer)
-        prompts = [[*prompt, *closed] for prompt in prompts]
-        opening += tokenizer.decode(closed)
+        text = tokenizer.decode(closed)
+        shown = vision_of(tokenizer)
+        prompts = [{**p, "text": p["text"] + text} if shown else [*p, *closed] for p in prompts]
+        opening += text
     ends, marks, turns = stop_tokens(tokenizer), think_marks(tokenizer), []
     for row in generate_ids(model, tokenizer, prompts, sampling, streamer):
         hit_limit = row[-1] not in ends
