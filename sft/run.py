@@ -79,6 +79,7 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     """The final model, or None for a stopped run; raises `UserError` for unusable data, checkpoint or base model."""
     from trl import SFTConfig
 
+    from sft.common.vision import vision_of
     from sft.training import checkpoints, libraries, manifest, model, plan, stopping
     from sft.training.callbacks import DevAccuracyCallback, HistoryCallback
 
@@ -107,10 +108,16 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
         notes.append(f"weights of {checkpoint}; optimizer, schedule and place in the data start anew")
     manifest.begin_output_dir(trainer, run_manifest, notes)
     answer_format = data.train[0]["answer_format"]
-    graceful_stop = stopping.GracefulStopCallback(trainer, run_manifest, answer_format)
+    graceful_stop = stopping.GracefulStopCallback(trainer, data.tokenizer, run_manifest, answer_format)
     trainer.add_callback(graceful_stop)
+    accuracy = None
     if settings.mcq_eval_samples:
-        trainer.add_callback(DevAccuracyCallback(trainer, data.dev, settings.mcq_eval_samples))
+        accuracy = DevAccuracyCallback(trainer, data.tokenizer, data.dev, settings.mcq_eval_samples)
+        trainer.add_callback(accuracy)
+    if vision_of(data.tokenizer):
+        from sft.training.vision import VisionCallback
+
+        trainer.add_callback(VisionCallback(trainer, data.tokenizer, data.train, accuracy))
     trainer.add_callback(HistoryCallback())
     stopping.train(trainer, continued)
 
@@ -119,7 +126,7 @@ def train(settings: Settings, launch: Launch, hardware: Hardware) -> Path | None
     final = None
     if not graceful_stop.stopped:
         manifest.write_results(trainer)
-        final = manifest.save_final_model(trainer, settings, answer_format)
+        final = manifest.save_final_model(trainer, settings, data.tokenizer, answer_format)
     elif trainer.is_world_process_zero():
         print(f"Stopped by a signal after step {trainer.state.global_step}; the checkpoint is saved.")
         print("Continue with the same command and --resume_from_checkpoint auto:")

@@ -78,7 +78,7 @@ def here():
     """Run a command as `command` does, but inside this process, which has the heavy imports behind it."""
 
     def run(script: str, *words: object) -> subprocess.CompletedProcess:
-        argv, folder = sys.argv, Path.cwd()
+        argv, folder, places = sys.argv, Path.cwd(), sys.path[:]
         out, err = io.StringIO(), io.StringIO()
         code = 0
         try:
@@ -89,7 +89,7 @@ def here():
         except SystemExit as stop:
             code = stop.code
         finally:
-            sys.argv = argv
+            sys.argv, sys.path = argv, places
             os.chdir(folder)
         return subprocess.CompletedProcess([script, *words], code, out.getvalue(), err.getvalue())
 
@@ -136,7 +136,7 @@ TOY = ("--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--max_leng
 
 
 # Recipes whose toy runs other tests compare or continue from; the others need one evaluation and one checkpoint.
-CONTINUED = ("pmcvqa", "pmcvqa_ddp", "pmcvqa_zero2", "pmcvqa_zero3")
+CONTINUED = ("pmcvqa", "pmcvqa_ddp", "pmcvqa_zero2", "pmcvqa_zero3", "pmcvqa_vl")
 AT_THE_END = ("--eval_steps", "4", "--save_steps", "4")
 
 
@@ -146,20 +146,51 @@ def few_dev(prepare) -> Path:
     return prepare("--dev_size", 24)
 
 
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory, succeeds) -> Path:
+    """Drawn figures with their questions, prepared with a small dev split."""
+    folder = tmp_path_factory.mktemp("figures")
+    succeeds("data_prep/sample.py", "--figures", "--output_dir", folder / "raw")
+    source = ("--dataset_path", folder / "raw", "--figures", folder / "raw/images.zip")
+    succeeds("data_prep/prepare.py", *source, "--output_dir", folder / "prepared", "--dev_size", "48")
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def tiny_seeing(short_tokenizer, tmp_path_factory):
+    """The folder of a tiny random model that sees, of one of the families in tests/seeing.py."""
+    from tests.seeing import WRITTEN
+
+    folders = {}
+
+    def written(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp("seeing") / f"tiny-{family}"
+            WRITTEN[family](folders[family], short_tokenizer)
+        return folders[family]
+
+    return written
+
+
 # Recipes of other families: the architecture and the chat template of their models (tests/families.py).
 OTHER_FAMILIES = {
     "qwen3_8b": ("Qwen3", "qwen3"),
     "llama3_8b": ("Llama", "llama3_1"),
     "medgemma_4b": ("Gemma3", "gemma3"),
 }
+# Recipes of models that see: the tiny model that stands in for theirs (tests/seeing.py).
+SEEING = dict.fromkeys(("pmcvqa_vl", "pmcvqa_vl_16gb", "pmcvqa_vl_8b", "pmcvqa_vl_zero2"), "qwen3_vl")
+SEEING["quickstart_vision"] = "llava"
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tiny_deepseek, short_tokenizer, tmp_path_factory):
+def tiny_base(tiny_deepseek, tiny_seeing, short_tokenizer, tmp_path_factory):
     """A tiny random model that stands in for a recipe's, and the options that go with it."""
     from tests.families import FAMILIES, text_of, with_family, write_tiny
 
     def base(recipe: str) -> tuple:
+        if recipe in SEEING:
+            return ("--model_name_or_path", tiny_seeing(SEEING[recipe]))
         if recipe not in OTHER_FAMILIES:
             template = "recipes/templates/deepseek_r1.jinja"
             return ("--model_name_or_path", tiny_deepseek, "--chat_template_path", template)
@@ -172,11 +203,12 @@ def tiny_base(tiny_deepseek, short_tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def toy_options(launched_as, tiny_base, few_dev):
+def toy_options(launched_as, tiny_base, few_dev, figures):
     """The options that run a recipe on a tiny random model of its family on this CPU, four steps long."""
     from tests.benchmarks.bench import ON_CPU
 
-    def options(recipe: str, data: Path = few_dev) -> tuple:
+    def options(recipe: str, data: Path | None = None) -> tuple:
+        data = data or (figures if recipe in SEEING else few_dev)
         return (
             *(f"recipes/{recipe}.yaml", *TOY, *ON_CPU[launched_as(ROOT / f"recipes/{recipe}.yaml").kind]),
             *("--mcq_eval_samples", "8", "--global_batch_size", "4", "--per_device_train_batch_size", "1"),

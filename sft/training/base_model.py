@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from sft.common import model_parts
 from sft.common.command import UserError
 from sft.common.hub import loading_errors
 from sft.common.models import adapts_tied_embeddings, load_config, model_class, stored_quantisation
+from sft.common.vision import sees
 from sft.training.checks import check_launch, check_recipe
 from sft.training.config import Settings
 from sft.training.launch import Launch
@@ -18,6 +20,8 @@ from sft.training.model import empty_model, lora_config
 # token, and in gpt-oss, OPT and the older Qwen-VL a mask without the rows' positions (transformers 5.23;
 # tests/training/test_architectures.py).
 STATEFUL = {"linear_attention", "conv", "hybrid", "gpt_oss", "opt", "qwen2_vl_text", "qwen2_5_vl_text"}
+
+SEEING = (model_parts.VISION, model_parts.PROJECTOR)
 
 
 def for_base_model(settings: Settings, launch: Launch) -> Settings:
@@ -37,6 +41,8 @@ def for_base_model(settings: Settings, launch: Launch) -> Settings:
         )
     if settings.packing:
         check_packing(settings, config)
+    if settings.figures:
+        check_vision(settings, launch, config)
     if settings.use_peft:
         check_adapter(settings, config)
     return settings
@@ -55,6 +61,31 @@ def check_packing(settings: Settings, config: Any) -> None:
             f"packing: the rows of a pack would read one another in {settings.model} ({', '.join(sorted(why))}): "
             "pass --packing no"
         )
+
+
+def check_vision(settings: Settings, launch: Launch, config: Any) -> None:
+    """Raise `UserError` if a model that sees cannot be trained so on figures."""
+    with loading_errors(f"{settings.model} cannot be trained", advice=""):
+        if not sees(config):
+            return
+    text_alone = "or train it on the text alone with figures: false"
+    if settings.packing:
+        raise UserError(f"packing: rows with figures cannot be packed: set packing: false, {text_alone}")
+    if launch.shards_weights:
+        raise UserError(
+            f"{launch.name} with figures is not supported: use accelerate_configs/zero2.yaml or ddp.yaml, {text_alone}"
+        )
+    if settings.pad_to_multiple_of and "pad_to_multiple_of" in settings.sources:
+        raise UserError("pad_to_multiple_of has no effect on rows with figures: leave it out")
+    if model := empty_model(config) if settings.lora_modules_to_save else None:
+        parts = model_parts.parts_of(model)
+        wanted = tuple(f".{name}" for name in settings.lora_modules_to_save)
+        names = [name for name, _ in model.named_modules() if f".{name}".endswith(wanted)]
+        if seen := [name for name in names if model_parts.part_of(name, parts) in SEEING]:
+            raise UserError(
+                f"lora_modules_to_save: {seen[0]} is of the model's {model_parts.part_of(seen[0], parts)}, which the "
+                "learning rate of an adapter makes blind while the loss falls: leave it out"
+            )
 
 
 def check_trainable(settings: Settings, stored: Any) -> None:

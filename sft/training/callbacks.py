@@ -25,28 +25,29 @@ class DevAccuracyCallback(TrainerCallback):
     `eval_mcq_accuracy` and its 95 % interval (Wilson) stand beside the losses, where `metric_for_best_model` finds it.
     """
 
-    def __init__(self, trainer: Any, dev: Any, samples: int):
+    def __init__(self, trainer: Any, tokenizer: Any, dev: Any, samples: int):
         self.questions = draw(dev, samples, trainer.args.seed)
-        self.trainer = trainer
+        self.trainer, self.tokenizer = trainer, tokenizer
+        self.answers: list[int] = []  # of the last evaluation
 
-    def scores(self) -> list[list[float]]:
+    def scores(self, questions: list[dict]) -> list[list[float]]:
         """Log-likelihood of every option of every question, the same on all processes.
 
         Every process makes equally many passes, because under ZeRO-3 and FSDP each pass needs all of them.
         """
         trainer, accelerator = self.trainer, self.trainer.accelerator
         hidden = not trainer.is_world_process_zero() or trainer.args.disable_tqdm
-        numbered = list(enumerate(self.questions))
+        numbered = list(enumerate(questions))
         with accelerator.split_between_processes(numbered, apply_padding=True) as mine, accelerator.autocast():
-            numbers, questions = zip(*mine, strict=True)
+            numbers, asked = zip(*mine, strict=True)
             batch = trainer.args.per_device_eval_batch_size
-            scored = option_log_likelihoods(trainer.model, trainer.processing_class, questions, batch)
+            scored = option_log_likelihoods(trainer.model, self.tokenizer, asked, batch)
             bar = tqdm(scored, total=len(mine), desc="Dev questions", leave=False, disable=hidden)
             scores = dict(gather_object([(numbers[place], values) for place, values in bar]))
         return [scores[number] for number, _ in numbered]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict | None = None, **_: Any) -> None:
-        answers = most_likely(self.scores())
+        answers = self.answers = most_likely(self.scores(self.questions))
         right = sum(answer == question["gold"] for answer, question in zip(answers, self.questions, strict=True))
         low, high = wilson_interval(right, len(answers))
         measured = {

@@ -36,6 +36,7 @@ SAME_ON_RESUME = {
     "zero_stage": "ZeRO stage",
     "data": "fingerprint of the training rows",
     "tokens": "fingerprint of tokenizer and chat template",
+    "figures": "what makes pixels of figures",
 }
 
 
@@ -130,7 +131,8 @@ def compare(checkpoint: Path, now: dict) -> list[str]:
     Raises `UserError` for those that would make the continuation another run: all of them, and the ways out.
     """
     before = read_json(checkpoint / MANIFEST)
-    faults = [f"{name} {before.get(k)}, now {now[k]}" for k, name in SAME_ON_RESUME.items() if before.get(k) != now[k]]
+    pairs = {name: (before.get(key), now.get(key)) for key, name in SAME_ON_RESUME.items()}
+    faults = [f"{name} {old}, now {new}" for name, (old, new) in pairs.items() if old != new]
     notes = []
     old, new = before.get("settings", {}), now["settings"]
     # A key that only one side knows came or went with a version of the libraries, which is noted below.

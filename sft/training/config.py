@@ -61,6 +61,7 @@ class RunArguments:
     dataset_mixture: str | None = None
     # Values of the chat template's variables, such as {enable_thinking: false}; they are written into the template.
     chat_template_kwargs: str | None = None
+    figures: bool = True  # show a model that sees the figures of its questions; false trains it on the text alone
     # Sequences (packs, with packing) that all GPUs together take in one optimizer step; it decides
     # gradient_accumulation_steps, so that the step stays the same on any number of GPUs.
     global_batch_size: int | None = None

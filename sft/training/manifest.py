@@ -15,6 +15,7 @@ from sft.common.command import read_json, strip_local_paths, write_json
 from sft.common.data import data_fingerprint, provenance
 from sft.common.models import MANIFEST, RECIPE, RESULT_FILES, commit_of, save_prompt_format
 from sft.common.transformers4 import write_for_transformers_4
+from sft.common.vision import vision_of
 from sft.training.checkpoints import remove_incomplete, step_of
 from sft.training.config import Settings
 from sft.training.hardware import Hardware, cpu_name
@@ -41,7 +42,9 @@ def git_revision() -> str | None:
 
 def describe_run(settings: Settings, launch: Launch, hardware: Hardware, rows: Any, tokenizer: Any) -> dict[str, Any]:
     """The manifest: all that decides what a run learns from these training rows, and on what, as one JSON object."""
+    vision = vision_of(tokenizer)
     columns = ["input_ids", "labels"] if "input_ids" in rows.column_names else ["prompt", "completion"]
+    columns += ["images", "figure_sha256"] if vision else []
     return {
         "recipe": settings.recipe.name,
         "settings": settings.values,
@@ -54,6 +57,8 @@ def describe_run(settings: Settings, launch: Launch, hardware: Hardware, rows: A
         "hardware": hardware.name if hardware.count else f"CPU, {cpu_name()}",
         "data": data_fingerprint(rows, columns),
         "tokens": tokenizer_fingerprint(tokenizer),
+        "figures": vision.fingerprint() if vision else None,
+        "figure_settings": vision.settings() if vision else None,
         "chat_template": tokenizer.template_source,
         "launch": launch.name,
         "launcher": launch.kind,
@@ -101,7 +106,7 @@ def write_results(trainer: Any) -> None:
         write_json(Path(trainer.args.output_dir) / "eval_results.json", results)
 
 
-def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Path:
+def save_final_model(trainer: Any, settings: Settings, tokenizer: Any, answer_format: str) -> Path:
     """Save OUTPUT_DIR/final_model, ready to be published, under a temporary name, then rename.
 
     Called by every process: under ZeRO-3 each holds a part of the weights.
@@ -116,7 +121,7 @@ def save_final_model(trainer: Any, settings: Settings, answer_format: str) -> Pa
             (temporary / name).unlink(missing_ok=True)
         (final.parent / "README.md").unlink(missing_ok=True)  # TRL's, of a model named None
         write_for_transformers_4(temporary)
-        save_prompt_format(temporary, answer_format)
+        save_prompt_format(temporary, tokenizer, answer_format)
         for name in RESULT_FILES:
             if (final.parent / name).is_file():
                 shutil.copyfile(final.parent / name, temporary / name)

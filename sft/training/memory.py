@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sft.common.command import GIB
+from sft.common.model_parts import unquantised
 from sft.common.models import meta_model, model_class
 from sft.training.config import Settings
 from sft.training.launch import Launch
@@ -102,12 +103,11 @@ def quantised_matrices(model: Any, settings: Settings) -> dict[str, int]:
     """
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
-    from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     stored = getattr(model.config, "quantization_config", None) or {}
     stored = stored if isinstance(stored, dict) else stored.to_dict()
-    skipped = next((stored[key] for key in SKIPPED_KEYS if stored.get(key)), None) or get_keys_to_not_convert(model)
+    skipped = next((stored[key] for key in SKIPPED_KEYS if stored.get(key)), None) or unquantised(model)
     skipped = [*skipped, *(model._keep_in_fp32_modules or ())]
     matrices = {}
     for name, module in model.named_modules():

@@ -10,6 +10,7 @@ from sft.common import model_parts
 from sft.common.hub import loading_errors
 from sft.common.model_parts import EXPERTS, HEAD, LANGUAGE
 from sft.common.models import load_config, meta_model, model_class
+from sft.common.vision import vision_of
 from sft.training.config import Settings
 from sft.training.libraries import library_refusals
 
@@ -72,7 +73,7 @@ def empty_model(config: Any) -> Any:
 def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
     """SFTTrainer with the model loaded, its adapter added, and its parameters printed; `data` is a `plan.Data`."""
     from transformers import PrinterCallback, ProgressCallback
-    from trl import ModelConfig, SFTTrainer, get_quantization_config
+    from trl import ModelConfig, SFTTrainer
 
     from sft.training.callbacks import LogLinesCallback
 
@@ -96,21 +97,19 @@ def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
     if not training_args.packing:
         training_args.max_length = None  # no row exceeds it; TRL would look at every row again
     score_labelled_positions_only()
-    # Without labels SFTTrainer trains on every token, question included.
-    columns = ["input_ids"] if settings.completion_only_loss is False else ["input_ids", "labels"]
+    meta = empty_model(config)
     with library_refusals(f"{settings.model} cannot be trained so"):
         trainer = SFTTrainer(
             model=model_args.model_name_or_path,
             args=training_args,
-            # Tokens are the very ones that SFTTrainer would make; it packs and batches them.
-            train_dataset=data.train_tokens.select_columns(columns),
-            eval_dataset=data.dev_tokens.select_columns(columns) if data.dev_tokens else None,
-            processing_class=data.tokenizer,
+            **rows_for_trainer(settings, data),
             # transformers reads how a model is stored by itself.
-            quantization_config=None if settings.stored else get_quantization_config(model_args),
-            peft_config=lora_config(settings, empty_model(config)),
+            quantization_config=None if settings.stored else quantization_config(model_args, meta),
+            peft_config=lora_config(settings, meta),
         )
     model = trainer.model
+    if vision_of(data.tokenizer):
+        training_args.ddp_find_unused_parameters = False  # every trained parameter is of the language model
     if settings.use_peft:
         # Loading a checkpoint's adapter would make it float32 (PEFT's default); TRL trains that of a quantised model
         # in bf16. Without this, a continued 8-bit run differs from the one that was stopped (test_stopping.py).
@@ -125,6 +124,33 @@ def load_trainer(settings: Settings, training_args: Any, data: Any) -> Any:
         attention = f"Attention: {training_args.model_init_kwargs['attn_implementation']}"
         print(*describe_model(model), attention, sep="\n", flush=True)
     return trainer
+
+
+def quantization_config(model_args: Any, meta: Any) -> Any:
+    """How bitsandbytes is to quantise a model, or None; `meta` is the model without memory, if it can be built."""
+    from trl import get_quantization_config
+
+    config = get_quantization_config(model_args)
+    if config and meta is not None:
+        config.llm_int8_skip_modules = model_parts.unquantised(meta)
+    return config
+
+
+def rows_for_trainer(settings: Settings, data: Any) -> dict[str, Any]:
+    """What SFTTrainer gets of a `plan.Data`: its rows, and what makes batches of them."""
+    if vision := vision_of(data.tokenizer):
+        from sft.training.vision import FigureCollator, with_pictures
+
+        dev = with_pictures(data.dev_tokens, data.tokenizer) if data.dev_tokens else None
+        collator = FigureCollator(vision.processor, completion_only_loss=settings.completion_only_loss is not False)
+        rows = {"train_dataset": with_pictures(data.train_tokens, data.tokenizer), "eval_dataset": dev}
+        return {**rows, "processing_class": vision.processor, "data_collator": collator}
+    # Tokens are the very ones that SFTTrainer would make; it packs and batches them. Without labels it trains on every
+    # token, question included.
+    columns = ["input_ids"] if settings.completion_only_loss is False else ["input_ids", "labels"]
+    dev = data.dev_tokens.select_columns(columns) if data.dev_tokens else None
+    rows = {"train_dataset": data.train_tokens.select_columns(columns), "eval_dataset": dev}
+    return {**rows, "processing_class": data.tokenizer}
 
 
 def skip_deepspeed_inference_kernels() -> None:

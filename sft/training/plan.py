@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from sft.common.command import GIB, UserError, check_disk, first_line
 from sft.common.data import load_mixture, load_split
+from sft.common.figures import Figures
 from sft.common.models import load_config, load_tokenizer
+from sft.common.vision import load_vision, sees
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
@@ -33,7 +35,10 @@ def steps(settings: Settings, processes: int, sequences: int) -> tuple[int, int]
 
 
 class Data(NamedTuple):
-    """The rows of a run and their tokens, as SFTTrainer gets them; without evaluations, dev is None."""
+    """The rows of a run and their tokens, as SFTTrainer gets them; without evaluations, dev is None.
+
+    A model that sees gets rows without tokens: TRL's collator makes them, with the figures.
+    """
 
     train: Any
     dev: Any
@@ -70,9 +75,25 @@ def load_and_check_data(settings: Settings) -> Data:
     if PartialState().is_main_process:
         print(f"Chat template: {tokenizer.template_source}", flush=True)
     options = {"max_length": settings.max_length, "num_proc": settings.dataset_num_proc}
+    if settings.figures and sees(load_config(settings.model)):
+        return with_figures_checked(settings, train, dev, tokenizer, options)
     train_tokens = tokenized(train, tokenizer, name="train", **options)
     dev_tokens = None if dev is None else tokenized(dev, tokenizer, name="dev", **options)
     return Data(train, dev, tokenizer, train_tokens, dev_tokens, lengths_of(train_tokens))
+
+
+def with_figures_checked(settings: Settings, train: Any, dev: Any, tokenizer: Any, options: dict[str, Any]) -> Data:
+    """The data of a model that sees, each row and its figures checked; raises as `load_and_check_data`."""
+    from sft.training import vision
+
+    weights = settings.dataset_weights()
+    load_vision(settings.model, tokenizer, Figures(dict.fromkeys([*weights, settings.dataset_name])))
+    lengths = []
+    for rows, name in ((train, "train"), (dev, "dev")):
+        if rows is not None:
+            vision.check_figures(rows, tokenizer, name, ", ".join(weights))
+            lengths.append(vision.checked_lengths(rows, tokenizer, name, **options))
+    return Data(train, dev, tokenizer, train, dev, lengths[0])
 
 
 def make_plan(settings: Settings, launch: Launch, hardware: Hardware, lengths: list[int]) -> Plan:

@@ -32,8 +32,8 @@ class GracefulStopCallback(TrainerCallback):
     as usual. `manifest` and the answer format are written into every checkpoint.
     """
 
-    def __init__(self, trainer: Any, manifest: dict, answer_format: str):
-        self.trainer = trainer
+    def __init__(self, trainer: Any, tokenizer: Any, manifest: dict, answer_format: str):
+        self.trainer, self.tokenizer = trainer, tokenizer
         self.manifest = manifest
         self.answer_format = answer_format
         self.received_at: float | None = None  # when the first signal came
@@ -88,7 +88,7 @@ class GracefulStopCallback(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            save_prompt_format(checkpoint, self.answer_format)
+            save_prompt_format(checkpoint, self.tokenizer, self.answer_format)
             mark_complete(checkpoint, self.manifest)
 
 

@@ -26,8 +26,6 @@ def tokenized(dataset: Any, tokenizer: Any, name: str, max_length: int | None, n
     Raises `UserError` if a row breaks parity, is longer than `max_length` tokens, so that TRL would cut its
     completion, or has tokens for another model.
     """
-    from accelerate import PartialState
-
     fingerprint = chat_template.tokenizer_fingerprint(tokenizer)
     if "input_ids" in dataset.column_names:
         if others := set(dataset.unique("tokenized_for")) - {fingerprint}:
@@ -41,24 +39,41 @@ def tokenized(dataset: Any, tokenizer: Any, name: str, max_length: int | None, n
         parts = (dataset._fingerprint, fingerprint, tokenizer.eos_token, tokenizer.bos_token)
         parts += (sha256(Path(chat_template.__file__)),)
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-        cores = num_proc or usable_cores()
-        with PartialState().local_main_process_first():
-            tokens = dataset.map(
-                _tokenize_batch,
-                batched=True,
-                fn_kwargs={"tokenizer": tokenizer},
-                remove_columns=dataset.column_names,
-                features=_features(),
-                new_fingerprint=digest,
-                num_proc=cores if len(dataset) > ROWS_PER_PROCESS * cores > ROWS_PER_PROCESS else None,
-                desc=f"Tokenizing {name} rows",
-            )
-    if max_length is not None and (too_long := [length for length in lengths_of(tokens) if length > max_length]):
+        tokens = mapped(dataset, _tokenize_batch, tokenizer, digest, num_proc, f"Tokenizing {name} rows", _features())
+    check_lengths(lengths_of(tokens), max_length, name)
+    return tokens
+
+
+def mapped(
+    rows: Any, batch_of: Any, tokenizer: Any, digest: str, num_proc: int | None, words: str, features: Any = None
+) -> Any:
+    """The columns that `batch_of(batch, tokenizer)` makes of rows, on all cores, kept in the cache under `digest`.
+
+    The first process of each machine does the work, and the others read its cache.
+    """
+    from accelerate import PartialState
+
+    cores = num_proc or usable_cores()
+    with PartialState().local_main_process_first():
+        return rows.map(
+            batch_of,
+            batched=True,
+            fn_kwargs={"tokenizer": tokenizer},
+            remove_columns=rows.column_names,
+            features=features,
+            new_fingerprint=digest,
+            num_proc=cores if len(rows) > ROWS_PER_PROCESS * cores > ROWS_PER_PROCESS else None,
+            desc=words,
+        )
+
+
+def check_lengths(lengths: list[int], max_length: int | None, name: str) -> None:
+    """Raise `UserError` for rows longer than `max_length` tokens, if there is such a limit."""
+    if max_length is not None and (too_long := [length for length in lengths if length > max_length]):
         raise UserError(
-            f"{len(too_long)} of {len(tokens)} {name} rows are longer than max_length {max_length} tokens (longest "
+            f"{len(too_long)} of {len(lengths)} {name} rows are longer than max_length {max_length} tokens (longest "
             f"{max(too_long)}), and their answers would be cut: set max_length to {max(too_long)} or more"
         )
-    return tokens
 
 
 def lengths_of(tokens: Any) -> list[int]:

@@ -16,6 +16,7 @@ from trl import SFTConfig
 from sft.common.chat_template import IGNORED
 from sft.common.command import GIB
 from sft.common.display import duration, marked, shows_colour
+from sft.common.vision import vision_of
 from sft.training import libraries
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
@@ -93,7 +94,7 @@ def run_trial(settings: Settings, launch: Launch, hardware: Hardware) -> None:
         trainer = load_trainer(shortened, training_args, data)
         is_main = trainer.is_world_process_zero()
         if settings.dry_run and is_main:
-            print("\n".join(preview(trainer, PREVIEWED_ROWS)), flush=True)
+            print("\n".join(preview(trainer, data.tokenizer, PREVIEWED_ROWS)), flush=True)
         clock = Clock()
         trainer.add_callback(clock)
         start = time.perf_counter()
@@ -114,17 +115,23 @@ def run_trial(settings: Settings, launch: Launch, hardware: Hardware) -> None:
     print("Nothing was kept.")
 
 
-def preview(trainer: Any, count: int) -> list[str]:
+def preview(trainer: Any, tokenizer: Any, count: int) -> list[str]:
     """The first rows of SFTTrainer's own training set, taken out of their packs, the trained tokens marked."""
     lines: list[str] = []
-    for pack in trainer.train_dataset:
+    for row in trainer.train_dataset:
+        if vision_of(tokenizer):  # the collator makes the tokens
+            pack = {name: values[0].tolist() for name, values in trainer.data_collator([row]).items()}
+        else:
+            pack = row
         start = 0
         for length in pack.get("seq_lengths") or [len(pack["input_ids"])]:
             ids, labels = (pack[key][start : start + length] for key in ("input_ids", "labels"))
             start += length
             mask = [int(label != IGNORED) for label in labels]
             lines.append(f"--- {length} tokens, {sum(mask)} trained")
-            lines.append(marked(trainer.processing_class, ids, mask, shows_colour()))
+            lines.append(marked(tokenizer, ids, mask, shows_colour()))
+        if len(lines) >= 2 * count:
+            break
     return lines[: 2 * count]
 
 

@@ -73,6 +73,8 @@ def trained_case(request, tmp_path_factory, succeeds, few_dev, short_tokenizer):
             "no",
             "--dtype",
             "float32",
+            "--figures",
+            "no",
         ),
         *(("--chat_template_kwargs", json.dumps(values)) if (values := values_of(case.family)) else ()),
     )

@@ -7,7 +7,7 @@ from peft import get_peft_model
 from transformers import AutoConfig
 
 from sft.common.command import GIB
-from sft.common.models import model_class
+from sft.common.models import meta_model, model_class
 from sft.training.config import resolve
 from sft.training.launch import Launch
 from sft.training.memory import (
@@ -17,7 +17,7 @@ from sft.training.memory import (
     saved_by_autograd,
     trained_meta_model,
 )
-from sft.training.model import lora_config, parameter_counts
+from sft.training.model import lora_config, parameter_counts, quantization_config
 
 ALL_LINEAR = ("--lora_target_modules", "all-linear", "--lora_dropout", "0")
 GROUPED = {"num_key_value_heads": 2}
@@ -64,12 +64,12 @@ def bytes_held(model) -> int:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weights_and_trained_parameters_are_those_of_the_loaded_model(architecture, bits, tmp_path):
     """What bitsandbytes leaves as it is (routers, experts, the output layer), and where PEFT puts an adapter."""
-    from trl import ModelConfig, get_quantization_config
+    from trl import ModelConfig
 
     config = tiny(architecture)
     model_class(config)(config).to(torch.bfloat16).save_pretrained(tmp_path)
     chosen = settings(f"--load_in_{bits}bit", "yes", *ALL_LINEAR)
-    quantised = get_quantization_config(chosen.build(ModelConfig))
+    quantised = quantization_config(chosen.build(ModelConfig), meta_model(config))
     model = model_class(config).from_pretrained(tmp_path, dtype="bfloat16", quantization_config=quantised)
     counted = count_parameters(config, chosen)
     assert counted.frozen_bytes == pytest.approx(bytes_held(model), rel=0.002)

@@ -79,13 +79,19 @@ def curve(out: Path) -> list[dict]:
     [
         ("pmcvqa", (), "checkpoint-2/run_manifest.json"),
         ("pmcvqa", (), "checkpoint-4/optimizer.pt"),
+        ("pmcvqa_vl", (), "checkpoint-2/run_manifest.json"),
         (
             "pmcvqa_zero2",
             ("accelerate", "launch", "--config_file", "accelerate_configs/zero2.yaml", "--num_processes", "2"),
             "checkpoint-2/run_manifest.json",
         ),
     ],
-    ids=["8-bit LoRA, between steps", "8-bit LoRA, while a checkpoint is written", "ZeRO-2 with two processes"],
+    ids=[
+        "8-bit LoRA, between steps",
+        "8-bit LoRA, while a checkpoint is written",
+        "with figures",
+        "ZeRO-2 with two processes",
+    ],
 )
 def test_killed_and_continued_the_loss_curve_is_that_of_the_unbroken_run(
     recipe, launch, kill_at, recipe_run, started, command, here, toy_options, tmp_path
