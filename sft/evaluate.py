@@ -24,26 +24,34 @@ from typing import Any
 
 from sft.common.command import UserError, run, shipped, strip_local_paths
 from sft.common.data import draw, load_split
+from sft.common.figures import Figures
 from sft.common.models import (
     check_model_folder,
     context_length,
     dtype_on,
+    load_config,
     load_tokenizer,
     prompt_format,
     quantization_of,
+    trained_on_figures,
 )
 from sft.common.prompts import LETTERS, OPEN
 from sft.common.template_choice import OWN
+from sft.common.vision import load_vision, sees
 from sft.evaluation import comparison
 from sft.evaluation.answer_cache import Answers, base_model_of, check_kept, fingerprint_of, model_at, models_of
 from sft.evaluation.comparison import PREDICTIONS, RESULTS, Evaluation
+from sft.evaluation.gallery import examples_of, write_picture
 from sft.evaluation.report import write_report
 from sft.evaluation.results import results_of
 from sft.evaluation.tables import results_text
 from sft.evaluation.tasks import (
     BACKENDS,
+    CONDITIONS,
     GENERATION,
     LIKELIHOOD,
+    NONE,
+    REAL,
     SCORE_OF,
     Task,
     check_questions,
@@ -127,6 +135,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     scores.add_argument("--permutations", type=int, default=1, help="cyclic orders of the options to average over")
     floor = "the floor of the same model without the question (twice the time of likelihood)"
     scores.add_argument("--choices_only", action=argparse.BooleanOptionalAction, default=True, help=floor)
+    figures = (
+        "what a model that sees is shown; the first gives the score (default: real, if the questions have figures)"
+    )
+    scores.add_argument("--figures", nargs="+", choices=CONDITIONS, default=[], help=figures)
     text = add_shared_options(parser, Sampling.temperature, "0 for greedy generation")
     text.add_argument("--generation_seeds", type=int, nargs="+", default=[42], help="one generation pass each")
     budgets = "also the accuracy where thinking is cut off at these tokens, and an answer written behind it"
@@ -158,6 +170,44 @@ def check_model(args: argparse.Namespace, answer_format: str) -> None:
         raise UserError(f"chat template {args.chat_template} does not exist: choose one of recipes/templates/*.jinja")
     context_length(args.model_path)  # reads the configuration of an adapter's base
     args.tokenizer = load_tokenizer(args.model_path, args.chat_template, args.chat_template_kwargs)
+
+
+def check_figures(args: argparse.Namespace, questions: list[dict]) -> None:
+    """Give a model that sees its processor and the figures, and `args.figures` its default.
+
+    Raises `UserError` for conditions that model or questions do not have.
+    """
+    seeing, shown = (
+        args.backend == "local" and sees(load_config(args.model_path)),
+        any(q.get("images") for q in questions),
+    )
+    if args.figures and not seeing:
+        raise UserError(f"--figures: {args.model_path} reads text alone: leave it out")
+    trained = trained_on_figures(args.model_path) if seeing else None
+    own = seeing and (trained or prompt_format(args.model_path) is None)  # not one that was trained on text alone
+    if not args.figures and own and shown:
+        args.figures = [REAL]
+    if (trained and not args.figures) or (not shown and set(args.figures) - {NONE}):
+        raise UserError(
+            f"{args.dataset_path} has no figures: prepare it with --figures, or ask without (--figures {NONE})"
+        )
+    if not args.figures:
+        return
+    if len(set(args.figures)) < len(args.figures):
+        raise UserError("--figures: a condition stands twice")
+    figures = Figures([args.dataset_path])
+    if missing := next((name for q in questions for name in q.get("images") or () if name not in figures), None):
+        raise UserError(f"figures.zip of {args.dataset_path} lacks {missing}: prepare it again")
+    load_vision(args.model_path, args.tokenizer, figures)
+    vision = args.tokenizer.vision
+    if trained and trained != vision.fingerprint():
+        if trained.split()[-1] != vision.fingerprint().split()[-1]:
+            raise UserError(
+                f"{args.model_path} was trained on figures of other sizes or colours than its processor makes"
+            )
+        print(
+            f"Note: trained on pixels by {trained.split()[0]}, asked with those by {vision.fingerprint().split()[0]}"
+        )
 
 
 def answer_missing(args: argparse.Namespace, tasks: Sequence[Task], answers: Answers, state: Any) -> None:
@@ -203,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_questions(questions, args)
     if args.backend == "local":
         check_model(args, questions[0]["answer_format"])
+    check_figures(args, questions)
 
     import torch
     from accelerate import PartialState
@@ -238,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"Part {part + 1} of {parts} is answered; {missing} answers of other parts are not there yet")
         return
 
-    scores, columns = results_of(questions, tasks, answers.by_key)
+    scores, columns = results_of(questions, tasks, answers.by_key, args.figures)
     results = {
         "name": folder.name,
         "model": strip_local_paths(args.model_path),
@@ -257,10 +308,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if baseline:
         results["paired"] = comparison.paired_comparison(Evaluation(results, columns), baseline)
-    write_report(results, columns, questions, folder / "report.html")
+    written = [PREDICTIONS, "report.html"]
+    examples = []
+    if args.figures and "log_likelihoods" in columns:
+        examples = examples_of(questions, columns, args.figures, args.tokenizer.vision.figures)
+    if examples:
+        write_picture(examples, folder / "figures.png")
+        written.insert(1, "figures.png")
+    write_report(results, columns, questions, examples, folder / "report.html")
     comparison.write_evaluation(Evaluation(results, columns), folder)
     print(results_text(results))
-    print(f"Wrote {folder / RESULTS}, {PREDICTIONS} and report.html")
+    print(f"Wrote {folder / RESULTS}, {', '.join(written[:-1])} and {written[-1]}")
 
 
 if __name__ == "__main__":

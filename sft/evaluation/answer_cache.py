@@ -61,7 +61,8 @@ class Answers:
         """Read the answers of every process, without lines that were cut off."""
         file = self.folder / FINGERPRINT
         try:
-            earlier = {"scoring_version": 1, **json.loads(file.read_text(encoding="utf-8"))}  # not named at first
+            # Two that were not named at first.
+            earlier = {"scoring_version": 1, "figures": None, **json.loads(file.read_text(encoding="utf-8"))}
             other = [DIFFERS.get(key, key) for key in self.fingerprint if earlier.get(key) != self.fingerprint[key]]
             if other:
                 advice = "pass --overwrite to replace it, or choose another --name"
@@ -165,12 +166,17 @@ def fingerprint_of(args: argparse.Namespace, questions: list[dict], device: str,
         template = sha256(Path(args.chat_template))
     elif args.tokenizer.template_source != OWN:  # one that stands in for the model's own, or has values of variables
         template = hashlib.sha256(str(args.tokenizer.chat_template).encode()).hexdigest()
+    figures = None
+    if args.figures:
+        shown = Dataset.from_list([{key: q.get(key) or [] for key in ("images", "figure_sha256")} for q in questions])
+        figures = f"{args.tokenizer.vision.fingerprint()} {data_fingerprint(shown, shown.column_names)}"
     return {
         "model": [part for model in models for part in model["fingerprint"]],
         "questions": data_fingerprint(Dataset.from_list(questions), columns),
         "prompt_version": PROMPT_VERSION,
         "scoring_version": SCORING_VERSION,
         "chat_template": template,
+        "figures": figures,
         "options": options,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "device": device,

@@ -8,7 +8,17 @@ from typing import Any
 from sft.common.command import atomic_write
 from sft.common.display import render
 from sft.common.prompts import LETTERS
-from sft.evaluation.tables import notes_of, paired_table, rows_of, score_table, scores_of
+from sft.evaluation.gallery import Example
+from sft.evaluation.tables import (
+    Row,
+    figures_rows,
+    figures_table,
+    notes_of,
+    paired_table,
+    rows_of,
+    score_table,
+    scores_of,
+)
 from sft.inference.likelihood import softmax
 
 # Errors that are listed, the most confident first.
@@ -36,7 +46,16 @@ def as_svg(plot: Callable[[Any, Any], None], data: Any, height: float) -> str:
 
 def plot_accuracy(axes: Any, results: dict[str, Any]) -> None:
     """Every score with its 95 % interval, and the floors that it has to stand above."""
-    rows = rows_of(results)
+    plot_rows(axes, results, rows_of(results))
+
+
+def plot_figures(axes: Any, results: dict[str, Any]) -> None:
+    """Every score under each condition of the figures, with 95 % intervals."""
+    plot_rows(axes, results, figures_rows(results))
+
+
+def plot_rows(axes: Any, results: dict[str, Any], rows: Sequence[Row]) -> None:
+    """A bar for the accuracy of each row."""
     for place, (_, numbers, score) in enumerate(rows):
         value = numbers["accuracy"]
         low, high = numbers.get("ci95", (value, value))
@@ -116,17 +135,26 @@ def confident_errors(columns: dict[str, list], questions: Sequence[dict]) -> lis
     return rows
 
 
-def write_report(results: dict[str, Any], columns: dict[str, list], questions: Sequence[dict], file: Path) -> None:
-    """Write the page of the evaluation, atomically."""
+def write_report(
+    results: dict[str, Any],
+    columns: dict[str, list],
+    questions: Sequence[dict],
+    examples: Sequence[Example],
+    file: Path,
+) -> None:
+    """Write the page of the evaluation, atomically; `examples` are those of a model that sees."""
     likelihood, generation = (results["scores"].get(score) for score in ("option_likelihood", "generation"))
     budgets = (generation or {}).get("by_thinking_budget")
-    numbers = score_table(results)
+    numbers, conditions = score_table(results), figures_rows(results)
     page = render(
         Path(__file__).with_name("templates") / "report.html",
         results=results,
         numbers=numbers,
         notes=notes_of(results),
         paired=paired_table(results) if "paired" in results else None,
+        figures=figures_table(results),
+        by_figures=as_svg(plot_figures, results, 0.8 + 0.42 * len(conditions)) if conditions else None,
+        examples=examples,
         accuracy=as_svg(plot_accuracy, results, 0.8 + 0.42 * (len(numbers) - 1)),
         recall=as_svg(plot_recall, results, 3.4),
         calibration=as_svg(plot_calibration, likelihood["calibration"]["bins"], 3.6) if likelihood else None,

@@ -114,6 +114,46 @@ def generation_score(tasks: Sequence[Any], answers: Answers, columns: dict[str, 
     }
 
 
+def figure_conditions(
+    score: str, tasks: Sequence[Any], conditions: Sequence[str], answers: Answers, columns: dict[str, list]
+) -> list[dict[str, Any]]:
+    """Accuracy under each condition of the figures; fills `columns`.
+
+    Of all but the first also how far the first is above it, in pairs (0 of a model that does not look), and the share
+    of answers that are others under the first.
+    """
+    questions = tasks[0].questions
+    articles = [q.get("article") or "" for q in questions]
+    rows = []
+    for condition in conditions:
+        of = [task for task in tasks if task.condition == (None if condition == conditions[0] else condition)]
+        chosen = [chosen_of(task, answers) for task in of]
+        right = [
+            fmean(a == q["gold"] for a in given) for given, q in zip(zip(*chosen, strict=True), questions, strict=True)
+        ]
+        row = {"figures": condition, **metrics.accuracy(right, articles)}
+        if not rows:
+            first, first_right = chosen, right
+        else:
+            once = len(of) == 1
+            row["difference"] = metrics.paired_difference(first_right, right, articles, answered_once=once)
+            pairs = [pair for a, b in zip(first, chosen, strict=True) for pair in zip(a, b, strict=True)]
+            row["answers_changed"] = fmean(a != b for a, b in pairs)
+            columns[f"{score}_{condition}_right"] = right
+            columns[f"{score}_{condition}_answer"] = (
+                chosen[0] if once else [list(given) for given in zip(*chosen, strict=True)]
+            )
+        rows.append(row)
+    return rows
+
+
+def chosen_of(task: Any, answers: Answers) -> list[int | None]:
+    """The option that each answer of a pass takes; None of a text that states none."""
+    if task.sampling:
+        return [parsed(answers, task.name, q)["answer"] for q in task.questions]
+    return most_likely(option_scores(task, answers))
+
+
 def of_server(answers: Sequence[dict]) -> dict[str, Any]:
     """How a server ended its answers, what fields it refuses, and other models that it names; {} of others."""
     if not (reasons := Counter(a["finish_reason"] for a in answers if "finish_reason" in a)):
@@ -126,8 +166,13 @@ def of_server(answers: Sequence[dict]) -> dict[str, Any]:
     }
 
 
-def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers) -> tuple[dict, dict[str, list]]:
-    """(scores and floors for results.json, columns for predictions.parquet)."""
+def results_of(
+    questions: Sequence[dict], tasks: Sequence[Any], answers: Answers, conditions: Sequence[str] = ()
+) -> tuple[dict, dict[str, list]]:
+    """(scores and floors for results.json, columns for predictions.parquet).
+
+    `conditions` are those of --figures, of a model that sees; the scores are those under the first.
+    """
     prompts = [user_message(q["question"], q["choices"], q["answer_format"]) for q in questions]
     columns: dict[str, list] = {
         "id": [q["id"] for q in questions],
@@ -137,6 +182,8 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
         "gold": [q["gold"] for q in questions],
     }
     floors, scores = metrics.floors(questions), {}
+    under_others = [task for task in tasks if task.condition]
+    tasks = [task for task in tasks if not task.condition]
     if likelihood := [task for task in tasks if task.name == LIKELIHOOD or task.name.startswith(SHIFTED)]:
         scores["option_likelihood"] = likelihood_score(likelihood, answers, columns)
     for task in tasks:
@@ -147,4 +194,9 @@ def results_of(questions: Sequence[dict], tasks: Sequence[Any], answers: Answers
         scores["generation"] = generation_score(generation, answers, columns)
         if cuts := [task for task in tasks if task.budget is not None]:
             scores["generation"]["by_thinking_budget"] = thinking_budgets(generation, cuts, answers)
+    for score, passes in (("option_likelihood", likelihood[:1]), ("generation", generation)):
+        if conditions and passes:
+            names = {task.name for task in passes}
+            passes = [*passes, *(task for task in under_others if task.of in names)]
+            scores[score]["by_figures"] = figure_conditions(score, passes, conditions, answers, columns)
     return {"scores": scores, "floors": floors}, columns

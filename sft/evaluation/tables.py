@@ -20,6 +20,14 @@ PAIRED_COLUMNS = {
     "McNemar p": "{mcnemar_p:.2g}",
     "only one right": "{won} won, {lost} lost",
 }
+FIGURES_COLUMNS = {
+    "accuracy": "{accuracy:.3f}",
+    "95 % interval": "{ci95[0]:.3f} to {ci95[1]:.3f}",
+    "{first} above it": "{difference[difference]:+.3f}",
+    "95 % interval of that": "{difference[ci95][0]:+.3f} to {difference[ci95][1]:+.3f}",
+    "McNemar p": "{difference[mcnemar_p]:.2g}",
+    "answers changed": "{answers_changed:.1%}",
+}
 # What is done about a field of a request that a server refuses.
 REFUSED_FIELDS = {
     "seed": "left out, so that sampled answers cannot be repeated",
@@ -80,6 +88,24 @@ def paired_table(results: dict[str, Any]) -> list[list[str]]:
     return table_of(rows, PAIRED_COLUMNS)
 
 
+def figures_rows(results: dict[str, Any]) -> list[Row]:
+    """The scores of a model that sees under each condition of its figures; none of other models."""
+    return [
+        Row(f"{title}, {numbers['figures']}", numbers, score)
+        for title, of_score, score in scores_of(results)
+        for numbers in of_score.get("by_figures", ())
+    ]
+
+
+def figures_table(results: dict[str, Any]) -> list[list[str]] | None:
+    """The table of `figures_rows`, or None."""
+    if not (rows := figures_rows(results)):
+        return None
+    first = rows[0].numbers["figures"]
+    columns = {head.replace("{first}", first): form for head, form in FIGURES_COLUMNS.items()}
+    return table_of(rows, columns, "figures")
+
+
 def notes_of(results: dict[str, Any]) -> list[str]:
     """What the table has no column for, in sentences."""
     notes = []
@@ -111,6 +137,12 @@ def notes_of(results: dict[str, Any]) -> list[str]:
         if budgets := numbers.get("by_thinking_budget"):
             parts = [f"{row['tokens'] or 'as written'}: {row['accuracy']:.3f}" for row in budgets]
             notes.append(f"{title} by thinking tokens allowed {', '.join(parts)}.")
+        for row in numbers.get("by_figures", ()):
+            if row["figures"] == "shuffled" and (row["difference"]["ci95"] or [0])[0] <= 0:
+                notes.append(
+                    f"{title}: the interval of the difference between a question's own figures and those of another "
+                    "article holds 0: nothing shows that the model uses its figures."
+                )
         if unknown := numbers.get("unknown_finish_reasons"):
             counts = ", ".join(f"{reason} ({numbers['finish_reasons'][reason]})" for reason in unknown)
             meaning = "such an answer counts as truncated if it has as many tokens as the limit"
@@ -144,5 +176,7 @@ def results_text(results: dict[str, Any]) -> str:
     """The results for the terminal: what the page shows, without its plots."""
     head = f"{results['name']}: {results['n']} questions, split {results['split']} of {results['dataset']}"
     paired = [paired_text(results)] if "paired" in results else []
+    if figures := figures_table(results):
+        paired = [aligned(figures), *paired]
     notes = "\n".join(f"  {note}" for note in notes_of(results))
     return "\n\n".join([head, aligned(score_table(results)), *paired, notes])

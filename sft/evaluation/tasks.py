@@ -10,6 +10,7 @@ from typing import Any
 from sft.common.chat_template import (
     check_generation_stops,
     common_prefix,
+    render,
     split_completions,
     split_thinking,
     token_ids,
@@ -17,7 +18,8 @@ from sft.common.chat_template import (
 from sft.common.command import UserError
 from sft.common.models import context_length, load_model
 from sft.common.prompts import LETTERS, MIN_OPTIONS, OPEN, can_be_shuffled, completion_messages, prompt_messages
-from sft.inference.generation import Sampling, batch_seed, check_context, generate
+from sft.common.vision import conversation_of, in_parts, vision_of, with_other_figures
+from sft.inference.generation import Prompts, Sampling, batch_seed, check_context, generate
 from sft.inference.likelihood import batch_log_likelihoods, longest_first, option_tokens
 from sft.inference.server import Server
 
@@ -29,6 +31,8 @@ CHOICES_ONLY = "choices only"
 SHIFTED = "shifted by"
 
 
+# What a model that sees is shown: a question's own figures, those of another article, grey ones, or none.
+REAL, SHUFFLED, BLANK, NONE = CONDITIONS = ("real", "shuffled", "blank", "none")
 # Tokens of an answer behind reasoning that was cut off: more than any option's text has.
 ANSWER_TOKENS = 128
 
@@ -37,7 +41,8 @@ ANSWER_TOKENS = 128
 class Task:
     """One pass over questions: option likelihood, or with `sampling` generation.
 
-    With a `budget`, in tokens, the questions have the `reasoning` that the pass `of` wrote, cut off there.
+    With a `budget`, in tokens, the questions have the `reasoning` that the pass `of` wrote, cut off there. With a
+    `condition`, it is the pass `of` under another one of `CONDITIONS`.
     """
 
     name: str
@@ -45,11 +50,21 @@ class Task:
     sampling: Sampling | None = None
     budget: int | None = None
     of: str | None = None
+    condition: str | None = None
+
+
+def shown_under(condition: str, questions: list[dict]) -> list[dict]:
+    """The questions with the figures of one of `CONDITIONS`."""
+    if condition == SHUFFLED:
+        return with_other_figures(questions)
+    changes = {REAL: {}, BLANK: {"blank": True}, NONE: {"images": []}}
+    return [q | changes[condition] for q in questions]
 
 
 def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequence[Sampling]) -> list[Task]:
-    """The passes that the scores of --method need."""
-    tasks = []
+    """The passes that the scores of --method need, each under every condition of --figures, where there are any."""
+    tasks, asked, (condition, *others) = [], questions, args.figures or [REAL]
+    questions = shown_under(condition, questions)
     if LIKELIHOOD in args.method:
         tasks.append(Task(LIKELIHOOD, questions))
         if args.choices_only and questions[0]["answer_format"] != OPEN:
@@ -63,6 +78,13 @@ def tasks_of(args: argparse.Namespace, questions: list[dict], samplings: Sequenc
         for sampling in samplings:
             options = ", ".join(f"{key}={value}" for key, value in asdict(sampling).items() if key != "thinking")
             tasks.append(Task(f"generation {options}", questions, sampling))
+    compared = [task for task in tasks if task.questions is questions]
+    for other in others:
+        shown = shown_under(other, asked)
+        tasks += [
+            replace(t, name=f"{t.name}, figures {other}", questions=shown, of=t.name, condition=other)
+            for t in compared
+        ]
     return tasks
 
 
@@ -77,7 +99,7 @@ def cut_tasks(tasks: Sequence[Task], budgets: Sequence[int]) -> list[Task]:
             of=task.name,
         )
         for task in tasks
-        if task.sampling
+        if task.sampling and not task.condition
         for budget in budgets
     ]
 
@@ -116,10 +138,10 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
     for task in tasks:
         if task.sampling:
             tokens = generation_prompts(tokenizer, task)
-            lengths = [(len(ids), task.sampling.max_new_tokens) for ids in tokens]
+            lengths = [(length_of(prompt), task.sampling.max_new_tokens) for prompt in tokens]
         else:
             tokens = option_tokens(tokenizer, task.questions)
-            lengths = [(len(t["shared"]), max(map(len, t["options"])) - 1) for t in tokens]
+            lengths = [(t["length"], max(map(len, t["options"])) - 1) for t in tokens]
         for question, (prompt, new) in zip(task.questions, lengths, strict=True):
             check_context(context, prompt, new, f"question {question['id']}")
         for number, batch in enumerate(longest_first([prompt for prompt, _ in lengths], args.batch_size)):
@@ -140,19 +162,30 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
     return answers()
 
 
-def generation_prompts(tokenizer: Any, task: Task) -> list[list[int]]:
-    """Token ids of the prompts of a pass; behind cut reasoning they end as training ends it."""
-    conversations = [prompt_messages(q["question"], q["choices"], q["answer_format"]) for q in task.questions]
-    if task.budget is None:
-        return token_ids(tokenizer, conversations, add_generation_prompt=True)
-    prompts = [conversation for conversation in conversations for _ in "AB"]
-    turns = [completion_messages(letter, q["reasoning"]) for q in task.questions for letter in "AB"]
-    rows = split_completions(tokenizer, prompts, turns)
-    # What two answers have in common ends where an answer begins.
-    return [
-        row["prompt_ids"] + common_prefix([row["completion_ids"], other["completion_ids"]])
-        for row, other in zip(rows[::2], rows[1::2], strict=True)
-    ]
+def generation_prompts(tokenizer: Any, task: Task) -> Prompts:
+    """The prompts of a pass, as `generate` takes them; behind cut reasoning they end as training ends it."""
+    conversations = [conversation_of(tokenizer, q) for q in task.questions]
+    prompts, behind = token_ids(tokenizer, conversations, add_generation_prompt=True), [[]] * len(conversations)
+    if task.budget is not None:
+        repeated = [conversation for conversation in conversations for _ in "AB"]
+        turns = [completion_messages(letter, q["reasoning"]) for q in task.questions for letter in "AB"]
+        rows = split_completions(tokenizer, repeated, [in_parts(tokenizer, turn) for turn in turns])
+        # What two answers have in common ends where an answer begins.
+        behind = [
+            common_prefix([row["completion_ids"], other["completion_ids"]])
+            for row, other in zip(rows[::2], rows[1::2], strict=True)
+        ]
+    whole = [prompt + rest for prompt, rest in zip(prompts, behind, strict=True)]
+    if not (vision := vision_of(tokenizer)):
+        return whole
+    texts = render(tokenizer, conversations, add_generation_prompt=True)
+    texts = [text + tokenizer.decode(rest) for text, rest in zip(texts, behind, strict=True)]
+    return [vision.prompt(q, *of) for q, *of in zip(task.questions, texts, map(len, whole), strict=True)]
+
+
+def length_of(prompt: list[int] | dict) -> int:
+    """Tokens of a prompt of `generation_prompts`."""
+    return prompt["length"] if isinstance(prompt, dict) else len(prompt)
 
 
 def answered_by_server(args: argparse.Namespace, tasks: list[Task], answered: dict, state: Any) -> Iterator[tuple]:

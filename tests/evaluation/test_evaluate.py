@@ -34,7 +34,7 @@ def adapter(tiny_deepseek, tmp_path_factory):
     model = get_peft_model(model, config)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_deepseek).save_pretrained(folder)
-    save_prompt_format(folder, "letter_text")
+    save_prompt_format(folder, None, "letter_text")
     merged = folder.with_name("merged")
     model.merge_and_unload().save_pretrained(merged)
     AutoTokenizer.from_pretrained(tiny_deepseek).save_pretrained(merged)

@@ -19,7 +19,7 @@ QUESTIONS = [
 @pytest.fixture
 def evaluated():
     """(results, columns of predictions.parquet): one right and one wrong answer, in each of two permutations."""
-    args = SimpleNamespace(method=["likelihood"], choices_only=True, permutations=2)
+    args = SimpleNamespace(method=["likelihood"], choices_only=True, permutations=2, figures=[])
     tasks = tasks_of(args, QUESTIONS, [])
     scores = {"0": [-0.1, -2.0], "1": [-2.0, -0.1]}
     answers = {(task.name, q["id"]): {"log_likelihoods": scores[q["id"]]} for task in tasks for q in task.questions}
@@ -51,7 +51,7 @@ def test_a_number_that_is_missing_or_null_is_a_dash(evaluated):
 
 def test_the_terminal_and_the_page_show_every_cell_and_the_page_escapes_texts(evaluated, tmp_path):
     results, columns = evaluated
-    write_report(results, columns, QUESTIONS, tmp_path / "report.html")
+    write_report(results, columns, QUESTIONS, [], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     text = results_text(results)
     for cell in (cell for line in score_table(results) + paired_table(results) for cell in line):

@@ -30,7 +30,7 @@ WRITTEN = [
 def passes(tiny_deepseek):
     """(tokenizer, passes, cut passes with their questions, answers)."""
     tokenizer = load_tokenizer(str(tiny_deepseek), TEMPLATE)
-    tasks = tasks_of(argparse.Namespace(method=["generation"]), QUESTIONS, [Sampling(seed=1)])
+    tasks = tasks_of(argparse.Namespace(method=["generation"], figures=[]), QUESTIONS, [Sampling(seed=1)])
     texts = [{"text": text, "tokens": len(text), "hit_limit": hit} for text, hit in WRITTEN]
     answers = {(tasks[0].name, q["id"]): answer for q, answer in zip(QUESTIONS, texts, strict=True)}
     cuts = with_cut_reasoning(tokenizer, cut_tasks(tasks, [4, 2000]), tasks, answers)
