@@ -12,12 +12,14 @@ BASE := $(VENV)/.installed
 FULL := $(VENV)/.installed-tests
 # The last file of the unpacked embedded model (see sft/embedded_model.py).
 MODEL := outputs/models/SmolLM2-135M-Instruct/model.safetensors
+# The last file of the same model with a small vision tower (see sft/embedded_vlm.py).
+SEEING := outputs/models/SmolLM2-135M-Vision/model.safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test gpu lint audit format clean
+.PHONY: help quickstart quickstart-vision test gpu lint audit format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
 # An environment cannot be moved: its programs hold the path of the folder that it was made in. In a folder that was
 # copied or renamed with its environment, that one is made anew.
@@ -50,6 +52,12 @@ $(MODEL): | $(BASE)
 
 quickstart: $(BASE) $(MODEL)  ## prepare, train, evaluate and ask on embedded data and an embedded model (CPU)
 	@$(BIN)/python sft/quickstart.py
+
+$(SEEING): $(MODEL)
+	@$(BIN)/python sft/embedded_vlm.py
+
+quickstart-vision: $(BASE) $(SEEING)  ## the same with questions about drawn figures and a model that sees (CPU)
+	@$(BIN)/python sft/quickstart.py --figures
 
 test: $(FULL) $(MODEL)  ## run the whole test suite, offline
 	@# Two tests at a time: nearly all of them are work for one core (tests/conftest.py divides them).

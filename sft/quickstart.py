@@ -1,7 +1,8 @@
 """All steps on embedded data and an embedded model, on a CPU: prepare, train, evaluate twice, ask.
 
 Every step is a command that a user could type; it is printed before it runs. A step whose product is newer than its
-inputs is not repeated. Ends with a table. Started by `make quickstart`, which unpacks the embedded model first.
+inputs is not repeated. Ends with a table. Started by `make quickstart`, which unpacks the embedded model first, and
+with --figures by `make quickstart-vision`, which gives that model a vision tower first.
 """
 
 import argparse
@@ -17,14 +18,11 @@ from typing import NamedTuple
 
 from sft.common.command import UserError, read_json, run, write_json
 from sft.common.models import cpu_has_bf16
+from sft.evaluation.tables import aligned, figures_table
 from sft.training.hardware import cpu_name, cpu_threads
 
-OUT = Path("outputs/quickstart")
-MODEL = "outputs/models/SmolLM2-135M-Instruct"
-PREPARED = f"{OUT}/PMC-VQA-Processed"
-TRAINED = f"{OUT}/PMC-VQA-SFT-Output"
-RECIPE = "recipes/quickstart.yaml"
-TEMPLATE = "recipes/templates/smollm2.jinja"
+EVALUATE = "python sft/evaluate.py --split test --no-choices_only --overwrite"
+EVALUATION = ("sft/evaluate.py", "sft/evaluation/*.py", "sft/inference/*.py")
 
 
 class Step(NamedTuple):
@@ -36,40 +34,104 @@ class Step(NamedTuple):
     inputs: tuple[str, ...] = ()  # paths, or patterns of paths
 
 
-EVALUATE = f"python sft/evaluate.py --dataset_path {PREPARED} --split test --no-choices_only --output_dir {OUT}/eval"
-STEPS = [
-    Step(
-        "sample",
-        f"python data_prep/sample.py --output_dir {OUT}/PMC-VQA --overwrite",
-        OUT / "PMC-VQA/test.csv",
-        ("data_prep/sample*",),
-    ),
-    Step(
-        "prepare",
-        f"python data_prep/prepare.py --dataset_path {OUT}/PMC-VQA --output_dir {PREPARED} "
-        "--answer_format text --dev_size 72 --overwrite",
-        Path(PREPARED, "report.json"),
-        ("data_prep/*.py", "sft/common/*.py"),
-    ),
-    Step(
+class Quickstart(NamedTuple):
+    """The steps of one run, where everything goes, and what its scores mean."""
+
+    out: Path
+    model: str
+    recipe: str
+    trained: str
+    steps: list[Step]
+    meaning: str
+
+
+def on_text() -> Quickstart:
+    """Questions on invented facts, answered from what was learnt of them."""
+    out, model = Path("outputs/quickstart"), "outputs/models/SmolLM2-135M-Instruct"
+    prepared, trained = f"{out}/PMC-VQA-Processed", f"{out}/PMC-VQA-SFT-Output"
+    recipe, template = "recipes/quickstart.yaml", "recipes/templates/smollm2.jinja"
+    evaluate = f"{EVALUATE} --dataset_path {prepared} --output_dir {out}/eval"
+    steps = [
+        Step(
+            "sample",
+            f"python data_prep/sample.py --output_dir {out}/PMC-VQA --overwrite",
+            out / "PMC-VQA/test.csv",
+            ("data_prep/sample*",),
+        ),
+        Step(
+            "prepare",
+            f"python data_prep/prepare.py --dataset_path {out}/PMC-VQA --output_dir {prepared} "
+            "--answer_format text --dev_size 72 --overwrite",
+            Path(prepared, "report.json"),
+            ("data_prep/*.py", "sft/common/*.py"),
+        ),
+        train_step(recipe, trained, template),
+        Step(
+            "evaluate base",
+            f"{evaluate} --model_path {model} --chat_template {template} --name base",
+            out / "eval/base/results.json",
+            EVALUATION,
+        ),
+        Step(
+            "evaluate tuned",
+            f"{evaluate} --model_path {trained}/final_model --name tuned --baseline {out}/eval/base",
+            out / "eval/tuned/results.json",
+        ),
+        Step("ask", f"python sft/infer.py --model_path {trained}/final_model", None),
+    ]
+    meaning = """\
+  The test questions ask, in words never trained on, for the very facts that were trained: the score shows that
+  training and evaluation work together. It measures neither medical knowledge nor the main recipe."""
+    return Quickstart(out, model, recipe, trained, steps, meaning)
+
+
+def on_figures() -> Quickstart:
+    """Questions about drawn figures, which the text of a question does not answer."""
+    out, model = Path("outputs/quickstart-vision"), "outputs/models/SmolLM2-135M-Vision"
+    prepared, trained = f"{out}/PMC-VQA-Figures", f"{out}/PMC-VQA-VL-Output"
+    recipe = "recipes/quickstart_vision.yaml"
+    evaluate = f"{EVALUATE} --dataset_path {prepared} --output_dir {out}/eval"
+    steps = [
+        Step(
+            "sample",
+            f"python data_prep/sample.py --figures --output_dir {out}/PMC-VQA --overwrite",
+            out / "PMC-VQA/test.csv",
+            ("data_prep/sample*", "sft/common/drawn_figures.py"),
+        ),
+        Step(
+            "prepare",
+            f"python data_prep/prepare.py --dataset_path {out}/PMC-VQA --figures {out}/PMC-VQA/images.zip "
+            f"--output_dir {prepared} --answer_format text --dev_size 48 --overwrite",
+            Path(prepared, "report.json"),
+            ("data_prep/*.py", "sft/common/*.py"),
+        ),
+        train_step(recipe, trained),
+        Step(
+            "evaluate base",
+            f"{evaluate} --model_path {model} --name base",
+            out / "eval/base/results.json",
+            EVALUATION,
+        ),
+        Step(
+            "evaluate tuned",
+            f"{evaluate} --model_path {trained}/final_model --figures real shuffled blank none --name tuned "
+            f"--baseline {out}/eval/base",
+            out / "eval/tuned/results.json",
+        ),
+    ]
+    meaning = """\
+  The figures were drawn by a program, and no question says what its figure shows: the scores show that figures reach
+  training and evaluation. They measure neither medical knowledge nor recipes/pmcvqa_vl.yaml."""
+    return Quickstart(out, model, recipe, trained, steps, meaning)
+
+
+def train_step(recipe: str, trained: str, *inputs: str) -> Step:
+    return Step(
         "train",
-        f"accelerate launch --config_file accelerate_configs/cpu.yaml sft/run.py {RECIPE}",
-        Path(TRAINED, "final_model/adapter_model.safetensors"),
-        (RECIPE, TEMPLATE, "accelerate_configs/cpu.yaml", "sft/run.py", "sft/training/*.py"),
-    ),
-    Step(
-        "evaluate base",
-        f"{EVALUATE} --overwrite --model_path {MODEL} --chat_template {TEMPLATE} --name base",
-        OUT / "eval/base/results.json",
-        ("sft/evaluate.py", "sft/evaluation/*.py", "sft/inference/*.py"),
-    ),
-    Step(
-        "evaluate tuned",
-        f"{EVALUATE} --overwrite --model_path {TRAINED}/final_model --name tuned --baseline {OUT}/eval/base",
-        OUT / "eval/tuned/results.json",
-    ),
-    Step("ask", f"python sft/infer.py --model_path {TRAINED}/final_model", None),
-]
+        f"accelerate launch --config_file accelerate_configs/cpu.yaml sft/run.py {recipe}",
+        Path(trained, "final_model/adapter_model.safetensors"),
+        (recipe, *inputs, "accelerate_configs/cpu.yaml", "sft/run.py", "sft/training/*.py"),
+    )
 
 
 def is_current(step: Step, newest_input: float) -> bool:
@@ -96,9 +158,10 @@ def run_step(step: Step) -> float:
     return time.perf_counter() - started
 
 
-def print_table(seconds: dict[str, float], repeated: set[str]) -> None:
+def print_table(quickstart: Quickstart, seconds: dict[str, float], repeated: set[str]) -> None:
     """Print accuracies, their comparison, and the seconds of each step."""
-    base, tuned = (read_json(OUT / f"eval/{name}/results.json") for name in ("base", "tuned"))
+    folder = quickstart.out / "eval"
+    base, tuned = (read_json(folder / name / "results.json") for name in ("base", "tuned"))
     print(f"\nEmbedded test split, n = {tuned['n']}, option likelihood\n")
     print(f"  {'model':<16}accuracy   95 % interval")
     for results in (base, tuned):
@@ -106,48 +169,54 @@ def print_table(seconds: dict[str, float], repeated: set[str]) -> None:
         print("  {:<16}{:>8.3f}   {:.3f} to {:.3f}".format(results["name"], score["accuracy"], *score["ci95"]))
     floor, accuracy = max(tuned["floors"].items(), key=itemgetter(1))
     paired = tuned["paired"]["option_likelihood"]
+    figures = figures_table(tuned)
+    conditions = f"\nThe tuned model with its figures and without\n\n{aligned(figures)}\n" if figures else ""
     print(f"""\
   {"highest floor":<16}{accuracy:>8.3f}   {floor.replace("_", " ")}
   {"tuned - base":<16}{paired["difference"]:>+8.3f}   McNemar p = {paired["mcnemar_p"]:.1e}
-  to look at: {OUT}/eval/tuned/report.html
-
-  The test questions ask, in words never trained on, for the very facts that were trained: the score shows that
-  training and evaluation work together. It measures neither medical knowledge nor the main recipe.
+  to look at: {folder}/tuned/report.html
+{conditions}
+{quickstart.meaning}
 
   {cpu_name()}, {cpu_threads()} threads, {"bfloat16" if cpu_has_bf16() else "float32 (no bfloat16 instructions)"}
 
   {"step":<16}{"seconds":>8}""")
-    for step in STEPS:
+    for step in quickstart.steps:
         note = "" if step.name in repeated else "   (reused; measured when it ran)"
         print(f"  {step.name:<16}{seconds[step.name]:>8.0f}{note}")
     print(f"  {'this run':<16}{sum(seconds[name] for name in repeated):>8.0f}")
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    if not Path(RECIPE).is_file() or not Path(MODEL).is_dir():
-        raise UserError("run `make quickstart` from the top folder of the repository: it sets up what is missing")
-    OUT.mkdir(parents=True, exist_ok=True)
-    clock = OUT / "seconds.json"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figures", action="store_true", help="questions about drawn figures, and a model that sees")
+    quickstart = on_figures() if parser.parse_args().figures else on_text()
+    if not Path(quickstart.recipe).is_file() or not Path(quickstart.model).is_dir():
+        raise UserError(
+            f"run `make {quickstart.out.name}` from the top folder of the repository: it sets up what is missing"
+        )
+    quickstart.out.mkdir(parents=True, exist_ok=True)
+    clock = quickstart.out / "seconds.json"
     seconds = read_json(clock) if clock.exists() else {}
     repeated = set()
-    newest = Path(MODEL, "model.safetensors").stat().st_mtime
-    for number, step in enumerate(STEPS, start=1):
+    newest = Path(quickstart.model, "model.safetensors").stat().st_mtime
+    for number, step in enumerate(quickstart.steps, start=1):
         reused = is_current(step, newest) and step.name in seconds
         print(
-            f"\n[{number}/{len(STEPS)}] {step.name}: {f'reusing {step.product}' if reused else step.command}",
+            f"\n[{number}/{len(quickstart.steps)}] {step.name}: "
+            f"{f'reusing {step.product}' if reused else step.command}",
             flush=True,
         )
         if not reused:
             if step.name == "train":
                 # The recipe or the data changed; sft/run.py would refuse to overwrite the earlier run.
-                shutil.rmtree(TRAINED, ignore_errors=True)
+                shutil.rmtree(quickstart.trained, ignore_errors=True)
             seconds[step.name] = run_step(step)
             repeated.add(step.name)
             write_json(clock, seconds)
         if step.product:
             newest = max(newest, step.product.stat().st_mtime)
-    print_table(seconds, repeated)
+    print_table(quickstart, seconds, repeated)
 
 
 if __name__ == "__main__":

@@ -136,13 +136,14 @@ def saved_under_zero(bench: Any, contenders: dict[str, str], left: Callable[[], 
 
 def quickstart(bench: Any, on_gpu: bool, bf16: bool, left: Callable[[], float], log: Path) -> dict:
     """Accuracy on the embedded test questions, and seconds of training, of recipes/quickstart.yaml on this device."""
-    from sft.quickstart import MODEL, OUT, STEPS
+    from sft.quickstart import on_text
 
-    if not Path(MODEL).is_dir():
-        raise UserError(f"the embedded model is not in {MODEL}: `make quickstart` unpacks it")
+    on_cpu = on_text()
+    if not Path(on_cpu.model).is_dir():
+        raise UserError(f"the embedded model is not in {on_cpu.model}: `make quickstart` unpacks it")
     folder = bench.work / "quickstart"
     shutil.rmtree(folder, ignore_errors=True)
-    of = {step.name: step.command.replace(str(OUT), str(folder)) for step in STEPS}
+    of = {step.name: step.command.replace(str(on_cpu.out), str(folder)) for step in on_cpu.steps}
     train = of["train"] + f" --dataset_name {folder}/PMC-VQA-Processed --output_dir {folder}/PMC-VQA-SFT-Output"
     if on_gpu:
         train = train.replace("cpu.yaml", "single_gpu.yaml") + " --use_cpu no"

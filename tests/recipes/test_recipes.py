@@ -20,7 +20,9 @@ from tests.benchmarks.memory import peak
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.yaml"))
-FAMILY = [name for name in RECIPES if name.startswith("pmcvqa")]
+SEEING = [name for name in RECIPES if name.startswith("pmcvqa_vl")]
+FAMILIES = {"pmcvqa": [name for name in RECIPES if name.startswith("pmcvqa") and name not in SEEING]}
+FAMILIES["pmcvqa_vl"] = SEEING
 # FSDP falls back to DDP on a CPU, so preflight is as far as it goes.
 RUNNABLE = [name for name in RECIPES if name != "pmcvqa_fsdp2"]
 
@@ -122,9 +124,9 @@ SET_UP = {
 LORA = {"use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
 
 
-@pytest.mark.parametrize("recipe", FAMILY)
-def test_the_family_differs_in_its_gpu_setup_alone_unless_the_recipe_says_why(recipe):
-    main, other = map(read, ("pmcvqa", recipe))
+@pytest.mark.parametrize(("main", "recipe"), [(main, recipe) for main, names in FAMILIES.items() for recipe in names])
+def test_the_family_differs_in_its_gpu_setup_alone_unless_the_recipe_says_why(main, recipe):
+    main, other = map(read, (main, recipe))
     different = {key for key in main.keys() | other.keys() if main.get(key) != other.get(key)} - SET_UP
     excused = says(recipe).partition("Differs from the family:")[2]
     if "no adapter" in excused:
@@ -137,13 +139,12 @@ def test_first_lines_name_model_hardware_memory_time_and_launch(recipe, launched
     text = says(recipe)
     for word in ("Hardware:", "Memory:", "Time:", "accelerate launch --config_file"):
         assert word in text
-    assert re.match(
-        r"DeepSeek-R1-Distill-Llama-8B|Qwen3-8B|Llama-3.1-8B-Instruct|MedGemma-4B|SmolLM2-135M-Instruct", text
-    )
+    names = r"DeepSeek-R1-Distill-Llama-8B|Qwen3-(VL-)?[48]B|Llama-3.1-8B-Instruct|MedGemma-4B|SmolLM2-135M"
+    assert re.match(names, text)
     assert launched_as(ROOT / f"recipes/{recipe}.yaml").processes >= 1
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "quickstart"])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("quickstart")])
 def test_the_memory_in_the_first_lines_is_the_estimate(recipe):
     _, _, parts = peak(ROOT / f"recipes/{recipe}.yaml")
     assert f"Memory:   {sum(parts.values()):.0f} GiB at the peak, estimated" in says(recipe)
@@ -155,5 +156,5 @@ def test_every_value_that_is_not_plain_has_a_short_why(recipe):
     lines = (ROOT / f"recipes/{recipe}.yaml").read_text().split("\n")
     for key in ("dtype", "max_length", "learning_rate", "activation_checkpointing", "per_device_train_batch_size"):
         (line,) = [line for line in lines if line.startswith(f"{key}:")]
-        if recipe != "quickstart" or key != "per_device_train_batch_size":
+        if not recipe.startswith("quickstart") or key != "per_device_train_batch_size":
             assert "  # " in line, line
