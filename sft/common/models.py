@@ -186,7 +186,19 @@ def load_config(model_path: str) -> Any:
 
 def context_length(model_path: str) -> int | None:
     """Tokens that a model reads at most, or None if its configuration does not say. Raises as `load_config`."""
-    return getattr(load_config(model_path), "max_position_embeddings", None)
+    return getattr(load_config(model_path).get_text_config(), "max_position_embeddings", None)
+
+
+def check_vocabulary(model_path: str, tokenizer: Any, highest: int) -> None:
+    """Raise `UserError` if the model has no embedding for the token `highest` of its prompts, or for padding."""
+    size = getattr(load_config(model_path).get_text_config(), "vocab_size", None)
+    highest = max(highest, tokenizer.pad_token_id or 0)
+    if size is not None and highest >= size:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise UserError(
+            f"{model_path} has embeddings for {size} tokens, and its tokenizer writes {token!r}, which is number "
+            f"{highest + 1}: save the model with resized embeddings, or take the tokenizer that belongs to it"
+        )
 
 
 def model_class(config: Any) -> Any:

@@ -16,7 +16,7 @@ from sft.common.chat_template import (
     token_ids,
 )
 from sft.common.command import UserError
-from sft.common.models import context_length, load_model
+from sft.common.models import check_vocabulary, context_length, load_model
 from sft.common.prompts import LETTERS, MIN_OPTIONS, OPEN, can_be_shuffled, completion_messages, prompt_messages
 from sft.common.vision import conversation_of, in_parts, vision_of, with_other_figures
 from sft.inference.generation import Prompts, Sampling, batch_seed, check_context, generate
@@ -139,9 +139,12 @@ def answered_locally(args: argparse.Namespace, tasks: list[Task], answered: dict
         if task.sampling:
             tokens = generation_prompts(tokenizer, task)
             lengths = [(length_of(prompt), task.sampling.max_new_tokens) for prompt in tokens]
+            read = [prompt for prompt in tokens if isinstance(prompt, list)]
         else:
             tokens = option_tokens(tokenizer, task.questions)
             lengths = [(t["length"], max(map(len, t["options"])) - 1) for t in tokens]
+            read = [ids for t in tokens for ids in (t["shared"], *t["options"])]
+        check_vocabulary(args.model_path, tokenizer, max(map(max, read), default=0))
         for question, (prompt, new) in zip(task.questions, lengths, strict=True):
             check_context(context, prompt, new, f"question {question['id']}")
         for number, batch in enumerate(longest_first([prompt for prompt, _ in lengths], args.batch_size)):

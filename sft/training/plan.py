@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from sft.common.command import GIB, UserError, check_disk, first_line
 from sft.common.data import load_mixture, load_split
 from sft.common.figures import Figures
-from sft.common.models import load_config, load_tokenizer
+from sft.common.models import check_vocabulary, load_config, load_tokenizer
 from sft.common.vision import load_vision, sees
 from sft.training.config import Settings
 from sft.training.hardware import Hardware
 from sft.training.launch import Launch
 from sft.training.memory import count_parameters, estimate
-from sft.training.tokens import lengths_of, tokenized
+from sft.training.tokens import highest_id, lengths_of, tokenized
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def load_and_check_data(settings: Settings) -> Data:
         return with_figures_checked(settings, train, dev, tokenizer, options)
     train_tokens = tokenized(train, tokenizer, name="train", **options)
     dev_tokens = None if dev is None else tokenized(dev, tokenizer, name="dev", **options)
+    for tokens in filter(None, (train_tokens, dev_tokens)):
+        check_vocabulary(settings.model, tokenizer, highest_id(tokens))
     return Data(train, dev, tokenizer, train_tokens, dev_tokens, lengths_of(train_tokens))
 
 

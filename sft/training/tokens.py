@@ -84,6 +84,14 @@ def lengths_of(tokens: Any) -> list[int]:
     return [length for table in tables for length in pc.list_value_length(table["input_ids"]).to_pylist()]
 
 
+def highest_id(tokens: Any) -> int:
+    """The largest token id of all rows."""
+    import pyarrow.compute as pc
+
+    tables = tokens.select_columns(["input_ids"]).with_format("arrow").iter(10_000)
+    return max(pc.max(pc.list_flatten(table["input_ids"])).as_py() for table in tables)
+
+
 def _tokenize_batch(batch: dict[str, list], tokenizer: Any) -> dict[str, list]:
     return chat_template.tokenize(tokenizer, batch["prompt"], batch["completion"])
 
