@@ -84,6 +84,7 @@ def here():
         try:
             os.chdir(ROOT)
             sys.argv = [script, *map(str, words)]
+            sys.path = [*places, str((ROOT / script).parent)]  # last, for the files beside a script
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:

@@ -283,7 +283,7 @@ def test_more_memory_than_the_gpu_has_is_warned_of(succeeds, embedded_model, pre
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_shipped_recipe_passes_under_the_launch_and_hardware_that_it_names(path, launched_as):
     launch = launched_as(path)
-    gpu = "T4" if "16gb" in path.name else "A100-80GB"
+    gpu = {"pmcvqa_16gb": "T4", "pmcvqa_vl_16gb": "L4"}.get(path.stem, "A100-80GB")
     settings = resolve([str(path)]).for_world_size(launch.processes)
     check_all(settings, launch, hardware.planned_hardware(gpu, launch.processes))
     assert settings.report_to == "none"
